@@ -1,0 +1,1 @@
+"""Discrete codes for images, speech and video: VQ-VAE, PixelCNN, WaveNet."""

@@ -1,0 +1,100 @@
+"""What the configs share: the settings of a training stage, and the choice of a variant."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from tfvq.errors import UserError
+
+
+def choose(variant: str | None, variants: dict[str, Callable[[], ConfigDict]]) -> ConfigDict:
+  """The config of a variant, `small` if none is named.
+
+  Raises:
+    UserError: There is no such variant.
+  """
+  variant = variant or "small"
+  if variant not in variants:
+    raise UserError(f"There is no variant {variant!r} of this config; choose {' or '.join(variants)}.")
+  return variants[variant]()
+
+
+def run_settings() -> ConfigDict:
+  """The fields that every config has, with their defaults."""
+  config = ConfigDict()
+  config.seed = 0
+  # auto | default | mirrored | multi_worker | tpu; auto: tpu or mirrored where there are several accelerators.
+  config.strategy = "auto"
+  config.precision = "float32"  # or mixed_bfloat16, mixed_float16: a Keras dtype policy
+  config.samples = ConfigDict({"num": 16, "temperature": 1.0})
+  config.report = ConfigDict({"num_images": 12})
+  config.train = ConfigDict()
+  return config
+
+
+def training(steps: int, batch_size: int, learning_rate: float, **changes) -> ConfigDict:
+  """Settings of one training stage: Adam with warm-up and a decay of the learning rate to almost zero.
+
+  Args:
+    steps: Optimiser steps.
+    batch_size: Examples per step over all replicas.
+    learning_rate: The highest learning rate.
+    **changes: Values of further fields that differ from their defaults below.
+  """
+  settings = ConfigDict(
+    {
+      "steps": steps,
+      "batch_size": batch_size,
+      "learning_rate": learning_rate,
+      "warmup_steps": 100,
+      "schedule": "cosine",  # or constant, as in the paper
+      "beta_2": 0.95,
+      "clipnorm": 0.0,  # of the global gradient norm; 0 for none
+      "log_every_steps": 50,
+      "checkpoint_seconds": 30.0,
+      "jit_compile": False,
+    }
+  )
+  settings.update(changes)
+  return settings
+
+
+def autoencoder(**changes) -> ConfigDict:
+  """Settings of the autoencoder; the defaults are the paper's sizes."""
+  settings = ConfigDict(
+    {
+      "bottleneck": "vq",  # or gaussian (VAE), vimco
+      "distribution": "gaussian",  # of the pixels given the latents; or logistic, which gives bits per dimension
+      "hidden_units": 256,
+      "stem_units": 256,
+      "residual_units": 256,
+      "num_residual_blocks": 2,
+      "num_downsamplings": 2,
+      "latents_per_position": 1,
+      "num_embeddings": 512,
+      "embedding_dim": 64,
+      "commitment_cost": 0.25,
+      "codebook_update": "moving_average",  # or loss, eq. 3
+      "decay": 0.99,
+      "revival_threshold": 0.03,
+      "num_vimco_samples": 50,
+    }
+  )
+  settings.update(changes)
+  return settings
+
+
+def pixelcnn(**changes) -> ConfigDict:
+  """Settings of a PixelCNN."""
+  settings = ConfigDict(
+    {
+      "filters": 128,
+      "num_layers": 15,
+      "kernel_size": 5,
+      "hidden_units": 512,
+      "dropout": 0.1,
+      "class_conditional": False,
+    }
+  )
+  settings.update(changes)
+  return settings

@@ -1,0 +1,1 @@
+"""Sources of data as `tf.data` pipelines, and codes as files."""

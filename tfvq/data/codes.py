@@ -1,0 +1,115 @@
+"""Codes as files: TFRecord shards and a manifest that says what they are and whether they are whole."""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from tfvq.data.arrays import ArraySource
+from tfvq.errors import UserError
+from tfvq.files import read_json, sha256, write_json, written_whole
+
+_VERSION = 1
+_EXAMPLES_PER_SHARD = 4096
+
+
+def write_codes(folder, splits, *, num_embeddings: int, num_classes: int, autoencoder_sha256: str) -> None:
+  """Writes codes with their labels.
+
+  Args:
+    folder: Folder to write into; the manifest is written last.
+    splits: For each split, {"codes": integers [N, ...] in 0..K-1, "label": int32 [N]} ("label" may be left out).
+    num_embeddings: K, at most 65,536.
+    num_classes: Number of label values; 0 if there are none.
+    autoencoder_sha256: Checksum of the model that made the codes.
+
+  Raises:
+    UserError: The folder cannot be written.
+  """
+  folder = pathlib.Path(folder)
+  shards = []
+  for split, arrays in splits.items():
+    for index, start in enumerate(range(0, len(arrays["codes"]), _EXAMPLES_PER_SHARD)):
+      part = {key: value[start : start + _EXAMPLES_PER_SHARD] for key, value in arrays.items()}
+      path = folder / f"{split}-{index:05d}.tfrecord"
+      with written_whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+        for example in range(len(part["codes"])):
+          writer.write(_serialize({key: value[example] for key, value in part.items()}))
+      shards.append({"split": split, "file": path.name, "num_examples": len(part["codes"]), "sha256": sha256(path)})
+  code_shape = list(next(iter(splits.values()))["codes"].shape[1:])
+  manifest = {
+    "version": _VERSION,
+    "num_embeddings": num_embeddings,
+    "num_classes": num_classes,
+    "code_shape": code_shape,
+    "bits_per_example": float(np.prod(code_shape) * np.log2(num_embeddings)),
+    "autoencoder_sha256": autoencoder_sha256,
+    "shards": shards,
+  }
+  write_json(folder / "manifest.json", manifest)
+
+
+def read_manifest(folder, autoencoder_sha256: str | None = None) -> dict:
+  """Reads the manifest of a folder of codes.
+
+  Args:
+    folder: The folder.
+    autoencoder_sha256: Checksum that the codes' model must have; None to take any.
+
+  Raises:
+    UserError: There is none, it is of another version, or the codes are another model's.
+  """
+  path = pathlib.Path(folder) / "manifest.json"
+  if not path.exists():
+    raise UserError(f"There are no codes in {folder}: run the stage `codes` first.")
+  manifest = read_json(path)
+  if manifest.get("version") != _VERSION:
+    raise UserError(
+      f"{path} has version {manifest.get('version')}, this program reads {_VERSION}: make the codes anew."
+    )
+  if autoencoder_sha256 not in (None, manifest["autoencoder_sha256"]):
+    raise UserError(f"The codes in {folder} were made by another autoencoder: delete the folder and make them anew.")
+  return manifest
+
+
+def read_codes(folder, manifest: dict) -> ArraySource:
+  """Reads the codes that a manifest lists.
+
+  Returns:
+    A source whose splits hold "codes", int32 [N, ...], and "label", int32 [N], if there are labels.
+
+  Raises:
+    UserError: A shard is missing, cut short or altered.
+  """
+  folder = pathlib.Path(folder)
+  splits = {}
+  for shard in manifest["shards"]:
+    path = folder / shard["file"]
+    if not path.exists() or sha256(path) != shard["sha256"]:
+      state = "is not what was written" if path.exists() else "is missing"
+      raise UserError(f"{path} {state}: delete {folder} and run the stage `codes` again.")
+    examples = [
+      _parse(record, manifest["code_shape"]) for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    ]
+    splits.setdefault(shard["split"], []).extend(examples)
+  arrays = {
+    split: {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    for split, examples in splits.items()
+  }
+  return ArraySource(arrays, manifest["num_classes"])
+
+
+def _serialize(example):
+  feature = {"codes": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["codes"].astype("<u2").tobytes()]))}
+  if "label" in example:
+    feature["label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[int(example["label"])]))
+  return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def _parse(record, code_shape):
+  feature = tf.train.Example.FromString(record).features.feature
+  codes = np.frombuffer(feature["codes"].bytes_list.value[0], "<u2").reshape(code_shape).astype(np.int32)
+  example = {"codes": codes}
+  if "label" in feature:
+    example["label"] = np.int32(feature["label"].int64_list.value[0])
+  return example

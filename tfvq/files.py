@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all, and errors a person can act on."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+
+from tfvq.errors import UserError
+
+
+@contextlib.contextmanager
+def written_whole(path):
+  """Yields the path of a temporary file beside `path`, which takes its place if the block ends well.
+
+  The temporary name keeps the suffix of `path`, by which some writers choose the format.
+
+  Raises:
+    UserError: The folder cannot be made or written, or the disk is full.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    temporary.replace(path)
+  except OSError as error:
+    raise UserError(
+      f"{path} could not be written ({error.strerror or error}); what was there before is kept."
+    ) from error
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value) -> None:
+  """Writes a JSON file whole."""
+  with written_whole(path) as temporary:
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path):
+  """Reads a JSON file.
+
+  Raises:
+    UserError: It is not there, or not JSON.
+  """
+  path = pathlib.Path(path)
+  try:
+    return json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(f"{path} could not be read: {error.strerror}.") from error
+  except ValueError as error:
+    raise UserError(f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again.") from error
+
+
+def sha256(path) -> str:
+  """SHA-256 of a file's bytes, hexadecimal."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,108 @@
+"""The output distribution of an autoregressive model over K-way values, several per position if need be."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class CategoricalHead(keras.layers.Layer):
+  """A K-way softmax for each of the values of a position, each seeing the values before it.
+
+  The values of a position may be the red, green and blue of a pixel, or the codes of several latents at one place.
+  Their joint probability given the features h is p(x_1|h) p(x_2|h, x_1) ...
+
+  Reference: arXiv 1601.06759, section 2.2.
+  Deviation: only this head knows of the order within a position; the layers below see whole positions.
+
+  Args:
+    num_values: K, number of values a variable can take, >= 2.
+    num_variables: G, variables per position, >= 1.
+    hidden_units: Units of the hidden layer.
+    **kwargs: As for `keras.layers.Layer`. The logits are float32 or more, whatever `dtype`.
+
+  Input shape:
+    `features`: float [..., C]. `x`: integers [..., G] in 0..K-1.
+
+  Output shape:
+    Logits, float [..., G, K].
+  """
+
+  def __init__(self, num_values: int, num_variables: int = 1, hidden_units: int = 256, **kwargs):
+    super().__init__(**kwargs)
+    if num_values < 2 or num_variables < 1:
+      raise ValueError(f"num_values must be 2 or more and num_variables positive, not {num_values}, {num_variables}.")
+    self.num_values = num_values
+    self.num_variables = num_variables
+    self.hidden_units = hidden_units
+    policy = self.dtype_policy
+    self.hidden = keras.layers.Dense(num_variables * hidden_units, dtype=policy)
+    # earlier[g](x_g) is what variable g tells the hidden layers of all variables after it.
+    self.earlier = [
+      keras.layers.Embedding(num_values, (num_variables - 1 - g) * hidden_units, dtype=policy)
+      for g in range(num_variables - 1)
+    ]
+    self.outputs = [keras.layers.Dense(num_values, dtype=policy) for _ in range(num_variables)]
+
+  def build(self, features_shape):
+    self.hidden.build(features_shape)
+    for embedding in self.earlier:
+      embedding.build()
+    for output in self.outputs:
+      output.build((*features_shape[:-1], self.hidden_units))
+    self.built = True
+
+  def call(self, features, x):
+    pending = self._initial_hidden(features)
+    logits = []
+    for g in range(self.num_variables):
+      value, pending = self._next_logits(pending, g)
+      logits.append(value)
+      pending = self._observe(pending, g, x[..., g])
+    return tf.stack(logits, axis=-2)
+
+  def sample(self, features, noise, temperature=1.0) -> tf.Tensor:
+    """Draws the values of a position one after another.
+
+    Args:
+      features: Float [..., C].
+      noise: Gumbel noise, float [..., G, K].
+      temperature: Divides the logits; 0 takes the most probable value.
+
+    Returns:
+      Values, int32 [..., G].
+    """
+    pending = self._initial_hidden(features)
+    values = []
+    for g in range(self.num_variables):
+      logits, pending = self._next_logits(pending, g)
+      # argmax(logits / T + noise) = argmax(logits + T noise)
+      values.append(tf.argmax(logits + temperature * noise[..., g, :], axis=-1, output_type=tf.int32))
+      pending = self._observe(pending, g, values[-1])
+    return tf.stack(values, axis=-1)
+
+  def log_prob(self, features, x) -> tf.Tensor:
+    """Log-probability of the values of each position in nats, float [..., C], integers [..., G] -> float [...]."""
+    nll_nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=x, logits=self(features, x))
+    return -tf.reduce_sum(nll_nats, axis=-1)
+
+  def _initial_hidden(self, features):
+    """Pre-activations of the hidden layers of variables 0..G-1, [..., G * hidden_units]."""
+    return self.hidden(features)
+
+  def _next_logits(self, pending, g):
+    """Logits of variable g, and the pre-activations of the variables after it."""
+    hidden, rest = pending[..., : self.hidden_units], pending[..., self.hidden_units :]
+    logits = self.outputs[g](tf.nn.relu(hidden))
+    return tf.cast(logits, "float64" if self.compute_dtype == "float64" else "float32"), rest
+
+  def _observe(self, pending, g, value):
+    """Adds what the value of variable g tells the variables after it."""
+    return pending + self.earlier[g](value) if g < self.num_variables - 1 else pending
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "num_values": self.num_values,
+      "num_variables": self.num_variables,
+      "hidden_units": self.hidden_units,
+    }

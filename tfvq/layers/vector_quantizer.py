@@ -1,0 +1,228 @@
+"""The vector quantiser: the discrete bottleneck of every system here."""
+
+import keras
+import tensorflow as tf
+
+from tfvq.layers.codebook_usage import CodebookUsage
+from tfvq.ops import kmeans, nearest_code, quantize
+from tfvq.ops.distributed import replica_range, sum_over_replicas
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class VectorQuantizer(keras.layers.Layer):
+  """Replaces each vector by the nearest of K learned codebook vectors.
+
+  Reference: arXiv 1711.00937, section 3.1-3.2 and eq. 1-3; moving averages: appendix A.1.
+
+  Args:
+    num_embeddings: K, number of codes, >= 1.
+    embedding_dim: D, size of a vector, >= 1; the last dimension of the input.
+    commitment_cost: beta of eq. 3, >= 0; the paper's results hold for 0.1 to 2.
+    decay: Decay of the moving averages that make the codebook, in (0, 1); None learns the codebook by the gradient
+      of the codebook loss of eq. 3 instead.
+    revival_threshold: A code whose moving share of use falls below this fraction of the mean share 1/K is dead, and is
+      set to an input vector drawn at random from the batch; 0 leaves dead codes alone. Needs `decay`.
+    usage_window: Least number of most recent vectors over which perplexity and use are measured.
+    seed: Seed of the initial codebook and of the revivals.
+    **kwargs: As for `keras.layers.Layer`. The quantiser computes in float32 or more, whatever `dtype`.
+
+  Input shape:
+    z_e: Float [..., D], any leading dimensions. `mask`, boolean [...] or None: False at padded positions.
+
+  Output shape:
+    z_q: as z_e, in the layer's compute dtype; its gradient is copied straight through to z_e.
+
+  Training behaviour:
+    `call(training=True)` updates the moving averages and the codebook from them, revives dead codes, and adds the
+    commitment loss (with `decay=None`, the codebook loss too) by `add_loss`. With `training=False` nothing moves, and
+    the losses are still reported. Under a `tf.distribute` strategy the statistics are those of the global batch. The
+    metrics `perplexity` and `codebook_usage` follow every call, padded positions left out.
+
+  Raises:
+    ValueError: An argument is out of its range, or the input's last dimension is not D.
+
+  Example:
+    >>> quantizer = VectorQuantizer(num_embeddings=512, embedding_dim=64)
+    >>> z_e = tf.random.normal([8, 21, 21, 64])
+    >>> quantizer.encode(z_e).shape
+    TensorShape([8, 21, 21])
+    >>> quantizer(z_e).shape
+    TensorShape([8, 21, 21, 64])
+  """
+
+  def __init__(
+    self,
+    num_embeddings: int,
+    embedding_dim: int,
+    commitment_cost: float = 0.25,
+    decay: float | None = 0.99,
+    revival_threshold: float = 0.03,
+    usage_window: int = 2**17,
+    seed: int = 0,
+    **kwargs,
+  ):
+    super().__init__(autocast=False, **kwargs)
+    if num_embeddings < 1 or embedding_dim < 1:
+      raise ValueError(f"num_embeddings and embedding_dim must be at least 1, not {num_embeddings}, {embedding_dim}.")
+    if commitment_cost < 0:
+      raise ValueError(f"commitment_cost must not be negative, but is {commitment_cost}.")
+    if decay is not None and not 0 < decay < 1:
+      raise ValueError(f"decay must lie between 0 and 1 or be None, but is {decay}.")
+    if not 0 <= revival_threshold < 1:
+      raise ValueError(f"revival_threshold must lie in [0, 1), but is {revival_threshold}.")
+    self.num_embeddings = num_embeddings
+    self.embedding_dim = embedding_dim
+    self.commitment_cost = commitment_cost
+    self.decay = decay
+    self.revival_threshold = revival_threshold
+    self.usage_window = usage_window
+    self.seed = seed
+    self.supports_masking = True
+    self.usage = CodebookUsage(num_embeddings, usage_window)
+    # The weights exist from the start: `encode`, `decode` and `adapt` need no call before them.
+    self.build((None, embedding_dim))
+
+  def build(self, input_shape):
+    if input_shape[-1] != self.embedding_dim:
+      raise ValueError(
+        f"{self.name}: the input's last dimension is {input_shape[-1]}; embedding_dim is {self.embedding_dim}."
+      )
+    if self.built:
+      return
+    dtype = "float64" if self.variable_dtype == "float64" else "float32"
+    shape = (self.num_embeddings, self.embedding_dim)
+    self._codebook = self.add_weight(
+      shape=shape,
+      dtype=dtype,
+      # Vectors of length about 1, near what an untrained encoder puts out.
+      initializer=keras.initializers.VarianceScaling(1.0, "fan_out", "uniform", seed=self.seed),
+      trainable=self.decay is None,
+      autocast=False,
+      aggregation="mean" if self.decay is None else "only_first_replica",
+      name="codebook",
+    )
+    if self.decay is not None:
+      # The initial codebook counts as one vector per code.
+      self._counts = self._statistic((self.num_embeddings,), dtype, "ones", "counts")
+      self._sums = self._statistic(shape, dtype, "zeros", "sums")
+      self._sums.assign(self._codebook)
+      self._num_updates = self._statistic((), "int32", "zeros", "num_updates")
+    self.built = True
+
+  def _statistic(self, shape, dtype, initializer, name):
+    """A weight that every replica assigns the same value."""
+    return self.add_weight(
+      shape=shape,
+      dtype=dtype,
+      initializer=initializer,
+      trainable=False,
+      autocast=False,
+      aggregation="only_first_replica",
+      name=name,
+    )
+
+  @property
+  def codebook(self) -> tf.Tensor:
+    """The codebook, float [K, D]."""
+    return tf.convert_to_tensor(self._codebook)
+
+  def set_codebook(self, values) -> None:
+    """Sets the codebook to `values`, float [K, D]; the moving statistics follow, each code weighing one vector."""
+    self._codebook.assign(values)
+    if self.decay is not None:
+      self._counts.assign(tf.ones_like(self._counts))
+      self._sums.assign(self._codebook)
+
+  def adapt(self, z_e, num_iterations: int = 10) -> None:
+    """Sets the codebook to the k-means centres of data, as Keras preprocessing layers adapt.
+
+    Args:
+      z_e: Float [..., D], at least one vector; call it before training, outside any `tf.function`.
+      num_iterations: Rounds of Lloyd's algorithm.
+    """
+    vectors = tf.reshape(tf.cast(z_e, self._codebook.dtype), [-1, self.embedding_dim])
+    self.set_codebook(kmeans(vectors, self.num_embeddings, num_iterations, self.seed))
+
+  def encode(self, z_e) -> tf.Tensor:
+    """Codes of z_e, [..., D] -> int32 [...]."""
+    return nearest_code(z_e, self.codebook)
+
+  def decode(self, codes) -> tf.Tensor:
+    """Codebook vectors of codes, integers [...] in 0..K-1 -> float [..., D] in the layer's compute dtype."""
+    return tf.cast(tf.gather(self.codebook, codes), self.compute_dtype)
+
+  def call(self, z_e, training=False, mask=None):
+    codebook = self.codebook
+    z_q, codes, losses = quantize(z_e, codebook, mask)
+    # Padded positions become codes of no class, which segment sums and histograms drop.
+    valid = codes if mask is None else tf.where(mask, codes, -1)
+    valid = tf.reshape(valid, [-1])
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(valid, codebook.dtype), valid, self.num_embeddings)
+    self.usage.update_state(counts)
+    self.add_loss(self.commitment_cost * losses.commitment)
+    if self.decay is None:
+      self.add_loss(losses.codebook)
+    elif training:
+      self._update_codebook(tf.stop_gradient(z_e), valid, counts)
+    return tf.cast(z_q, self.compute_dtype)
+
+  def _update_codebook(self, z_e, codes, counts):
+    """Moves the codebook to the moving averages of the vectors of each code, then revives dead codes.
+
+    Args:
+      z_e: Float [..., D].
+      codes: Int32 [N], -1 at padded positions.
+      counts: Float [K], this replica's uses of each code.
+    """
+    vectors = tf.reshape(tf.cast(z_e, self._codebook.dtype), [-1, self.embedding_dim])
+    sums = sum_over_replicas(tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings))
+    counts = sum_over_replicas(counts)
+    counts = self.decay * self._counts + (1 - self.decay) * counts
+    sums = self.decay * self._sums + (1 - self.decay) * sums
+    if self.revival_threshold:
+      counts, sums = self._revive(counts, sums, vectors, codes >= 0)
+    # A code unused for thousands of steps has statistics too small to divide: it stays where it is.
+    known = (counts > 1e-20)[:, tf.newaxis]
+    codebook = tf.where(known, sums / tf.where(known, counts[:, tf.newaxis], 1), self.codebook)
+    self._counts.assign(counts)
+    self._sums.assign(sums)
+    self._codebook.assign(codebook)
+
+  def _revive(self, counts, sums, vectors, valid):
+    """Gives dead codes the statistics of random vectors of the global batch, at the mean weight of a code."""
+    valid = tf.cast(valid, tf.int32)
+    num_local = tf.reduce_sum(valid)
+    offset, total = replica_range(num_local)
+    num_updates = tf.convert_to_tensor(self._num_updates)
+    self._num_updates.assign_add(1)
+    # The same draws on every replica; each contributes those that fall into its part of the batch.
+    draws = tf.random.stateless_uniform(
+      [self.num_embeddings], [self.seed, num_updates], maxval=tf.maximum(total, 1), dtype=tf.int32
+    )
+    here = (draws >= offset) & (draws < offset + num_local)
+    index = tf.searchsorted(tf.cumsum(valid), draws - offset + 1)
+    # One vector more, so that there is something to gather in an empty batch.
+    vectors = tf.concat([vectors, tf.zeros([1, self.embedding_dim], vectors.dtype)], axis=0)
+    candidates = tf.where(here[:, tf.newaxis], tf.gather(vectors, tf.where(here, index, 0)), 0)
+    candidates = sum_over_replicas(candidates)
+    mean_count = tf.reduce_mean(counts)
+    dead = (counts < self.revival_threshold * mean_count) & (total > 0)
+    return (
+      tf.where(dead, mean_count, counts),
+      tf.where(dead[:, tf.newaxis], mean_count * candidates, sums),
+    )
+
+  def compute_output_shape(self, input_shape):
+    return input_shape
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "num_embeddings": self.num_embeddings,
+      "embedding_dim": self.embedding_dim,
+      "commitment_cost": self.commitment_cost,
+      "decay": self.decay,
+      "revival_threshold": self.revival_threshold,
+      "usage_window": self.usage_window,
+      "seed": self.seed,
+    }

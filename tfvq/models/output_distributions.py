@@ -1,0 +1,81 @@
+"""Distributions of 8-bit data given the decoder's output: what -log p(x | z) is made of."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_MIN_LOG_SCALE = -7.0
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class FixedVarianceGaussian:
+  """A Gaussian density of given variance; its negative log-likelihood is a scaled squared error.
+
+  Args:
+    variance: In units in which the values 0..255 are -1..1, > 0. The data's own variance makes the loss of a
+      decoder that knows nothing 1/2 per value, whatever the data.
+  """
+
+  num_parameters = 1
+  discrete = False  # a density: no bits per dimension can be told from it
+
+  def __init__(self, variance: float = 1.0):
+    if variance <= 0:
+      raise ValueError(f"variance must be positive, but is {variance}.")
+    self.variance = variance
+
+  def log_prob(self, parameters, x):
+    """Log-density in nats up to a constant, per value, [..., C], x float [..., C] in 0..255."""
+    return -0.5 * tf.math.squared_difference(parameters, _to_unit_range(x)) / self.variance
+
+  def mode(self, parameters):
+    """The most probable values, float [..., C], mostly in 0..255, not rounded."""
+    return _from_unit_range(parameters)
+
+  def get_config(self):
+    return {"variance": self.variance}
+
+  @classmethod
+  def from_config(cls, config):
+    return cls(**config)
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class DiscretizedLogistic:
+  """A logistic distribution over the 256 values, its mass in the tails given to 0 and 255.
+
+  Reference: arXiv 1606.04934, section 4 (output distribution).
+  Deviation: the paper does not say which distribution its bits per dimension rest on.
+  """
+
+  num_parameters = 2
+  discrete = True
+
+  def log_prob(self, parameters, x):
+    """Log-probability in nats per value, [..., 2C] and x float [..., C] in 0..255 -> [..., C]."""
+    import tensorflow_probability as tfp  # takes seconds to import: only where it is used
+
+    mean, log_scale = tf.split(parameters, 2, axis=-1)
+    log_scale = tf.maximum(log_scale, _MIN_LOG_SCALE) + np.log(127.5)
+    # Quantised values are ceilings: the bin of value v is (v - 1, v], hence the shift by half a value.
+    logistic = tfp.distributions.Logistic(_from_unit_range(mean) - 0.5, tf.exp(log_scale))
+    return tfp.distributions.QuantizedDistribution(logistic, low=0.0, high=255.0).log_prob(x)
+
+  def mode(self, parameters):
+    """The most probable values, float [..., C], mostly in 0..255, not rounded."""
+    return _from_unit_range(tf.split(parameters, 2, axis=-1)[0])
+
+  def get_config(self):
+    return {}
+
+  @classmethod
+  def from_config(cls, config):
+    return cls(**config)
+
+
+def _to_unit_range(x):
+  return x / 127.5 - 1
+
+
+def _from_unit_range(x):
+  return x * 127.5 + 127.5

@@ -1,0 +1,72 @@
+"""The VQ-VAE: an autoencoder with discrete latents."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfvq.models.autoencoder import Autoencoder, Reconstruction
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class VQVAE(Autoencoder):
+  """Encoder, vector quantiser and decoder, trained together.
+
+  Reference: arXiv 1711.00937, section 3 and eq. 3.
+
+  Args:
+    encoder: Keras model, data [B, ...] -> z_e, float [B, ..., D].
+    quantizer: `tfvq.layers.VectorQuantizer` of dimension D.
+    decoder: Keras model, z_q -> parameters of the output distribution.
+    distribution: Output distribution, see `tfvq.models.output_distributions`.
+    **kwargs: As for `keras.Model`.
+
+  Input shape:
+    x: images, uint8 or float [B, H, W, channels] in 0..255.
+
+  Output shape:
+    A `Reconstruction`.
+
+  Training behaviour:
+    `compile(optimizer)` and `fit(x)` minimise eq. 3, with log p(x | z_q) averaged over the values of x. Metrics:
+    `psnr_db`, `perplexity`, `codebook_usage`, and `bits_per_dim` (the bound with a uniform prior over the codes) where
+    the output distribution is discrete.
+
+  Example:
+    >>> model = VQVAE(image_encoder((8, 8, 3), embedding_dim=4, hidden_units=8), VectorQuantizer(16, 4),
+    ...               image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8), FixedVarianceGaussian())
+    >>> images = np.zeros([2, 8, 8, 3], np.uint8)
+    >>> model.encode(images).shape
+    TensorShape([2, 2, 2])
+    >>> model.decode(model.encode(images)).shape
+    TensorShape([2, 8, 8, 3])
+  """
+
+  def __init__(self, encoder, quantizer, decoder, distribution, **kwargs):
+    super().__init__(encoder, decoder, distribution, **kwargs)
+    self.quantizer = quantizer
+    self.built = True
+
+  def call(self, x, training=False):
+    z_q = self.quantizer(self.encoder(x, training=training), training=training)
+    # The prior is uniform while the autoencoder trains: log K for each of a datum's codes.
+    latent_nats = np.prod(self.encoder.output_shape[1:-1]) * np.log(self.quantizer.num_embeddings)
+    return Reconstruction(self.decoder(z_q, training=training), tf.constant(latent_nats, tf.float32))
+
+  def encode(self, x) -> tf.Tensor:
+    """Codes of data, int32 [B, ...]."""
+    return self.quantizer.encode(self.encoder(x))
+
+  def decode(self, codes) -> tf.Tensor:
+    """Data from codes, int32 [B, ...] -> float, mostly in 0..255, not rounded."""
+    return self.distribution.mode(self.decoder(self.quantizer.decode(codes)))
+
+  def reconstruct(self, x) -> tf.Tensor:
+    """Data from their own codes, float, mostly in 0..255, not rounded."""
+    return self.decode(self.encode(x))
+
+  def adapt(self, x) -> None:
+    """Sets the codebook to the k-means centres of the encoder's output for `x`; call it before training."""
+    self.quantizer.adapt(self.encoder(x))
+
+  def get_config(self):
+    return {**super().get_config(), "quantizer": keras.saving.serialize_keras_object(self.quantizer)}

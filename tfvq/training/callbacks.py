@@ -1,0 +1,151 @@
+"""What happens beside the training steps: checkpoints, curves, a progress bar, and a stop where the loss is lost."""
+
+import csv
+import time
+
+import keras
+import numpy as np
+import tqdm
+
+from tfvq.errors import UserError
+from tfvq.files import written_whole
+
+
+class Checkpoint(keras.callbacks.Callback):
+  """Saves model and optimiser as one `.keras` file every so often, whole or not at all, and at the end.
+
+  Args:
+    path: The file; each checkpoint takes the place of the one before.
+    seconds: Time between two checkpoints.
+  """
+
+  def __init__(self, path, seconds: float):
+    super().__init__()
+    self.path = path
+    self.seconds = seconds
+    self._saved_at = time.monotonic()
+
+  def on_train_batch_end(self, batch, logs=None):
+    if time.monotonic() - self._saved_at >= self.seconds:
+      self.save()
+
+  def on_train_end(self, logs=None):
+    self.save()
+
+  def save(self) -> None:
+    """Saves now."""
+    with written_whole(self.path) as temporary:
+      self.model.save(temporary)
+    self._saved_at = time.monotonic()
+
+
+class Curves(keras.callbacks.Callback):
+  """Writes the metrics over every so many steps to a CSV file: step, seconds spent training so far, and the metrics.
+
+  Args:
+    path: The file. Rows of steps after the one that training starts at are dropped: they will come again.
+    every_steps: Steps between two rows; the metrics are reset after each.
+  """
+
+  def __init__(self, path, every_steps: int):
+    super().__init__()
+    self.path = path
+    self.every_steps = every_steps
+    self.rows = []
+
+  def on_train_begin(self, logs=None):
+    step = int(self.model.optimizer.iterations)
+    self.rows = [row for row in read_curves(self.path) if row["step"] <= step]
+    self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
+    self._began_at = time.monotonic()
+
+  @property
+  def seconds(self) -> float:
+    """Seconds spent training, interrupted runs included."""
+    return round(self._seconds_before + time.monotonic() - self._began_at, 2)
+
+  def on_train_batch_end(self, batch, logs=None):
+    if int(self.model.optimizer.iterations) % self.every_steps == 0:
+      self._write_row(logs)
+      self.model.reset_metrics()
+
+  def on_train_end(self, logs=None):
+    if not self.rows or self.rows[-1]["step"] < int(self.model.optimizer.iterations):
+      self._write_row(logs)
+
+  def _write_row(self, logs):
+    metrics = {name: float(value) for name, value in logs.items()}
+    self.rows.append({"step": int(self.model.optimizer.iterations), "seconds": self.seconds, **metrics})
+    with written_whole(self.path) as temporary, open(temporary, "w", newline="") as file:
+      writer = csv.DictWriter(file, self.rows[-1].keys())
+      writer.writeheader()
+      writer.writerows(self.rows)
+
+
+def read_curves(path) -> list[dict[str, float]]:
+  """Rows of a file that `Curves` wrote, oldest first; none if there is no such file."""
+  if not path.exists():
+    return []
+  with open(path, newline="") as file:
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def read_seconds(path) -> float:
+  """Seconds of training that a file of `Curves` tells of; 0 if there is no such file."""
+  rows = read_curves(path)
+  return rows[-1]["seconds"] if rows else 0.0
+
+
+class ProgressBar(keras.callbacks.Callback):
+  """Shows steps, speed, time left and the latest metrics on one line.
+
+  Args:
+    title: What is being trained.
+    num_steps: Steps in all, those of earlier runs included.
+    curves: Where the metrics come from.
+  """
+
+  def __init__(self, title: str, num_steps: int, curves: Curves):
+    super().__init__()
+    self.curves = curves
+    self.title = title
+    self.num_steps = num_steps
+
+  def on_train_begin(self, logs=None):
+    done = int(self.model.optimizer.iterations)
+    self._bar = tqdm.tqdm(total=self.num_steps, initial=done, desc=self.title, unit="step", dynamic_ncols=True)
+
+  def on_train_batch_end(self, batch, logs=None):
+    self._bar.update(int(self.model.optimizer.iterations) - self._bar.n)
+    if self.curves.rows:
+      latest = {name: f"{value:.4g}" for name, value in self.curves.rows[-1].items() if name not in ("step", "seconds")}
+      self._bar.set_postfix(latest, refresh=False)
+
+  def on_train_end(self, logs=None):
+    self._bar.close()
+
+
+class StopAtLostLoss(keras.callbacks.Callback):
+  """Ends training with a clear sentence when the loss is no longer finite; put it before `Checkpoint`.
+
+  Args:
+    checkpoint_path: The file of the last good checkpoint.
+  """
+
+  def __init__(self, checkpoint_path):
+    super().__init__()
+    self.checkpoint_path = checkpoint_path
+
+  def on_train_batch_end(self, batch, logs=None):
+    if not np.isfinite(float(logs["loss"])):
+      step = int(self.model.optimizer.iterations)
+      learning_rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+      kept = (
+        f"the last good checkpoint is {self.checkpoint_path}"
+        if self.checkpoint_path.exists()
+        else "no checkpoint had been written yet"
+      )
+      raise UserError(
+        f"The loss is {float(logs['loss'])} at step {step}, learning rate {learning_rate:.3g}; {kept}; "
+        f"lower the learning rate and start in a new workdir."
+      )

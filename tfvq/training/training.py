@@ -1,0 +1,111 @@
+"""One way to train every model: strategy, optimiser, resumption, callbacks."""
+
+import pathlib
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from tfvq.errors import UserError
+from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds
+
+STRATEGIES = ("auto", "default", "mirrored", "multi_worker", "tpu")
+
+
+def make_strategy(name: str) -> tf.distribute.Strategy:
+  """The distribution strategy of a name in STRATEGIES."""
+  if name == "auto":
+    if tf.config.list_logical_devices("TPU"):
+      name = "tpu"
+    else:
+      name = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "default"
+  if name == "tpu":
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    return tf.distribute.TPUStrategy(resolver)
+  if name == "mirrored":
+    return tf.distribute.MirroredStrategy()
+  if name == "multi_worker":
+    return tf.distribute.MultiWorkerMirroredStrategy()
+  return tf.distribute.get_strategy()
+
+
+def train(
+  build_model: Callable[[], keras.Model],
+  batches: Callable[[int], tf.data.Dataset],
+  settings: ConfigDict,
+  folder: pathlib.Path,
+  *,
+  title: str,
+  strategy: tf.distribute.Strategy,
+  prepare: Callable[[keras.Model], None] = lambda model: None,
+) -> tuple[keras.Model, float]:
+  """Trains a model, from its last checkpoint if there is one.
+
+  Args:
+    build_model: Makes the model.
+    batches: Endless batches for `fit`, from a given step on.
+    settings: See `tfvq.configs.common.training`.
+    folder: Where `checkpoint.keras` and `curves.csv` are kept.
+    title: What the progress bar calls it.
+    strategy: Distribution strategy.
+    prepare: What is done to the model before its first step, such as setting its codebook to the data.
+
+  Returns:
+    The trained model, and the seconds spent training, interrupted runs included.
+
+  Raises:
+    UserError: The loss is no longer finite, or a file cannot be written.
+  """
+  checkpoint_path = folder / "checkpoint.keras"
+  with strategy.scope():
+    model = build_model()
+    model.compile(
+      make_optimizer(settings), jit_compile=settings.jit_compile or bool(tf.config.list_logical_devices("TPU"))
+    )
+    model.optimizer.build(model.trainable_variables)
+  if checkpoint_path.exists():
+    load_weights(model, checkpoint_path)
+  else:
+    prepare(model)
+  step = int(model.optimizer.iterations)
+  if step >= settings.steps:
+    return model, read_seconds(folder / "curves.csv")
+  curves = Curves(folder / "curves.csv", settings.log_every_steps)
+  checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
+  callbacks = [StopAtLostLoss(checkpoint_path), curves, checkpoint, ProgressBar(title, settings.steps, curves)]
+  try:
+    model.fit(batches(step), steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
+  except KeyboardInterrupt:
+    checkpoint.save()
+    step = int(model.optimizer.iterations)
+    raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from None
+  return model, curves.seconds
+
+
+def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
+  """Adam with the learning-rate schedule of `settings`."""
+  if settings.schedule == "cosine":
+    warmup_steps = min(settings.warmup_steps, settings.steps // 10)
+    learning_rate = keras.optimizers.schedules.CosineDecay(
+      initial_learning_rate=settings.learning_rate / 100,
+      warmup_target=settings.learning_rate,
+      warmup_steps=warmup_steps,
+      decay_steps=max(1, settings.steps - warmup_steps),
+      alpha=0.005,
+    )
+  else:
+    learning_rate = settings.learning_rate
+  return keras.optimizers.Adam(learning_rate, beta_2=settings.beta_2, global_clipnorm=settings.clipnorm or None)
+
+
+def load_weights(model: keras.Model, path) -> None:
+  """Loads what `Checkpoint` saved into a model of the same architecture, its optimiser included if it has one.
+
+  Raises:
+    UserError: The file is damaged or another model's.
+  """
+  try:
+    model.load_weights(path)
+  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
+    raise UserError(f"{path} is damaged, or another model's: delete it to train again from the start.") from error

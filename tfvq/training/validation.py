@@ -1,0 +1,74 @@
+"""Values that no system can work with, told before anything starts."""
+
+from ml_collections import ConfigDict
+
+from tfvq.errors import UserError
+
+_CHOICES = {
+  "strategy": ("auto", "default", "mirrored", "multi_worker", "tpu"),
+  "precision": ("float32", "float64", "mixed_bfloat16", "mixed_float16"),
+  "autoencoder.bottleneck": ("vq", "gaussian", "vimco"),
+  "autoencoder.distribution": ("gaussian", "logistic"),
+  "autoencoder.codebook_update": ("moving_average", "loss"),
+  "train.autoencoder.schedule": ("cosine", "constant"),
+  "train.prior.schedule": ("cosine", "constant"),
+}
+# Fields that may be zero; every other number must be positive.
+_MAY_BE_ZERO = (
+  "seed",
+  "samples.temperature",
+  "autoencoder.commitment_cost",
+  "autoencoder.revival_threshold",
+  "autoencoder.num_residual_blocks",
+  "prior.dropout",
+  "train.autoencoder.warmup_steps",
+  "train.prior.warmup_steps",
+  "train.autoencoder.clipnorm",
+  "train.prior.clipnorm",
+  "train.autoencoder.checkpoint_seconds",
+  "train.prior.checkpoint_seconds",
+)
+_BELOW_ONE = (
+  "autoencoder.decay",
+  "autoencoder.revival_threshold",
+  "prior.dropout",
+  "train.autoencoder.beta_2",
+  "train.prior.beta_2",
+)
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks a config.
+
+  Raises:
+    UserError: A field has a value that cannot work; the sentence names it.
+  """
+  for name, value in fields(config):
+    if name in _CHOICES and value not in _CHOICES[name]:
+      raise UserError(f"config.{name} is {value!r}; choose one of {', '.join(_CHOICES[name])}.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+      continue
+    if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
+      least = "zero or more" if name in _MAY_BE_ZERO else "positive"
+      raise UserError(f"config.{name} is {value}; it must be {least}.")
+    if name in _BELOW_ONE and value >= 1:
+      raise UserError(f"config.{name} is {value}; it must be less than 1.")
+  if "prior" in config and config.prior.kernel_size % 2 == 0:
+    raise UserError(f"config.prior.kernel_size is {config.prior.kernel_size}; it must be odd.")
+  if "autoencoder" in config:
+    stride = 2**config.autoencoder.num_downsamplings
+    if config.data.image_size % stride:
+      raise UserError(
+        f"config.data.image_size is {config.data.image_size}, which the encoder's total stride of {stride} "
+        "(2 ** config.autoencoder.num_downsamplings) does not divide."
+      )
+    if config.autoencoder.num_embeddings > 2**16:
+      raise UserError(f"config.autoencoder.num_embeddings is {config.autoencoder.num_embeddings}; at most 65536 fit.")
+
+
+def fields(config, prefix="") -> list[tuple[str, object]]:
+  """Pairs (dotted name, value) of all fields of a config."""
+  pairs = []
+  for key, value in config.items():
+    pairs += fields(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [(f"{prefix}{key}", value)]
+  return pairs

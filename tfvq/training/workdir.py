@@ -1,0 +1,90 @@
+"""The working directory: where everything that a run makes is kept, and what tells which stages are done."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+import time
+
+from tfvq.errors import UserError
+from tfvq.files import read_json, write_json
+
+
+class Workdir:
+  """A folder with a config, and a sub-folder per stage.
+
+  Args:
+    path: The folder; made if need be.
+    config: The resolved config, a plain dict.
+
+  Raises:
+    UserError: The folder was made with another config, or cannot be written.
+  """
+
+  def __init__(self, path, config: dict):
+    self.path = pathlib.Path(path)
+    config = json.loads(json.dumps(config))  # tuples become lists, as they will be read
+    config_path = self.path / "config.json"
+    if config_path.exists():
+      differing = _differences(read_json(config_path), config)
+      if differing:
+        raise UserError(
+          f"{self.path} was made with another config ({', '.join(differing)}): choose another --workdir, or set the "
+          "fields back."
+        )
+    else:
+      write_json(config_path, config)
+
+  def folder(self, stage: str) -> pathlib.Path:
+    """The folder of a stage's files."""
+    return self.path / stage
+
+  def is_done(self, stage: str) -> bool:
+    """Whether a stage has ended well."""
+    return self._marker(stage).exists()
+
+  def require(self, stage: str) -> pathlib.Path:
+    """The folder of a stage that must have ended well.
+
+    Raises:
+      UserError: It has not.
+    """
+    if not self.is_done(stage):
+      raise UserError(f"{self.path} has no finished stage `{stage}`: run it first (--stage={stage}, or --stage=all).")
+    return self.folder(stage)
+
+  @contextlib.contextmanager
+  def running(self, stage: str):
+    """Marks a stage as done, with its seconds, if the block ends well.
+
+    Yields:
+      A dict for what the stage wants to add to its marker; "seconds" in it replaces the time measured here.
+    """
+    began_at = time.monotonic()
+    facts = {}
+    yield facts
+    write_json(self._marker(stage), {"seconds": round(time.monotonic() - began_at, 2), **facts})
+
+  def seconds(self) -> dict[str, float]:
+    """Seconds of each stage that is done."""
+    markers = sorted(self.path.glob("*/done.json"), key=lambda path: path.stat().st_mtime)
+    return {marker.parent.name: read_json(marker)["seconds"] for marker in markers}
+
+  def clear(self, stage: str) -> None:
+    """Deletes a stage's files."""
+    shutil.rmtree(self.folder(stage), ignore_errors=True)
+
+  def _marker(self, stage):
+    return self.folder(stage) / "done.json"
+
+
+def _differences(old, new, prefix=""):
+  """Names of the fields in which two nested dicts differ, each with its two values."""
+  differing = []
+  for key in sorted({*old, *new}):
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      differing += _differences(a, b, f"{prefix}{key}.")
+    elif a != b:
+      differing.append(f"{prefix}{key} was {a} and is {b}")
+  return differing
