@@ -17,8 +17,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app, flags  # noqa: E402  TensorFlow reads the environment when it is imported
 from ml_collections import config_flags  # noqa: E402
 
-from tfvq.training.validation import fields, validate  # noqa: E402
 from tfvq.errors import UserError  # noqa: E402
+from tfvq.training.validation import fields, validate  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of tfvq/configs, with :small or :paper after it.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run makes.")

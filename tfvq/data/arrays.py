@@ -16,6 +16,11 @@ class ArraySource:
     self.splits = splits
     self.num_classes = num_classes
 
+  @property
+  def split_names(self) -> tuple[str, ...]:
+    """Names of the splits."""
+    return tuple(self.splits)
+
   def num_examples(self, split: str) -> int:
     """Examples in a split."""
     return len(next(iter(self.splits[split].values())))

@@ -1,4 +1,9 @@
-"""The image data sets, each behind the same small interface: `train`, `batches`, `num_examples`, `image_shape`."""
+"""The image data sets by name, each behind one small interface.
+
+A source has `split_names`, `image_shape`, `num_classes` (0 without labels), `num_examples(split)`, endless shuffled
+batches `train(batch_size, seed, start_step)`, ordered ones `batches(split, batch_size)`, and a few images to look at,
+`examples(split, num)`. A batch is {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+"""
 
 import pathlib
 
@@ -6,8 +11,10 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from tfvq.data import vizdoom
+from tfvq.data import photos, vizdoom
 from tfvq.data.arrays import ArraySource
+from tfvq.data.debian import unpacked
+from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
 from tfvq.files import written_whole
 
@@ -20,6 +27,11 @@ class ImageArrays(ArraySource):
     """(height, width, channels)."""
     return self.splits["train"]["image"].shape[1:]
 
+  def examples(self, split: str, num: int) -> np.ndarray:
+    """Images from all over a split, uint8 [num, H, W, C]."""
+    images = self.splits[split]["image"]
+    return images[np.linspace(0, len(images) - 1, min(num, len(images))).astype(int)]
+
 
 def open_image_source(data: ConfigDict, folder: pathlib.Path, seed: int):
   """The data set that a config's `data` names.
@@ -30,7 +42,7 @@ def open_image_source(data: ConfigDict, folder: pathlib.Path, seed: int):
     seed: Seed of what is drawn at random.
 
   Returns:
-    A source with the splits "train", "held_out" and, for ViZDoom, "unseen_map".
+    A source with the splits "train", "held_out" and, for ViZDoom frames, "unseen_map".
 
   Raises:
     UserError: A package or a file is missing, or damaged.
@@ -39,57 +51,92 @@ def open_image_source(data: ConfigDict, folder: pathlib.Path, seed: int):
 
 
 def _vizdoom(data, folder, seed):
-  splits = {
-    "train": (data.scenario, data.num_train_episodes, data.train_frames_per_episode, data.train_tics_per_frame, 0),
-    "held_out": (
-      data.scenario,
-      data.num_held_out_episodes,
-      data.held_out_frames_per_episode,
-      data.held_out_tics_per_frame,
-      10**6,
-    ),
-    "unseen_map": (
-      data.unseen_scenario,
-      data.num_held_out_episodes,
-      data.held_out_frames_per_episode,
-      data.held_out_tics_per_frame,
-      2 * 10**6,
-    ),
+  """Frames of one scenario, held-out episodes of the same, and another scenario never trained on."""
+  train = {"num_episodes": data.num_train_episodes, "frames_per_episode": data.train_frames_per_episode}
+  train["tics_per_frame"] = data.train_tics_per_frame
+  held_out = {"num_episodes": data.num_held_out_episodes, "frames_per_episode": data.held_out_frames_per_episode}
+  held_out["tics_per_frame"] = data.held_out_tics_per_frame
+  plan = {
+    "train": [{"scenario": data.scenario, **train}],
+    "held_out": [{"scenario": data.scenario, **held_out}],
+    "unseen_map": [{"scenario": data.unseen_scenario, **held_out}],
   }
-  return ImageArrays(
-    {
-      split: _kept(
-        folder / f"{split}.npz",
-        lambda progress, scenario=scenario, episodes=episodes, frames=frames, tics=tics, offset=offset: vizdoom.collect(
-          scenario,
-          num_episodes=episodes,
-          frames_per_episode=frames,
-          tics_per_frame=tics,
-          image_size=data.image_size,
-          seed=10**7 * seed + offset,
-          progress=progress,
-        ),
-        f"frames {split}",
-        episodes,
-      )
-      for split, (scenario, episodes, frames, tics, offset) in splits.items()
-    }
-  )
+  return ImageArrays(_collected(plan, data.image_size, folder, seed))
 
 
-def _kept(path, make, title, num_parts):
+def _vizdoom_scenarios(data, folder, seed):
+  """Frames of several scenarios, the scenario being the class."""
+  kinds = {"train": data.num_train_episodes, "held_out": data.num_held_out_episodes}
+  plan = {
+    split: [
+      {
+        "scenario": scenario,
+        "num_episodes": num_episodes,
+        "frames_per_episode": data.frames_per_episode,
+        "tics_per_frame": data.tics_per_frame,
+      }
+      for scenario in data.scenarios
+    ]
+    for split, num_episodes in kinds.items()
+  }
+  return ImageArrays(_collected(plan, data.image_size, folder, seed), num_classes=len(data.scenarios))
+
+
+def _collected(plan, image_size, folder, seed):
+  """Frames of every split; `plan` lists for each the arguments of `vizdoom.collect`, one entry a class."""
+  splits = {}
+  for number, (split, entries) in enumerate(plan.items()):
+
+    def make(progress, number=number, entries=entries):
+      parts = []
+      for label, entry in enumerate(entries):
+        first_seed = 10**7 * seed + 10**6 * number + 10**4 * label
+        part = vizdoom.collect(**entry, image_size=image_size, seed=first_seed, progress=progress)
+        parts.append({**part, "label": np.full(len(part["image"]), label, np.int32)})
+      return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    num_episodes = sum(entry["num_episodes"] for entry in entries)
+    splits[split] = _kept(folder / f"{split}.npz", make, f"frames {split}", "episode", num_episodes)
+  return splits
+
+
+def _photos(data, folder, seed):
+  """Tiles of the photographs in a folder, or in Debian's wallpaper packages."""
+  del seed
+  paths = {split: folder / f"{split}.npz" for split in ("train", "held_out")}
+  if not all(path.exists() for path in paths.values()):
+    folders = [data.folder] if data.folder else [unpacked(package, data.cache) for package in data.packages]
+    found = [path for folder_of_photos in folders for path in photos.find_photos(folder_of_photos)]
+    with tqdm.tqdm(total=len(found), desc="photographs", unit="photo", dynamic_ncols=True) as bar:
+      splits = photos.tiles(found, data.image_size, data.shorter_side, bar.update)
+    for split, path in paths.items():
+      with written_whole(path) as temporary:
+        np.savez(temporary, **splits[split])
+  return ImageArrays({split: _load(path) for split, path in paths.items()})
+
+
+def _tfds(data, folder, seed):
+  del folder, seed
+  return TfdsImages(data.name, data.held_out, data.image_size, data.data_dir)
+
+
+def _kept(path, make, title, unit, num_parts):
   """The arrays in an .npz file, made and written first if there is none."""
   if not path.exists():
-    with tqdm.tqdm(total=num_parts, desc=title, unit="episode", dynamic_ncols=True) as bar:
+    with tqdm.tqdm(total=num_parts, desc=title, unit=unit, dynamic_ncols=True) as bar:
       arrays = make(bar.update)
     with written_whole(path) as temporary:
       np.savez(temporary, **arrays)
     return arrays
+  return _load(path)
+
+
+def _load(path):
   try:
     with np.load(path) as file:
       return dict(file)
   except Exception as error:  # NumPy raises many kinds for a damaged file
-    raise UserError(f"{path} is damaged: delete it and run the stage `data` again.") from error
+    raise UserError(f"{path} is damaged: delete its folder and run the stage `data` again.") from error
 
 
-_SOURCES = {"vizdoom": _vizdoom}
+_SOURCES = {"photos": _photos, "tfds": _tfds, "vizdoom": _vizdoom, "vizdoom_scenarios": _vizdoom_scenarios}

@@ -35,8 +35,12 @@ class _CausalConv2D(keras.layers.Layer):
     return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size}
 
   def _convolve(self, x, padding):
-    y = tf.nn.conv2d(x, self.kernel, strides=1, padding=padding)
-    return tf.nn.bias_add(y, self.bias)
+    y = tf.nn.conv2d(x, self._cast(self.kernel), strides=1, padding=padding)
+    return tf.nn.bias_add(y, self._cast(self.bias))
+
+  def _cast(self, weight):
+    """A weight in the compute dtype, which Keras sees to in `call` only."""
+    return tf.cast(tf.convert_to_tensor(weight), self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -104,5 +108,5 @@ class HorizontalConv2D(_CausalConv2D):
   def step(self, x, past):
     """One pixel: x [B, C], past [B, reach * C] -> ([B, filters], past of the next pixel)."""
     x = tf.concat([past, x], axis=-1)
-    kernel = tf.reshape(self.kernel, [-1, self.filters])
-    return tf.nn.bias_add(tf.matmul(x, kernel), self.bias), x[:, self.kernel.shape[2] :]
+    kernel = tf.reshape(self._cast(self.kernel), [-1, self.filters])
+    return tf.nn.bias_add(tf.matmul(x, kernel), self._cast(self.bias)), x[:, self.kernel.shape[2] :]

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfvq.layers.codebook_usage import CodebookUsage
 from tfvq.ops import kmeans, nearest_code, quantize
-from tfvq.ops.distributed import replica_range, sum_over_replicas
+from tfvq.ops.distributed import one_hot_replica, replica_id, sum_over_replicas
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -24,13 +24,14 @@ class VectorQuantizer(keras.layers.Layer):
       set to an input vector drawn at random from the batch; 0 leaves dead codes alone. Needs `decay`.
     usage_window: Least number of most recent vectors over which perplexity and use are measured.
     seed: Seed of the initial codebook and of the revivals.
-    **kwargs: As for `keras.layers.Layer`. The quantiser computes in float32 or more, whatever `dtype`.
+    **kwargs: As for `keras.layers.Layer`. Whatever `dtype`, the quantiser computes and keeps its weights in float32, or
+      in float64 if asked to.
 
   Input shape:
     z_e: Float [..., D], any leading dimensions. `mask`, boolean [...] or None: False at padded positions.
 
   Output shape:
-    z_q: as z_e, in the layer's compute dtype; its gradient is copied straight through to z_e.
+    z_q: shape and dtype of z_e; its gradient is copied straight through to z_e.
 
   Training behaviour:
     `call(training=True)` updates the moving averages and the codebook from them, revives dead codes, and adds the
@@ -61,7 +62,8 @@ class VectorQuantizer(keras.layers.Layer):
     seed: int = 0,
     **kwargs,
   ):
-    super().__init__(autocast=False, **kwargs)
+    policy = keras.dtype_policies.get(kwargs.pop("dtype", None) or keras.config.dtype_policy())
+    super().__init__(autocast=False, dtype="float64" if policy.variable_dtype == "float64" else "float32", **kwargs)
     if num_embeddings < 1 or embedding_dim < 1:
       raise ValueError(f"num_embeddings and embedding_dim must be at least 1, not {num_embeddings}, {embedding_dim}.")
     if commitment_cost < 0:
@@ -83,40 +85,33 @@ class VectorQuantizer(keras.layers.Layer):
     self.build((None, embedding_dim))
 
   def build(self, input_shape):
-    if input_shape[-1] != self.embedding_dim:
-      raise ValueError(
-        f"{self.name}: the input's last dimension is {input_shape[-1]}; embedding_dim is {self.embedding_dim}."
-      )
+    del input_shape
     if self.built:
       return
-    dtype = "float64" if self.variable_dtype == "float64" else "float32"
     shape = (self.num_embeddings, self.embedding_dim)
     self._codebook = self.add_weight(
       shape=shape,
-      dtype=dtype,
       # Vectors of length about 1, near what an untrained encoder puts out.
       initializer=keras.initializers.VarianceScaling(1.0, "fan_out", "uniform", seed=self.seed),
       trainable=self.decay is None,
-      autocast=False,
       aggregation="mean" if self.decay is None else "only_first_replica",
       name="codebook",
     )
     if self.decay is not None:
       # The initial codebook counts as one vector per code.
-      self._counts = self._statistic((self.num_embeddings,), dtype, "ones", "counts")
-      self._sums = self._statistic(shape, dtype, "zeros", "sums")
+      self._counts = self._statistic((self.num_embeddings,), "ones", "counts")
+      self._sums = self._statistic(shape, "zeros", "sums")
       self._sums.assign(self._codebook)
-      self._num_updates = self._statistic((), "int32", "zeros", "num_updates")
+      self._num_updates = self._statistic((), "zeros", "num_updates", dtype="int32")
     self.built = True
 
-  def _statistic(self, shape, dtype, initializer, name):
+  def _statistic(self, shape, initializer, name, dtype=None):
     """A weight that every replica assigns the same value."""
     return self.add_weight(
       shape=shape,
       dtype=dtype,
       initializer=initializer,
       trainable=False,
-      autocast=False,
       aggregation="only_first_replica",
       name=name,
     )
@@ -148,10 +143,11 @@ class VectorQuantizer(keras.layers.Layer):
     return nearest_code(z_e, self.codebook)
 
   def decode(self, codes) -> tf.Tensor:
-    """Codebook vectors of codes, integers [...] in 0..K-1 -> float [..., D] in the layer's compute dtype."""
-    return tf.cast(tf.gather(self.codebook, codes), self.compute_dtype)
+    """Codebook vectors of codes, integers [...] in 0..K-1 -> float [..., D]."""
+    return tf.gather(self.codebook, codes)
 
   def call(self, z_e, training=False, mask=None):
+    self._check_dim(z_e.shape)
     codebook = self.codebook
     z_q, codes, losses = quantize(z_e, codebook, mask)
     # Padded positions become codes of no class, which segment sums and histograms drop.
@@ -164,7 +160,7 @@ class VectorQuantizer(keras.layers.Layer):
       self.add_loss(losses.codebook)
     elif training:
       self._update_codebook(tf.stop_gradient(z_e), valid, counts)
-    return tf.cast(z_q, self.compute_dtype)
+    return z_q
 
   def _update_codebook(self, z_e, codes, counts):
     """Moves the codebook to the moving averages of the vectors of each code, then revives dead codes.
@@ -175,12 +171,12 @@ class VectorQuantizer(keras.layers.Layer):
       counts: Float [K], this replica's uses of each code.
     """
     vectors = tf.reshape(tf.cast(z_e, self._codebook.dtype), [-1, self.embedding_dim])
-    sums = sum_over_replicas(tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings))
-    counts = sum_over_replicas(counts)
+    sums = tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)
+    sums, counts, num_vectors = sum_over_replicas(sums, counts, one_hot_replica(tf.reduce_sum(counts)))
     counts = self.decay * self._counts + (1 - self.decay) * counts
     sums = self.decay * self._sums + (1 - self.decay) * sums
     if self.revival_threshold:
-      counts, sums = self._revive(counts, sums, vectors, codes >= 0)
+      counts, sums = self._revive(counts, sums, vectors, codes >= 0, tf.cast(num_vectors, tf.int32))
     # A code unused for thousands of steps has statistics too small to divide: it stays where it is.
     known = (counts > 1e-20)[:, tf.newaxis]
     codebook = tf.where(known, sums / tf.where(known, counts[:, tf.newaxis], 1), self.codebook)
@@ -188,31 +184,45 @@ class VectorQuantizer(keras.layers.Layer):
     self._sums.assign(sums)
     self._codebook.assign(codebook)
 
-  def _revive(self, counts, sums, vectors, valid):
-    """Gives dead codes the statistics of random vectors of the global batch, at the mean weight of a code."""
-    valid = tf.cast(valid, tf.int32)
-    num_local = tf.reduce_sum(valid)
-    offset, total = replica_range(num_local)
+  def _revive(self, counts, sums, vectors, valid, num_vectors):
+    """Gives dead codes the statistics of random vectors of the global batch, at the mean weight of a code.
+
+    Args:
+      counts: Moving counts, float [K].
+      sums: Moving sums, float [K, D].
+      vectors: This replica's vectors, float [N, D].
+      valid: Boolean [N], False at padded positions.
+      num_vectors: Valid vectors of every replica, int32 [num_replicas].
+
+    Returns:
+      `(counts, sums)` after the revival, the same on every replica.
+    """
+    total, offset = tf.reduce_sum(num_vectors), tf.cumsum(num_vectors, exclusive=True)[replica_id()]
     num_updates = tf.convert_to_tensor(self._num_updates)
     self._num_updates.assign_add(1)
     # The same draws on every replica; each contributes those that fall into its part of the batch.
     draws = tf.random.stateless_uniform(
       [self.num_embeddings], [self.seed, num_updates], maxval=tf.maximum(total, 1), dtype=tf.int32
     )
-    here = (draws >= offset) & (draws < offset + num_local)
-    index = tf.searchsorted(tf.cumsum(valid), draws - offset + 1)
+    draws -= offset
+    here = (draws >= 0) & (draws < num_vectors[replica_id()])
+    index = tf.searchsorted(tf.cumsum(tf.cast(valid, tf.int32)), draws + 1)
     # One vector more, so that there is something to gather in an empty batch.
     vectors = tf.concat([vectors, tf.zeros([1, self.embedding_dim], vectors.dtype)], axis=0)
     candidates = tf.where(here[:, tf.newaxis], tf.gather(vectors, tf.where(here, index, 0)), 0)
-    candidates = sum_over_replicas(candidates)
+    (candidates,) = sum_over_replicas(candidates)
     mean_count = tf.reduce_mean(counts)
     dead = (counts < self.revival_threshold * mean_count) & (total > 0)
-    return (
-      tf.where(dead, mean_count, counts),
-      tf.where(dead[:, tf.newaxis], mean_count * candidates, sums),
-    )
+    return tf.where(dead, mean_count, counts), tf.where(dead[:, tf.newaxis], mean_count * candidates, sums)
+
+  def _check_dim(self, shape):
+    if shape[-1] != self.embedding_dim:
+      raise ValueError(
+        f"{self.name}: the input's last dimension is {shape[-1]}; embedding_dim is {self.embedding_dim}."
+      )
 
   def compute_output_shape(self, input_shape):
+    self._check_dim(input_shape)
     return input_shape
 
   def get_config(self):

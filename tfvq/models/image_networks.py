@@ -41,11 +41,14 @@ def image_encoder(
   grid_shape = latent_grid_shape(image_shape, num_downsamplings)
   inputs = keras.Input(image_shape)
   h = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-  for units in _units_per_scale(hidden_units, stem_units, num_downsamplings):
+  *upper_units, last_units = _units_per_scale(hidden_units, stem_units, num_downsamplings)
+  for units in upper_units:
     h = keras.layers.Conv2D(units, 4, strides=2, padding="same", activation="relu")(h)
+  h = keras.layers.Conv2D(last_units, 4, strides=2, padding="same")(h)
   for _ in range(num_residual_blocks):
     h = ResidualBlock(hidden_units, residual_units)(h)
-  h = keras.layers.ReLU()(h)
+  if num_residual_blocks:
+    h = keras.layers.ReLU()(h)
   h = keras.layers.Conv2D(latents_per_position * embedding_dim, 1)(h)
   if latents_per_position > 1:
     h = keras.layers.Reshape((*grid_shape, latents_per_position, embedding_dim))(h)

@@ -3,26 +3,33 @@
 import tensorflow as tf
 
 
-def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-  """Sum of `value` over all replicas, the same on each."""
+def num_replicas() -> int:
+  """Replicas that run this code in step."""
   context = tf.distribute.get_replica_context()
-  if context is None or context.num_replicas_in_sync == 1:
-    return value
-  return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+  return 1 if context is None else context.num_replicas_in_sync
 
 
-def replica_range(num_local: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Places this replica's items in the global batch.
+def one_hot_replica(value: tf.Tensor) -> tf.Tensor:
+  """A scalar at this replica's place in a vector of zeros [num_replicas]; summed over replicas it holds every one's."""
+  if num_replicas() == 1:
+    return value[tf.newaxis]
+  replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+  return value * tf.one_hot(replica, num_replicas(), dtype=value.dtype)
 
-  Args:
-    num_local: Number of items on this replica, int scalar.
 
-  Returns:
-    `(offset, total)`, int scalars: the items of the replicas before this one, and of all.
+def replica_id() -> tf.Tensor | int:
+  """Index of this replica."""
+  return 0 if num_replicas() == 1 else tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def sum_over_replicas(*values: tf.Tensor) -> list[tf.Tensor]:
+  """Sums of tensors of one dtype over all replicas, the same on each.
+
+  All go into one reduction: separate ones may start in another order on each replica, and then never meet.
   """
-  context = tf.distribute.get_replica_context()
-  if context is None or context.num_replicas_in_sync == 1:
-    return tf.zeros_like(num_local), num_local
-  replica = context.replica_id_in_sync_group
-  numbers = sum_over_replicas(num_local * tf.one_hot(replica, context.num_replicas_in_sync, dtype=num_local.dtype))
-  return tf.cumsum(numbers, exclusive=True)[replica], tf.reduce_sum(numbers)
+  if num_replicas() == 1:
+    return list(values)
+  flat = tf.concat([tf.reshape(value, [-1]) for value in values], axis=0)
+  flat = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
+  parts = tf.split(flat, [tf.size(value) for value in values])
+  return [tf.reshape(part, tf.shape(value)) for part, value in zip(parts, values, strict=True)]

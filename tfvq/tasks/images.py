@@ -28,7 +28,7 @@ class ImageTask:
     """The stages of this system, in order."""
     if "autoencoder" not in self.config:
       return ("data", "prior", "samples", "evaluation")
-    if "prior" not in self.config:
+    if "prior" not in self.config or self.config.autoencoder.bottleneck != "vq":
       return ("data", "autoencoder", "evaluation")
     return ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
 
@@ -55,24 +55,20 @@ class ImageTask:
     distribution = self._distribution()
     network = {
       key: config[key]
-      for key in (
-        "hidden_units",
-        "stem_units",
-        "residual_units",
-        "num_residual_blocks",
-        "num_downsamplings",
-        "latents_per_position",
-      )
+      for key in ("hidden_units", "stem_units", "residual_units", "num_downsamplings", "latents_per_position")
     }
     decoder = models.image_decoder(
       self.image_shape,
       embedding_dim=config.embedding_dim,
       num_parameters=distribution.num_parameters,
+      num_residual_blocks=config.num_decoder_blocks,
       **network,
     )
 
     def encoder(outputs_per_latent):
-      return models.image_encoder(self.image_shape, embedding_dim=outputs_per_latent, **network)
+      return models.image_encoder(
+        self.image_shape, embedding_dim=outputs_per_latent, num_residual_blocks=config.num_encoder_blocks, **network
+      )
 
     if config.bottleneck == "gaussian":
       return models.VAE(encoder(2 * config.embedding_dim), decoder, distribution, seed=self.config.seed)

@@ -54,7 +54,7 @@ def write_report(run) -> None:
   source = run.task.source
   pictures = []
   if "autoencoder" in run.task.stages:
-    for split in source.splits:
+    for split in source.split_names:
       if split != "train":
         pictures.append(_reconstructions(run, split))
   if "prior" in run.task.stages:
@@ -116,13 +116,11 @@ def _format(key, value):
 
 
 def _reconstructions(run, split):
-  num = run.config.report.num_images
-  images = run.task.source.splits[split]["image"]
-  images = images[np.linspace(0, len(images) - 1, num).astype(int)]
+  images = run.task.source.examples(split, run.config.report.num_images)
   reconstructions = to_uint8(run.autoencoder.reconstruct(images))
   return {
     "title": f"Originals (above) and reconstructions (below), {split.replace('_', ' ')}",
-    "image": _data_url(_to_image(image_grid(np.concatenate([images, reconstructions]), num)), scale=2),
+    "image": _data_url(_to_image(image_grid(np.concatenate([images, reconstructions]), len(images))), scale=2),
   }
 
 

@@ -129,7 +129,7 @@ def _codes(run, facts):
   source = run.task.source
   encode = tf.function(run.autoencoder.encode, reduce_retracing=True)
   splits = {}
-  for split in source.splits:
+  for split in source.split_names:
     parts = []
     for batch in _progress(source, split, f"codes {split}"):
       part = {"codes": encode(batch["image"]).numpy()}
@@ -175,7 +175,7 @@ def _samples(run, facts):
 
 def _evaluation(run, facts):
   began_at = time.monotonic()
-  splits = [split for split in run.task.source.splits if split != "train"]
+  splits = [split for split in run.task.source.split_names if split != "train"]
   metrics = {split: evaluation.measure(run, split) for split in splits}
   facts["seconds"] = round(time.monotonic() - began_at, 2)
   seconds = {**run.workdir.seconds(), "evaluation": facts["seconds"]}

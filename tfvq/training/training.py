@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from tfvq.errors import UserError
 from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds
+from tfvq.training.muon import ConvMuon
 
 STRATEGIES = ("auto", "default", "mirrored", "multi_worker", "tpu")
 
@@ -84,7 +85,7 @@ def train(
 
 
 def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
-  """Adam with the learning-rate schedule of `settings`."""
+  """The optimiser and learning-rate schedule of `settings`."""
   if settings.schedule == "cosine":
     warmup_steps = min(settings.warmup_steps, settings.steps // 10)
     learning_rate = keras.optimizers.schedules.CosineDecay(
@@ -96,7 +97,17 @@ def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
     )
   else:
     learning_rate = settings.learning_rate
-  return keras.optimizers.Adam(learning_rate, beta_2=settings.beta_2, global_clipnorm=settings.clipnorm or None)
+  clipnorm = settings.clipnorm or None
+  if settings.optimizer == "muon":
+    return ConvMuon(
+      learning_rate,
+      adam_lr_ratio=settings.adam_lr_ratio,
+      adam_beta_2=settings.beta_2,
+      weight_decay=0.0,
+      adam_weight_decay=0.0,
+      global_clipnorm=clipnorm,
+    )
+  return keras.optimizers.Adam(learning_rate, beta_2=settings.beta_2, global_clipnorm=clipnorm)
 
 
 def load_weights(model: keras.Model, path) -> None:

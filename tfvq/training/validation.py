@@ -10,6 +10,8 @@ _CHOICES = {
   "autoencoder.bottleneck": ("vq", "gaussian", "vimco"),
   "autoencoder.distribution": ("gaussian", "logistic"),
   "autoencoder.codebook_update": ("moving_average", "loss"),
+  "train.autoencoder.optimizer": ("adam", "muon"),
+  "train.prior.optimizer": ("adam", "muon"),
   "train.autoencoder.schedule": ("cosine", "constant"),
   "train.prior.schedule": ("cosine", "constant"),
 }
@@ -19,7 +21,8 @@ _MAY_BE_ZERO = (
   "samples.temperature",
   "autoencoder.commitment_cost",
   "autoencoder.revival_threshold",
-  "autoencoder.num_residual_blocks",
+  "autoencoder.num_encoder_blocks",
+  "autoencoder.num_decoder_blocks",
   "prior.dropout",
   "train.autoencoder.warmup_steps",
   "train.prior.warmup_steps",

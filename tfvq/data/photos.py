@@ -1,0 +1,90 @@
+"""Photographs, cut into square tiles and split by photograph."""
+
+import hashlib
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from tfvq.errors import UserError
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_LEAST_STDDEV = 10.0  # of a tile's values: flat sky teaches nothing
+_HELD_OUT_SHARE = 0.1
+
+
+def find_photos(folder) -> list[pathlib.Path]:
+  """Picture files below a folder, each photograph once, in order of their names.
+
+  Wallpaper packages hold one photograph in many sizes, as NAME/contents/images/WIDTHxHEIGHT.png: the largest is taken.
+
+  Raises:
+    UserError: There is no such folder, or no picture in it.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  if not folder.is_dir():
+    raise UserError(f"{folder} is not a folder; name one that holds pictures.")
+  largest = {}
+  for path in sorted(folder.rglob("*")):
+    if path.suffix.lower() in _SUFFIXES and path.is_file() and not path.is_symlink():
+      photograph = path.parent if path.parent.name.startswith("images") else path
+      if photograph not in largest or path.stat().st_size > largest[photograph].stat().st_size:
+        largest[photograph] = path
+  if not largest:
+    raise UserError(f"{folder} holds no picture ({', '.join(_SUFFIXES)}).")
+  return list(largest.values())
+
+
+def tiles(paths, tile_size: int, shorter_side: int, progress=lambda: None) -> dict[str, dict[str, np.ndarray]]:
+  """Cuts photographs into tiles.
+
+  Args:
+    paths: Picture files.
+    tile_size: Height and width of a tile in pixels.
+    shorter_side: Larger photographs are first reduced until their shorter side has this many pixels.
+    progress: Called after each photograph.
+
+  Returns:
+    The splits "train" and "held_out", a tenth of the photographs: {"image": uint8 [N, tile_size, tile_size, 3]}. A
+    photograph's split depends on its file's contents alone. Flat tiles are left out.
+
+  Raises:
+    UserError: No file could be read, or a split has no tile.
+  """
+  found = {"train": [], "held_out": []}
+  broken = []
+  for path in paths:
+    try:
+      photograph = _read(path, shorter_side)
+    except (OSError, ValueError, SyntaxError):  # Pillow's for a damaged file
+      broken.append(path)
+    else:
+      share = int(hashlib.sha256(path.read_bytes()).hexdigest()[:8], 16) / 2**32
+      found["held_out" if share < _HELD_OUT_SHARE else "train"].extend(_cut(photograph, tile_size))
+    progress()
+  if broken:
+    names = ", ".join(path.name for path in broken[:5])
+    print(f"left out {len(broken)} of {len(paths)} pictures that could not be read: {names}")
+  for split, found_tiles in found.items():
+    if not found_tiles:
+      raise UserError(
+        f"The {len(paths)} pictures give no {tile_size}x{tile_size} tile for the split {split}: add more."
+      )
+  return {split: {"image": np.stack(found_tiles)} for split, found_tiles in found.items()}
+
+
+def _read(path, shorter_side):
+  with Image.open(path) as file:
+    image = file.convert("RGB")
+  scale = shorter_side / min(image.size)
+  if scale < 1:
+    size = tuple(max(shorter_side, round(scale * side)) for side in image.size)
+    image = image.resize(size, Image.Resampling.LANCZOS)
+  return np.asarray(image)
+
+
+def _cut(photograph, size):
+  """Whole tiles of a photograph, [H, W, 3] -> list of [size, size, 3]."""
+  rows, columns = photograph.shape[0] // size, photograph.shape[1] // size
+  grid = photograph[: rows * size, : columns * size].reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
+  return [tile for tile in grid.reshape(-1, size, size, 3) if tile.std() >= _LEAST_STDDEV]
