@@ -29,7 +29,8 @@ def written_whole(path):
       f"{path} could not be written ({error.strerror or error}); what was there before is kept."
     ) from error
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink()
 
 
 def write_json(path, value) -> None:

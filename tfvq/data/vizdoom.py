@@ -1,6 +1,7 @@
 """First-person frames with actions from ViZDoom, the stand-in for DeepMind Lab."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import tempfile
@@ -90,10 +91,10 @@ def _play_episode(job):
   scenario, episode, num_frames, tics_per_frame, image_size, seed = job
   import vizdoom
 
-  with tempfile.TemporaryDirectory() as folder:
+  path = _scenario_path(scenario)
+  with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # ViZDoom writes into the current folder
     game = vizdoom.DoomGame()
-    game.load_config(_scenario_path(scenario))
-    game.set_doom_config_path(os.path.join(folder, "vizdoom.ini"))  # otherwise written into the current folder
+    game.load_config(path)
     game.set_window_visible(False)
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)

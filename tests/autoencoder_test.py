@@ -1,0 +1,146 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfvq.layers import VectorQuantizer
+from tfvq.models import VAE, VIMCO, VQVAE, DiscretizedLogistic, FixedVarianceGaussian, image_decoder, image_encoder
+from tfvq.models.vimco import vimco_objective
+
+SHAPE = (8, 12, 3)
+SIZES = {"hidden_units": 8, "stem_units": 4, "num_residual_blocks": 1}
+
+
+def make(kind, distribution, **sizes):
+  sizes = {**SIZES, **sizes}
+  decoder = image_decoder(SHAPE, embedding_dim=4, num_parameters=distribution.num_parameters, **sizes)
+
+  def encoder(outputs):
+    return image_encoder(SHAPE, embedding_dim=outputs, **sizes)
+
+  if kind == "vae":
+    return VAE(encoder(8), decoder, distribution)
+  if kind == "vimco":
+    return VIMCO(encoder(16), decoder, distribution, 16, 4, num_samples=5)
+  return VQVAE(encoder(4), VectorQuantizer(16, 4), decoder, distribution)
+
+
+def images(rng, num=8):
+  return rng.integers(0, 256, (num, *SHAPE)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["vq", "vae", "vimco"])
+@pytest.mark.parametrize("distribution", [DiscretizedLogistic(), FixedVarianceGaussian(0.3)])
+def test_trains_reports_and_survives_saving(kind, distribution, tmp_path, rng):
+  model = make(kind, distribution)
+  model.compile(keras.optimizers.Adam(3e-3))
+  x = np.repeat(images(rng, 2), 8, axis=0)
+  history = model.fit(x, epochs=15, batch_size=8, verbose=0).history
+  assert history["loss"][-1] < history["loss"][0]
+  assert ("bits_per_dim" in history) == distribution.discrete
+  assert ("perplexity" in history) == (kind == "vq")
+  model.save(tmp_path / "model.keras")
+  loaded = keras.saving.load_model(tmp_path / "model.keras")
+  np.testing.assert_allclose(loaded.reconstruct(x), model.reconstruct(x), rtol=1e-5)
+
+
+def test_vqvae_parts_fit_together(rng):
+  model = make("vq", FixedVarianceGaussian(), latents_per_position=3)
+  x = images(rng)
+  codes = model.encode(x)
+  assert codes.shape == (8, 2, 3, 3) and codes.dtype == tf.int32
+  np.testing.assert_allclose(model.reconstruct(x), model.decode(codes))
+  np.testing.assert_allclose(model.distribution.mode(model(x).parameters), model.decode(codes), rtol=1e-4, atol=1e-3)
+
+
+def test_adapt_puts_the_codebook_where_the_encoder_is(rng):
+  model = make("vq", FixedVarianceGaussian())
+  x = images(rng, 32)
+  before = len(np.unique(model.encode(x)))
+  model.adapt(x)
+  assert len(np.unique(model.encode(x))) > max(before, 12)
+
+
+def test_an_image_size_that_the_strides_do_not_divide_is_refused():
+  with pytest.raises(ValueError, match="10x8 is not divisible"):
+    image_encoder((10, 8, 3), embedding_dim=4)
+
+
+def test_vq_bound_has_log_k_per_code(rng):
+  model = make("vq", DiscretizedLogistic())
+  x = images(rng)
+  output = model(x)
+  np.testing.assert_allclose(output.latent_nats, 2 * 3 * np.log(16), rtol=1e-6)
+  model.compile("sgd")
+  bits = model.evaluate(x, verbose=0, return_dict=True)["bits_per_dim"]
+  log_prob = tf.reduce_mean(model.distribution.log_prob(output.parameters, x.astype(np.float32)))
+  np.testing.assert_allclose(bits, (6 * np.log(16) / np.prod(SHAPE) - log_prob) / np.log(2), rtol=1e-4)
+
+
+def test_vae_latents_cost_their_divergence(rng):
+  model = make("vae", DiscretizedLogistic())
+  x = images(rng)
+  mean, log_stddev = np.split(model.encoder(x).numpy().astype(np.float64), 2, axis=-1)
+  expected = np.sum(0.5 * (mean**2 + np.exp(2 * log_stddev) - 1) - log_stddev, axis=(1, 2, 3))
+  np.testing.assert_allclose(model(x).latent_nats, expected, rtol=1e-4)
+
+
+def test_discretized_logistic_sums_to_one_and_has_the_mass_of_its_bins():
+  distribution = DiscretizedLogistic()
+  for mean, log_scale in ((0.0, -3.0), (0.9, -1.0), (-1.5, -5.0)):
+    parameters = tf.tile(tf.constant([[mean, log_scale]]), [256, 1])
+    log_prob = distribution.log_prob(parameters, tf.range(256, dtype=tf.float32)[:, tf.newaxis]).numpy()[:, 0]
+    np.testing.assert_allclose(np.exp(log_prob).sum(), 1, rtol=1e-4)
+  parameters = tf.tile(tf.constant([[0.1, -3.0]]), [256, 1])
+  log_prob = distribution.log_prob(parameters, tf.range(256, dtype=tf.float32)[:, tf.newaxis]).numpy()[:, 0]
+  edges = (np.arange(257) - 0.5 - (0.1 * 127.5 + 127.5)) / (127.5 * np.exp(-3.0))
+  cumulative = 1 / (1 + np.exp(-edges))
+  cumulative[0], cumulative[-1] = 0, 1
+  np.testing.assert_allclose(np.exp(log_prob), np.diff(cumulative), atol=1e-6)
+
+
+def test_vimco_bound_and_gradient_by_hand():
+  log_weights = np.array([[0.5], [-1.0], [2.0]])
+  log_q = np.array([[-0.3], [-0.7], [-1.1]])
+  weights = tf.constant(log_weights)
+  q = tf.constant(log_q)
+  with tf.GradientTape() as tape:
+    tape.watch([weights, q])
+    bound, surrogate = vimco_objective(weights, q)
+  w = np.exp(log_weights[:, 0])
+  np.testing.assert_allclose(bound, [np.log(w.mean())], rtol=1e-12)
+  signals = []
+  for s in range(3):
+    others = np.delete(log_weights[:, 0], s)
+    replaced = np.append(np.exp(others), np.exp(others.mean()))
+    signals.append(np.log(w.mean()) - np.log(replaced.mean()))
+  gradient_w, gradient_q = tape.gradient(surrogate, [weights, q])
+  np.testing.assert_allclose(gradient_w[:, 0], w / w.sum(), rtol=1e-12)
+  np.testing.assert_allclose(gradient_q[:, 0], signals, rtol=1e-12)
+
+
+def test_vimco_gradient_is_unbiased():
+  """Against the exact gradient of the expected bound of a one-bit latent, two samples."""
+  logit = 0.4
+  log_joint = np.log([0.7, 0.1])
+
+  def expected_bound(logit):
+    q = np.array([1 / (1 + np.exp(-logit)), 1 / (1 + np.exp(logit))])
+    log_w = log_joint - np.log(q)
+    return sum(q[a] * q[b] * np.log((np.exp(log_w[a]) + np.exp(log_w[b])) / 2) for a in (0, 1) for b in (0, 1))
+
+  exact = (expected_bound(logit + 1e-5) - expected_bound(logit - 1e-5)) / 2e-5
+  draws = (np.random.default_rng(0).random((2, 200_000)) > 1 / (1 + np.exp(-logit))).astype(np.int32)
+  variable = tf.Variable(logit, dtype=tf.float64)
+  with tf.GradientTape() as tape:
+    log_q_both = tf.math.log_sigmoid(tf.stack([variable, -variable]))
+    log_q = tf.gather(log_q_both, draws)
+    log_w = tf.gather(tf.constant(log_joint), draws) - log_q
+    _, surrogate = vimco_objective(log_w, log_q)
+    mean = tf.reduce_mean(surrogate)
+  np.testing.assert_allclose(tape.gradient(mean, variable), exact, atol=5e-3)
+
+
+def test_vimco_with_one_sample_is_refused():
+  with pytest.raises(ValueError, match="num_samples"):
+    VIMCO(None, None, DiscretizedLogistic(), 4, 4, num_samples=1)
