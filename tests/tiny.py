@@ -1,0 +1,47 @@
+"""Configs so small that a whole run takes seconds."""
+
+import importlib
+
+NAMES = ("frames", "photos", "cifar10", "imagenet", "pixelcnn")
+
+
+def config_of(name, variant="small"):
+  """The config of a system."""
+  return importlib.import_module(f"tfvq.configs.{name}").get_config(variant)
+
+
+def tiny(name, folder="", data_dir=""):
+  """A system's `small` config with every size cut down; `folder` holds pictures, `data_dir` a TFDS data set."""
+  config = config_of(name)
+  data = {
+    "frames": {
+      "image_size": 16,
+      "num_train_episodes": 2,
+      "num_held_out_episodes": 1,
+      "train_frames_per_episode": 10,
+      "held_out_frames_per_episode": 6,
+    },
+    "photos": {"image_size": 16, "folder": str(folder), "shorter_side": 64},
+    "cifar10": {"image_size": 16, "data_dir": str(data_dir)},
+    "imagenet": {"image_size": 16, "data_dir": str(data_dir)},
+    "pixelcnn": {
+      "image_size": 8,
+      "scenarios": ("basic", "take_cover"),
+      "num_train_episodes": 1,
+      "num_held_out_episodes": 1,
+      "frames_per_episode": 8,
+    },
+  }
+  config.data.update(data[name])
+  if "autoencoder" in config:
+    config.autoencoder.update(
+      {"hidden_units": 8, "stem_units": 4, "residual_units": 4, "num_embeddings": 16, "embedding_dim": 4}
+    )
+    config.autoencoder.latents_per_position = min(config.autoencoder.latents_per_position, 2)
+    config.autoencoder.num_vimco_samples = 2
+  config.prior.update({"filters": 8, "num_layers": 2, "hidden_units": 16})
+  for settings in config.train.values():
+    settings.update({"steps": 6, "batch_size": 4, "log_every_steps": 2, "checkpoint_seconds": 0.0})
+  config.samples.num = 3
+  config.report.num_images = 2
+  return config

@@ -1,0 +1,247 @@
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.tiny import tiny
+from tfvq.configs import common
+from tfvq.data.arrays import ArraySource
+from tfvq.errors import UserError
+from tfvq.training import evaluation
+from tfvq.training.callbacks import read_curves
+from tfvq.training.muon import ConvMuon
+from tfvq.training.stages import Run, run_stages
+from tfvq.training.training import make_optimizer, train
+from tfvq.training.workdir import Workdir
+
+
+def settings(**changes):
+  return common.training(
+    **{"steps": 12, "batch_size": 4, "learning_rate": 0.01, "log_every_steps": 4, "checkpoint_seconds": 0.0, **changes}
+  )
+
+
+class Line(keras.Model):
+  """y = w x, taught that y is 2 x."""
+
+  def __init__(self, fail_at=None):
+    super().__init__()
+    self.dense = keras.layers.Dense(3)
+    self.dense.build((None, 3))
+    self.fail_at = fail_at
+    self.built = True
+
+  def call(self, x):
+    return self.dense(x)
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    loss = tf.reduce_mean(tf.square(y_pred - 2 * x))
+    if self.fail_at is not None:
+      loss += tf.where(self.optimizer.iterations >= self.fail_at, np.nan, 0.0)
+    return loss
+
+
+def fit(folder, settings, build=Line, **arguments):
+  keras.utils.set_random_seed(0)
+  source = ArraySource({"train": {"x": np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)}})
+  return train(
+    build,
+    lambda step: source.train(settings.batch_size, 0, step).map(lambda batch: batch["x"]),
+    settings,
+    folder,
+    title="line",
+    strategy=tf.distribute.get_strategy(),
+    **arguments,
+  )
+
+
+class Interrupted(Exception):
+  pass
+
+
+def interrupted_fit(folder, settings, step):
+  """A run that ends without a word at a step, as one that is killed."""
+
+  def build():
+    model = Line()
+    train_step = model.train_step
+
+    def counted(data):
+      tf.py_function(lambda: interrupt(int(model.optimizer.iterations)), [], [])
+      return train_step(data)
+
+    def interrupt(done):
+      if done >= step:
+        raise Interrupted
+
+    model.train_step = counted
+    return model
+
+  with pytest.raises(Exception, match="Interrupted"):
+    fit(folder, settings, build)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("step", [1, 6])
+def test_an_interrupted_run_ends_as_one_that_was_not(optimizer, step, tmp_path):
+  chosen = settings(optimizer=optimizer)
+  whole, _ = fit(tmp_path / "whole", chosen)
+  interrupted_fit(tmp_path / "parts", chosen, step)
+  resumed, _ = fit(tmp_path / "parts", chosen)
+  for a, b in zip(
+    whole.weights + whole.optimizer.variables, resumed.weights + resumed.optimizer.variables, strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=a.path)
+  curves = [[row["step"] for row in read_curves(tmp_path / part / "curves.csv")] for part in ("whole", "parts")]
+  assert curves == [[4, 8, 12], [4, 8, 12]]
+
+
+def test_training_that_is_done_is_not_done_again(tmp_path):
+  first, seconds = fit(tmp_path, settings())
+  written = (tmp_path / "checkpoint.keras").stat().st_mtime_ns
+  again, seconds_again = fit(tmp_path, settings())
+  np.testing.assert_array_equal(first.dense.kernel, again.dense.kernel)
+  assert (tmp_path / "checkpoint.keras").stat().st_mtime_ns == written
+  assert seconds_again == pytest.approx(seconds, abs=0.5)
+
+
+def test_prepare_runs_before_the_first_step_only(tmp_path):
+  prepared = []
+  interrupted_fit(tmp_path, settings(), 6)
+  fit(tmp_path, settings(), prepare=prepared.append)
+  assert not prepared
+  fit(tmp_path / "new", settings(), prepare=prepared.append)
+  assert len(prepared) == 1
+
+
+def test_a_lost_loss_stops_the_run_with_all_that_helps(tmp_path):
+  with pytest.raises(UserError, match=r"nan at step 8, learning rate .*checkpoint\.keras; lower the learning rate"):
+    fit(tmp_path, settings(), lambda: Line(fail_at=7))
+  model = Line()
+  model.compile(make_optimizer(settings()))
+  model.optimizer.build(model.trainable_variables)
+  model.load_weights(tmp_path / "checkpoint.keras")
+  assert int(model.optimizer.iterations) == 7 and np.isfinite(model.dense.kernel).all()
+
+
+def test_a_damaged_checkpoint_is_told_in_a_sentence(tmp_path):
+  fit(tmp_path, settings(steps=2))
+  path = tmp_path / "checkpoint.keras"
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(UserError, match=r"checkpoint\.keras is damaged"):
+    fit(tmp_path, settings(steps=4))
+
+
+def test_learning_rate_warms_up_and_decays():
+  chosen = settings(steps=1000, learning_rate=0.5, warmup_steps=100)
+  schedule = make_optimizer(chosen)._learning_rate
+  rates = [float(schedule(step)) for step in (0, 50, 100, 550, 1000)]
+  np.testing.assert_allclose(rates, [0.005, 0.2525, 0.5, 0.25125, 0.0025], rtol=1e-3)
+  constant = make_optimizer(settings(schedule="constant", learning_rate=0.5))
+  assert float(constant.learning_rate) == 0.5
+
+
+def test_muon_updates_of_kernels_are_near_orthogonal(rng):
+  kernel = keras.Variable(np.zeros([3, 3, 4, 8], np.float32), name="kernel")
+  optimizer = ConvMuon(1.0, rms_rate=None, weight_decay=0.0, momentum=0.0)
+  optimizer.apply([tf.constant(rng.normal(size=kernel.shape).astype(np.float32))], [kernel])
+  singular_values = np.linalg.svd(kernel.numpy().reshape(36, 8), compute_uv=False)
+  assert singular_values.min() > 0.6 and singular_values.max() < 1.3
+
+
+@pytest.fixture(scope="module")
+def frames_run(tmp_path_factory):
+  """A tiny run of the frames system, all stages done."""
+  keras.utils.set_random_seed(0)
+  config = tiny("frames")
+  workdir = Workdir(tmp_path_factory.mktemp("frames"), config.to_dict())
+  run = Run(config, workdir, command="python train_main.py --config=frames")
+  run_stages(run, "all")
+  return run
+
+
+def test_a_run_leaves_metrics_and_a_report(frames_run):
+  folder = frames_run.workdir.path
+  metrics = json.loads((folder / "metrics.json").read_text())
+  names = {
+    "reconstruction_psnr_db",
+    "codes_used_fraction",
+    "perplexity",
+    "prior_bits_per_code",
+    "order0_bits_per_code",
+    "xz_bits_per_code",
+    "uniform_bits_per_code",
+  }
+  assert names <= set(metrics) and names == set(metrics["unseen_map"])
+  assert list(metrics["seconds"]) == ["data", "autoencoder", "codes", "prior", "samples", "evaluation"]
+  assert metrics["uniform_bits_per_code"] == 4
+  report = (folder / "report.html").read_text()
+  assert "python train_main.py --config=frames" in report and "bits per code, prior" in report
+  assert not re.search(r'(src|href)="(?!data:)', report), "the report needs a file beside it"
+  assert report.count("data:image/png") == 6
+
+
+def test_metrics_are_those_of_the_models_in_the_workdir(frames_run):
+  metrics = json.loads((frames_run.workdir.path / "metrics.json").read_text())
+  images = frames_run.task.source.splits["held_out"]["image"]
+  model = keras.saving.load_model(frames_run.workdir.folder("autoencoder") / "checkpoint.keras", compile=False)
+  error = images.astype(np.float64) - np.clip(np.round(model.reconstruct(images)), 0, 255)
+  np.testing.assert_allclose(metrics["reconstruction_psnr_db"], 10 * np.log10(255**2 / np.mean(error**2)), rtol=1e-3)
+  codes = frames_run.values.splits["held_out"]["codes"]
+  np.testing.assert_array_equal(codes, model.encode(images))
+  prior = keras.saving.load_model(frames_run.workdir.folder("prior") / "checkpoint.keras", compile=False)
+  bits = -float(tf.reduce_sum(prior.log_prob(codes))) / codes.size / np.log(2)
+  np.testing.assert_allclose(metrics["prior_bits_per_code"], bits, rtol=1e-4)
+
+
+def test_a_finished_run_is_skipped(frames_run, capsys):
+  before = {path: path.stat().st_mtime_ns for path in frames_run.workdir.path.rglob("*")}
+  run_stages(Run(frames_run.config, frames_run.workdir, command=""), "all")
+  assert {path: path.stat().st_mtime_ns for path in frames_run.workdir.path.rglob("*")} == before
+  output = capsys.readouterr().out
+  assert output.count("done already") == 6 and "report.html" in output
+
+
+def test_samples_are_the_decoded_draws_of_the_prior(frames_run):
+  with np.load(frames_run.workdir.folder("samples") / "samples.npz") as samples:
+    values, images = samples["values"], samples["images"]
+  assert values.shape == (3, 4, 4) and images.shape == (3, 16, 16, 3)
+  np.testing.assert_array_equal(images, evaluation.to_uint8(frames_run.autoencoder.decode(values)))
+
+
+def test_the_prior_refuses_codes_of_another_autoencoder(frames_run, tmp_path):
+  import shutil
+
+  shutil.copytree(frames_run.workdir.path, tmp_path / "run")
+  workdir = Workdir(tmp_path / "run", frames_run.config.to_dict())
+  workdir.clear("prior")
+  with open(workdir.folder("autoencoder") / "checkpoint.keras", "ab") as file:
+    file.write(b"changed")
+  with pytest.raises(UserError, match="another autoencoder"):
+    run_stages(Run(frames_run.config, workdir, command=""), "prior")
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_fields_named(tmp_path):
+  Workdir(tmp_path, {"a": {"b": 1, "c": (2, 3)}, "d": 4})
+  Workdir(tmp_path, {"a": {"b": 1, "c": (2, 3)}, "d": 4})
+  with pytest.raises(UserError, match=r"\(a\.b was 1 and is 2, d was 4 and is 5\)"):
+    Workdir(tmp_path, {"a": {"b": 2, "c": (2, 3)}, "d": 5})
+
+
+def test_code_statistics_by_hand():
+  codes = np.repeat(np.arange(4), 1000).reshape(4, 1000)
+  statistics = evaluation.code_statistics(codes, 8)
+  assert statistics["codes_used_fraction"] == 0.5
+  assert statistics["perplexity"] == pytest.approx(4)
+  assert statistics["order0_bits_per_code"] == pytest.approx(2)
+  assert statistics["uniform_bits_per_code"] == 3
+  assert 0 < statistics["xz_bits_per_code"] < 0.5
+
+
+def test_psnr_by_hand_weighs_all_values_alike_and_rounds():
+  batches = [np.full([3, 2], 100, np.uint8), np.full([1, 2], 200, np.uint8)]
+  psnr = evaluation.psnr_db(batches, lambda x: x.astype(np.float32) + np.where(x > 150, 4.0, 0.4))
+  assert psnr == pytest.approx(10 * np.log10(255**2 / (16 * 2 / 8)))
