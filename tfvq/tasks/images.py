@@ -1,13 +1,14 @@
 """Images: frames, photographs, CIFAR-10, ImageNet, and PixelCNN on pixels. What differs between them is the data."""
 
+import functools
+import pathlib
+
 import numpy as np
 from ml_collections import ConfigDict
 
 from tfvq import models
-from tfvq.data.arrays import ArraySource
 from tfvq.data.image_sources import open_image_source
 from tfvq.layers import VectorQuantizer
-from tfvq.training.workdir import Workdir
 
 
 class ImageTask:
@@ -15,13 +16,12 @@ class ImageTask:
 
   Args:
     config: A config with `data`, and `autoencoder`, `prior` or both.
-    workdir: Where prepared data are kept.
+    data_folder: Where data that are dear to make are kept.
   """
 
-  def __init__(self, config: ConfigDict, workdir: Workdir):
+  def __init__(self, config: ConfigDict, data_folder: pathlib.Path):
     self.config = config
-    self.workdir = workdir
-    self._source = None
+    self.data_folder = data_folder
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -32,17 +32,10 @@ class ImageTask:
       return ("data", "autoencoder", "evaluation")
     return ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
 
-  def prepare_data(self) -> None:
-    """Collects or reads the data, and keeps what is dear to make in the workdir's folder `data`."""
-    self._source = open_image_source(self.config.data, self.workdir.folder("data"), self.config.seed)
-
-  @property
-  def source(self) -> ArraySource:
-    """Batches of {"image": uint8 [B, H, W, channels], "label": int32 [B]}; labels where the data have them."""
-    if self._source is None:
-      self.workdir.require("data")
-      self.prepare_data()
-    return self._source
+  @functools.cached_property
+  def source(self):
+    """The data set, see `tfvq.data.image_sources`; collected or fetched on first use."""
+    return open_image_source(self.config.data, self.data_folder, self.config.seed)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

@@ -39,7 +39,7 @@ class Run:
     keras.utils.set_random_seed(self.config.seed)
     keras.config.set_dtype_policy(self.config.precision)
     self.strategy = make_strategy(self.config.strategy)
-    self.task = ImageTask(self.config, self.workdir)
+    self.task = ImageTask(self.config, self.workdir.folder("data"))
 
   @property
   def has_codes(self) -> bool:
@@ -99,6 +99,8 @@ def run_stages(run: Run, stage: str) -> None:
     if run.workdir.is_done(name):
       print(f"{name}: done already, skipped (delete {run.workdir.folder(name)} to do it again)")
       continue
+    if name != "data":
+      run.workdir.require("data")
     with run.workdir.running(name) as facts:
       _STAGES[name](run, facts)
   if run.workdir.is_done("evaluation"):
@@ -106,7 +108,7 @@ def run_stages(run: Run, stage: str) -> None:
 
 
 def _data(run, facts):
-  run.task.prepare_data()
+  facts["num_examples"] = {split: run.task.source.num_examples(split) for split in run.task.source.split_names}
 
 
 def _autoencoder(run, facts):

@@ -1,0 +1,54 @@
+"""Sampling of code grids: cached beside naive with the same network, and beside TensorFlow Probability's PixelCNN.
+
+pip install -r benchmarks/requirements.txt
+python -m benchmarks.sampling
+"""
+
+import os
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from benchmarks.timing import medians, report
+from tfvq.models import PixelCNN, grid_noise_shape, gumbel_noise, sample_grid, sample_grid_naive
+
+BATCH_SIZE = 16
+
+
+def sampler(model, sample, jit_compile=False):
+  """A function of no argument that draws a batch."""
+  noise = gumbel_noise(0, grid_noise_shape(model, BATCH_SIZE))
+  compiled = tf.function(lambda noise: sample(model, noise), jit_compile=jit_compile)
+  return lambda: compiled(noise)
+
+
+def main():
+  prior = PixelCNN(512, (21, 21), filters=64, num_layers=8)
+  functions = {
+    "naive": sampler(prior, sample_grid_naive),
+    "cached": sampler(prior, sample_grid),
+    "cached, XLA": sampler(prior, sample_grid, jit_compile=True),
+  }
+  title = f"{BATCH_SIZE} grids of 21x21, K=512, {prior.count_params():,} parameters"
+  report(title, medians(functions, rounds=3), "naive", BATCH_SIZE, "grids")
+
+  peer = tfp.distributions.PixelCNN(image_shape=(16, 16, 1), num_filters=64, num_resnet=5, num_hierarchies=1)
+  peer_sample = tf.function(lambda: peer.sample(BATCH_SIZE, seed=0))
+  peer.log_prob(np.zeros([1, 16, 16, 1], np.float32))
+  peer_parameters = sum(int(np.prod(variable.shape)) for variable in peer.trainable_variables)
+  own = PixelCNN(256, (16, 16), filters=96, num_layers=10, ordinal=True)
+  functions = {
+    "TensorFlow Probability": peer_sample,
+    "cached": sampler(own, sample_grid),
+    "cached, XLA": sampler(own, sample_grid, jit_compile=True),
+  }
+  title = f"{BATCH_SIZE} grids of 16x16; parameters: TFP {peer_parameters:,}, tfvq {own.count_params():,}"
+  report(title, medians(functions, rounds=3), "TensorFlow Probability", BATCH_SIZE, "grids")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,26 @@
+"""Times as medians, taken in turns, so that what else the machine does falls on all alike."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+
+def medians(functions: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
+  """Median seconds of each function, called in turns after one call each to warm up."""
+  for function in functions.values():
+    function()
+  seconds = {name: [] for name in functions}
+  for _ in range(rounds):
+    for name, function in functions.items():
+      began_at = time.perf_counter()
+      function()
+      seconds[name].append(time.perf_counter() - began_at)
+  return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def report(title: str, seconds: dict[str, float], baseline: str, per_call: float, unit: str) -> None:
+  """Prints a line per function: seconds, speed, and speed relative to the baseline."""
+  print(title)
+  for name, value in seconds.items():
+    print(f"  {name:32s} {value:9.4f} s {per_call / value:14,.0f} {unit}/s {seconds[baseline] / value:8.1f} x")

@@ -1,0 +1,158 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from tests.tiny import NAMES, config_of, tiny
+from tfvq.data.image_sources import ImageArrays, open_image_source
+from tfvq.data.tfds_images import TfdsImages
+from tfvq.errors import UserError
+from tfvq.training.stages import Run, run_stages
+from tfvq.training.training import make_optimizer
+from tfvq.training.validation import validate
+from tfvq.training.workdir import Workdir
+
+
+@pytest.fixture
+def pictures(tmp_path, rng):
+  folder = tmp_path / "pictures"
+  folder.mkdir()
+  for index in range(30):
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(folder / f"{index}.png")
+  return folder
+
+
+def run(config, tmp_path):
+  workdir = Workdir(tmp_path / "run", config.to_dict())
+  with tfds.testing.mock_data(num_examples=12):
+    run_stages(Run(config, workdir, command=""), "all")
+  return json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "frames"])
+def test_a_tiny_version_runs_through_every_stage(name, tmp_path, pictures):
+  metrics = run(tiny(name, folder=pictures), tmp_path)
+  figure = "bits_per_dim" if name == "pixelcnn" else "prior_bits_per_code"
+  assert 0 < metrics[figure] < 12
+  assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bottleneck", ["vq", "gaussian", "vimco"])
+def test_each_row_of_the_likelihood_table_gives_its_figure(bottleneck, tmp_path):
+  config = tiny("cifar10")
+  config.autoencoder.bottleneck = bottleneck
+  assert 0 < run(config, tmp_path)["autoencoder_bits_per_dim"] < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codebook_update", ["moving_average", "loss"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_codebook_updates_and_precisions(codebook_update, precision, tmp_path):
+  config = tiny("frames")
+  config.autoencoder.codebook_update = codebook_update
+  config.precision = precision
+  assert run(config, tmp_path)["reconstruction_psnr_db"] > 5
+
+
+def source_like(config):
+  """Two random images of a config's size, and its number of classes."""
+  size = config.data.image_size
+  images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3)).astype(np.uint8)
+  arrays = {"image": images, "label": np.zeros(4, np.int32)}
+  return ImageArrays({"train": arrays, "held_out": arrays}, num_classes=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_paper_config_builds_and_takes_a_step(name, tmp_path, capsys):
+  config = config_of(name, "paper")
+  validate(config)
+  task = Run(config, Workdir(tmp_path, config.to_dict()), command="").task
+  task.source = source_like(config)
+  images = task.source.splits["train"]["image"][:2]
+  sizes = {}
+  values, num_values, grid_shape = images, 256, task.image_shape
+  if "autoencoder" in config:
+    model = task.build_autoencoder()
+    fit_one_step(model, config.train.autoencoder, images)
+    sizes["autoencoder"] = model.count_params()
+    values, num_values = model.encode(images), config.autoencoder.num_embeddings
+    grid_shape = tuple(values.shape[1:])
+  prior = task.build_prior(num_values, grid_shape, task.source.num_classes)
+  fit_one_step(
+    prior, config.train.prior, ((values, np.zeros(2, np.int32)),) if config.prior.class_conditional else values
+  )
+  sizes["prior"] = prior.count_params()
+  with capsys.disabled():
+    print(f"\n{name}:paper parameters: " + ", ".join(f"{part} {number:,}" for part, number in sizes.items()))
+
+
+def fit_one_step(model, settings, x):
+  model.compile(make_optimizer(settings))
+  before = [weight.numpy() for weight in model.trainable_weights[:3]]
+  history = model.fit(tf.data.Dataset.from_tensors(x), verbose=0, shuffle=False).history
+  assert np.isfinite(history["loss"]).all()
+  assert any(np.any(a != b.numpy()) for a, b in zip(before, model.trainable_weights[:3], strict=True))
+
+
+def test_tfds_images_are_cropped_resized_and_labelled():
+  with tfds.testing.mock_data(num_examples=5):
+    source = TfdsImages("imagenet2012", "validation", 16)
+    assert source.image_shape == (16, 16, 3) and source.num_classes == 1000
+    assert source.num_examples("held_out") == 5
+    batches = list(source.batches("held_out", 2))
+    assert [batch["image"].shape[0] for batch in batches] == [2, 2, 1]
+    batch = next(iter(source.train(3, seed=0)))
+    assert batch["image"].shape == (3, 16, 16, 3) and batch["image"].dtype == tf.uint8
+    assert batch["label"].shape == (3,) and batch["label"].dtype == tf.int32
+    assert source.examples("train", 2).shape == (2, 16, 16, 3)
+
+
+def test_a_data_set_that_cannot_be_had_is_told_in_a_sentence(tmp_path):
+  with pytest.raises(UserError, match="data set nonesuch is not in"):
+    TfdsImages("nonesuch", "test", 16, str(tmp_path))
+
+
+def test_scenarios_are_classes(tmp_path):
+  source = open_image_source(tiny("pixelcnn").data, tmp_path, seed=0)
+  assert source.num_classes == 2
+  np.testing.assert_array_equal(source.splits["train"]["label"], [0] * 8 + [1] * 8)
+  again = open_image_source(tiny("pixelcnn").data, tmp_path, seed=0)
+  np.testing.assert_array_equal(again.splits["train"]["image"], source.splits["train"]["image"])
+  (tmp_path / "train.npz").write_bytes(b"broken")
+  with pytest.raises(UserError, match=r"train\.npz is damaged"):
+    open_image_source(tiny("pixelcnn").data, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("variant", ["small", "paper"])
+def test_every_config_is_valid_and_says_how_to_run_it(name, variant):
+  validate(config_of(name, variant))
+  doc = __import__(f"tfvq.configs.{name}", fromlist=["x"]).__doc__
+  assert f"--config=tfvq/configs/{name}.py" in doc and "arXiv" in doc
+
+
+def test_two_replicas_train_as_one(two_replicas, tmp_path):
+  """The whole autoencoder under a strategy: the same codebook and losses as without one."""
+  images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3)).astype(np.uint8)
+  config = tiny("frames")
+  results = []
+  for strategy in (tf.distribute.get_strategy(), two_replicas):
+    keras.utils.set_random_seed(0)
+    task = Run(config, Workdir(tmp_path, config.to_dict()), command="").task
+    task.source = ImageArrays({"train": {"image": images}})
+    with strategy.scope():
+      model = task.build_autoencoder()
+      model.compile(keras.optimizers.SGD(0.05))
+    history = model.fit(
+      tf.data.Dataset.from_tensor_slices(images).batch(16), epochs=2, verbose=0, shuffle=False
+    ).history
+    results.append((history["loss"], model.quantizer.codebook.numpy()))
+  np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-3)
+  np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-3, atol=1e-5)

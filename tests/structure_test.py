@@ -1,0 +1,75 @@
+import ast
+import doctest
+import importlib
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+LAYERS = ("errors", "files", "ops", "layers", "models", "data", "tasks", "training")
+
+
+def imported_modules(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_each_layer_imports_only_those_before_it(layer):
+  above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"configs"}
+  files = [ROOT / "tfvq" / f"{layer}.py"] if layer in ("errors", "files") else (ROOT / "tfvq" / layer).rglob("*.py")
+  for path in files:
+    for module in imported_modules(path):
+      parts = module.split(".")
+      assert parts[0] != "export", f"{path} imports {module}"
+      assert not (parts[0] == "tfvq" and len(parts) > 1 and parts[1] in above), f"{path} imports {module}"
+
+
+def test_configs_import_nothing_heavy():
+  for path in (ROOT / "tfvq" / "configs").glob("*.py"):
+    assert set(imported_modules(path)).isdisjoint({"tensorflow", "keras", "numpy"}), path
+
+
+MODULES = [
+  ".".join(path.relative_to(ROOT).with_suffix("").parts)
+  for path in sorted((ROOT / "tfvq").rglob("*.py"))
+  if ">>>" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+  import numpy as np
+  import tensorflow as tf
+
+  import tfvq.layers
+  import tfvq.models
+
+  names = {**vars(tfvq.layers), **vars(tfvq.models), "np": np, "tf": tf}
+  result = doctest.testmod(importlib.import_module(name), extraglobs=names)
+  assert result.attempted and not result.failed
+
+
+def test_the_readmes_python_runs():
+  blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+  assert blocks
+  for block in blocks:
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_readmes_files_exist():
+  text = (ROOT / "README.md").read_text()
+  for name in re.findall(r"`((?:tfvq|docs|benchmarks|tests)/[\w/.]+)`", text) + re.findall(r"\]\(([\w/.]+)\)", text):
+    assert (ROOT / name).exists(), name
+
+
+def test_build_names_every_requirement():
+  build = (ROOT / "BUILD").read_text()
+  named = set(re.findall(r'requirement\("([\w-]+)"\)', build))
+  lines = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-dev.txt").read_text()
+  required = {name.lower().replace("_", "-") for name in re.findall(r"^([\w-]+)==", lines, flags=re.MULTILINE)}
+  assert named <= required
