@@ -1,5 +1,6 @@
+import itertools
 import pathlib
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -11,21 +12,12 @@ from tests.tiny import NAMES, tiny
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def start(*args, **options):
-  return subprocess.Popen(
-    [sys.executable, "train_main.py", *args],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    **options,
-  )
-
-
 def run(*args):
-  process = start(*args)
-  output, _ = process.communicate(timeout=300)
-  return process.returncode, output
+  command = [sys.executable, "train_main.py", *args]
+  process = subprocess.run(
+    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+  )
+  return process.returncode, process.stdout
 
 
 FRAMES = "--config=tfvq/configs/frames.py"
@@ -43,7 +35,7 @@ FRAMES = "--config=tfvq/configs/frames.py"
     ((FRAMES, "--config.data.image_size=83"), "config.data.image_size is 83, which the encoder's total stride of 4"),
     ((FRAMES, "--config.train.prior.optimizer=sgd"), "choose one of adam, muon"),
     ((FRAMES + ":tiny",), "no variant 'tiny' of this config; choose small or paper"),
-    ((FRAMES, "--stage=prior"), "no finished stage `autoencoder`"),
+    ((FRAMES, "--stage=prior"), "no finished stage `data`"),
     ((FRAMES, "--stage=dessert"), "no stage 'dessert'; choose one of all, data"),
     (("--config=tfvq/configs/nothing.py",), "nothing.py"),
     ((FRAMES, "--bogus"), "bogus"),
@@ -81,33 +73,53 @@ def flags_of(config):
   return [f"--config.{name}={text(value)}" for name, value in fields(config)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["data", "autoencoder", "codes", "prior", "samples", "evaluation"])
-def test_a_run_killed_in_any_stage_goes_on(stage, tmp_path):
+STAGES = ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
+
+
+def long_enough_to_kill(workdir):
+  """The command of a run whose trainings take some seconds."""
   config = tiny("frames")
   for settings in config.train.values():
-    settings.steps = 60
-  command = ["--config=tfvq/configs/frames.py:small", f"--workdir={tmp_path}", *flags_of(config)]
-  for earlier in ("data", "autoencoder", "codes", "prior", "samples", "evaluation"):
-    if earlier == stage:
+    settings.steps = 200
+    settings.checkpoint_seconds = 1.0
+  return ["--config=tfvq/configs/frames.py:small", f"--workdir={workdir}", *flags_of(config)]
+
+
+@pytest.fixture(scope="module")
+def workdir_before(tmp_path_factory):
+  """For each stage, a workdir in which all stages before it are done."""
+  folder = tmp_path_factory.mktemp("stages")
+  workdirs = {}
+  for stage, following in itertools.pairwise(STAGES):
+    returncode, output = run(*long_enough_to_kill(folder / "run"), f"--stage={stage}")
+    assert returncode == 0, output
+    workdirs[following] = shutil.copytree(folder / "run", folder / following)
+  return workdirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_in_any_stage_goes_on(stage, workdir_before, tmp_path):
+  workdir = tmp_path / "run"
+  if stage in workdir_before:
+    shutil.copytree(workdir_before[stage], workdir)
+  command = [sys.executable, "train_main.py", *long_enough_to_kill(workdir)]
+  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  checkpoint = workdir / stage / "checkpoint.keras"
+  # A training is killed once it has something to lose, another stage once it has begun.
+  while process.poll() is None:
+    if checkpoint.exists() if stage in ("autoencoder", "prior") else (workdir / stage).exists():
       break
-    assert run(*command, f"--stage={earlier}")[0] == 0
-  process = start(*command, start_new_session=True)
-  trained = tmp_path / stage / "checkpoint.keras"
-  deadline = time.monotonic() + 120
-  while process.poll() is None and time.monotonic() < deadline:
-    begun = trained.exists() if stage in ("autoencoder", "prior") else (tmp_path / stage).exists()
-    if begun or (stage == "evaluation" and (tmp_path / "metrics.json").exists()):
-      break
-    time.sleep(0.01)
-  assert process.poll() is None, process.communicate()[0]
-  process.send_signal(signal.SIGKILL)
+    time.sleep(0.005)
+  assert process.poll() is None, "the run ended by itself"
+  process.kill()
   process.wait()
-  returncode, output = run(*command)
+  assert not (workdir / stage / "done.json").exists(), "the stage had ended: nothing was tested"
+  returncode, output = run(*long_enough_to_kill(workdir))
   assert returncode == 0, output
-  assert "report.html" in output and (tmp_path / "report.html").exists()
-  if trained.exists():
-    assert "| 0/60" not in output, "training began from the start"
+  assert (workdir / "report.html").exists()
+  if checkpoint.exists():
+    assert " 0/200 " not in output, "training began from the start"
 
 
 @pytest.mark.slow

@@ -20,12 +20,12 @@ def get_config(variant=None):
 def small():
   config = paper()
   config.autoencoder = common.autoencoder(
-    hidden_units=64, stem_units=32, residual_units=32, num_encoder_blocks=0, embedding_dim=16
+    hidden_units=64, stem_units=32, residual_units=32, num_encoder_blocks=0, embedding_dim=16, decay=0.97
   )
   config.prior = common.pixelcnn(
     filters=32, num_layers=8, kernel_size=3, hidden_units=128, dropout=0.0, class_conditional=True
   )
-  config.train.autoencoder = common.training(steps=10_000, batch_size=8, learning_rate=1e-2, optimizer="muon")
+  config.train.autoencoder = common.training(steps=10_000, batch_size=8, learning_rate=4e-3, optimizer="muon")
   config.train.prior = common.training(steps=10_000, batch_size=8, learning_rate=2e-2, optimizer="muon")
   return config
 

@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
+import threading
 
 import numpy as np
 from PIL import Image
@@ -67,11 +68,21 @@ def collect(
   # A fresh interpreter per worker: forking a process that holds TensorFlow's threads can hang.
   context = multiprocessing.get_context("spawn")
   episodes = []
-  with concurrent.futures.ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+  with concurrent.futures.ProcessPoolExecutor(num_processes, context, _end_with_parent) as pool:
     for played in pool.map(_play_episode, jobs):
       episodes.append(played)
       progress()
   return {key: np.concatenate([episode[key] for episode in episodes]) for key in episodes[0]}
+
+
+def _end_with_parent():
+  """Lets a worker end when the process that started it is killed; it would wait for work for ever."""
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def _scenario_path(scenario):
