@@ -45,7 +45,7 @@ class TfdsImages:
 
   def num_examples(self, split: str) -> int:
     """Examples in a split."""
-    return self._builder.info.splits[self._splits[split]].num_examples
+    return int(self._builder.as_dataset(split=self._splits[split]).cardinality())
 
   def train(self, batch_size: int, seed: int, start_step: int = 0) -> tf.data.Dataset:
     """Shuffled batches without end; a run resumed at another step goes on in another random order."""

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfvq.ops.distributed import share_of_loss
+
 
 class Reconstruction(NamedTuple):
   """What an autoencoder's `call` returns."""
@@ -39,7 +41,7 @@ class Autoencoder(keras.Model):
     del y, sample_weight
     log_prob = self.distribution.log_prob(y_pred.parameters, tf.cast(x, y_pred.parameters.dtype))
     self.update_metrics(x, y_pred.parameters, tf.reduce_mean(log_prob), y_pred.latent_nats)
-    return -tf.reduce_mean(log_prob) + sum(self.losses)
+    return share_of_loss(-tf.reduce_mean(log_prob) + sum(self.losses))
 
   def update_metrics(self, x, parameters, log_prob_per_value, latent_nats):
     """Counts a batch: log p(x | z) in nats per data value, and the latents' cost in nats per datum."""

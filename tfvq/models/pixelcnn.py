@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfvq.layers.categorical_head import CategoricalHead
 from tfvq.layers.gated_block import GatedBlock
+from tfvq.ops.distributed import share_of_loss
 
 
 class PixelCNNState(NamedTuple):
@@ -214,7 +215,7 @@ class PixelCNN(keras.Model):
     logits = y_pred if len(self.grid_shape) == 3 else y_pred[..., tf.newaxis, :]
     nll_nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=x, logits=logits)
     self._bits_per_dim.update_state(nll_nats / np.log(2))
-    return tf.reduce_mean(nll_nats)
+    return share_of_loss(tf.reduce_mean(nll_nats))
 
   def get_config(self):
     return {

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.models.autoencoder import Autoencoder, Reconstruction
+from tfvq.ops.distributed import share_of_loss
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -69,7 +70,7 @@ class VIMCO(Autoencoder):
     bound, surrogate = vimco_objective(log_weights, latent_nats)
     parameters = parameters[: tf.shape(x)[0]]  # the first sample of each datum stands for all in the PSNR
     self.update_metrics(x, parameters, tf.reduce_mean(bound) / num_values, tf.constant(0.0))
-    return -tf.reduce_mean(surrogate) / num_values
+    return share_of_loss(-tf.reduce_mean(surrogate) / num_values)
 
   def encode(self, x) -> tf.Tensor:
     """Most probable codes, int32 [B, ...]."""

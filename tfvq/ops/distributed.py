@@ -9,6 +9,11 @@ def num_replicas() -> int:
   return 1 if context is None else context.num_replicas_in_sync
 
 
+def share_of_loss(loss: tf.Tensor) -> tf.Tensor:
+  """A replica's mean loss as its share in the global batch's: Keras adds up the gradients of all replicas."""
+  return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def one_hot_replica(value: tf.Tensor) -> tf.Tensor:
   """A scalar at this replica's place in a vector of zeros [num_replicas]; summed over replicas it holds every one's."""
   if num_replicas() == 1:
