@@ -52,13 +52,13 @@ class TfdsImages:
     import tensorflow_datasets as tfds
 
     read_config = tfds.ReadConfig(shuffle_seed=seed + start_step)
-    examples = self._builder.as_dataset("train", shuffle_files=True, read_config=read_config).repeat()
+    examples = self._builder.as_dataset(split="train", shuffle_files=True, read_config=read_config).repeat()
     examples = examples.shuffle(min(_SHUFFLE_BUFFER, self.num_examples("train")), seed=seed + start_step)
     return self._batched(examples, batch_size, drop_remainder=True)
 
   def batches(self, split: str, batch_size: int) -> tf.data.Dataset:
     """All examples of a split in order, once; the last batch may be smaller."""
-    return self._batched(self._builder.as_dataset(self._splits[split]), batch_size, drop_remainder=False)
+    return self._batched(self._builder.as_dataset(split=self._splits[split]), batch_size, drop_remainder=False)
 
   def examples(self, split: str, num: int) -> np.ndarray:
     """The first images of a split, uint8 [num, H, W, 3]."""
