@@ -107,10 +107,10 @@ def test_a_run_killed_in_any_stage_goes_on(stage, workdir_before, tmp_path):
   command = [sys.executable, "train_main.py", *long_enough_to_kill(workdir)]
   process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   checkpoint = workdir / stage / "checkpoint.keras"
-  # A training is killed once it has something to lose, another stage once it has begun.
-  while process.poll() is None:
-    if checkpoint.exists() if stage in ("autoencoder", "prior") else (workdir / stage).exists():
-      break
+  # A training is killed once it has something to lose, another stage once it has begun to write.
+  signs = {"autoencoder": checkpoint, "prior": checkpoint, "evaluation": workdir / "metrics.json"}
+  sign = signs.get(stage, workdir / stage)
+  while process.poll() is None and not sign.exists():
     time.sleep(0.005)
   assert process.poll() is None, "the run ended by itself"
   process.kill()
