@@ -5,8 +5,8 @@ DeepMind Lab.
 
   python train_main.py --config=tfvq/configs/frames.py:small --workdir=runs/frames
 
-`small` (default) takes about ten minutes on two cores and reaches some 32 dB on held-out episodes; `paper` has the
-paper's layer sizes and wants an accelerator. The paper shows samples and gives no figure.
+`small` (default) takes minutes on two cores; docs/RESULTS.md tells what it reaches. `paper` has the paper's layer sizes
+and wants an accelerator. The paper shows samples and gives no figure.
 """
 
 from ml_collections import ConfigDict
