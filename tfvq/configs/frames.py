@@ -5,7 +5,7 @@ DeepMind Lab.
 
   python train_main.py --config=tfvq/configs/frames.py:small --workdir=runs/frames
 
-`small` (default) takes minutes on two cores; docs/RESULTS.md tells what it reaches. `paper` has the paper's layer sizes
+`small` (default) is for two cores; docs/RESULTS.md tells what it reaches. `paper` has the paper's layer sizes
 and wants an accelerator. The paper shows samples and gives no figure.
 """
 

@@ -6,8 +6,8 @@ wallpapers, or one's own:
   python train_main.py --config=tfvq/configs/photos.py:small --workdir=runs/photos
   python train_main.py --config=tfvq/configs/photos.py:small --workdir=runs/mine --config.data.folder=$HOME/Pictures
 
-`small` (default) takes about a quarter of an hour on two cores; `paper` has the paper's layer sizes. The paper shows
-reconstructions and gives no figure.
+`small` (default) is for two cores; `paper` has the paper's layer sizes. The paper shows reconstructions and gives no
+figure.
 """
 
 from ml_collections import ConfigDict
