@@ -6,7 +6,8 @@ python -m benchmarks.lookup
 
 import multiprocessing
 import os
-import resource
+import pathlib
+import re
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -58,9 +59,15 @@ def _extra_memory(make, num_embeddings, num_vectors, queue):
   _, small = make(num_embeddings, z_e[:8])
   small()
   _, evaluate = make(num_embeddings, z_e)
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  before = _peak_mib()
   evaluate()
-  queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+  queue.put(_peak_mib() - before)
+
+
+def _peak_mib():
+  """Peak memory of this process in MiB; `getrusage` would tell the parent's if that is higher."""
+  status = pathlib.Path("/proc/self/status").read_text()
+  return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
 
 def main():

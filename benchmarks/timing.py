@@ -6,16 +6,23 @@ from collections.abc import Callable
 import numpy as np
 
 
-def medians(functions: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
-  """Median seconds of each function, called in turns after one call each to warm up."""
+def medians(functions: dict[str, Callable[[], object]], rounds: int = 7, calls: int = 1) -> dict[str, float]:
+  """Median seconds of a call of each function, after one call each to warm up.
+
+  Args:
+    functions: What to call, by name.
+    rounds: How often each has its turn.
+    calls: Calls in a turn; many for short functions, since threads of the one before spin on for milliseconds.
+  """
   for function in functions.values():
     function()
   seconds = {name: [] for name in functions}
   for _ in range(rounds):
     for name, function in functions.items():
-      began_at = time.perf_counter()
-      function()
-      seconds[name].append(time.perf_counter() - began_at)
+      for _ in range(calls):
+        began_at = time.perf_counter()
+        function()
+        seconds[name].append(time.perf_counter() - began_at)
   return {name: float(np.median(values)) for name, values in seconds.items()}
 
 

@@ -21,8 +21,9 @@ from tfvq.models import VQVAE, FixedVarianceGaussian, image_decoder, image_encod
 SIZE, HIDDEN, STEM, RESIDUAL, DIM, CODES = 84, 64, 32, 32, 16, 512
 
 
-def tfvq_step(images):
-  """A compiled Keras training step."""
+def tfvq_step(images, precision="float32"):
+  """A compiled Keras training step under a dtype policy."""
+  keras.config.set_dtype_policy(precision)
   sizes = {"hidden_units": HIDDEN, "stem_units": STEM, "residual_units": RESIDUAL, "embedding_dim": DIM}
   shape = (SIZE, SIZE, 3)
   model = VQVAE(
@@ -106,7 +107,8 @@ def main():
   for batch_size in (8, 32):
     images = np.random.default_rng(0).integers(0, 256, (batch_size, SIZE, SIZE, 3)).astype(np.uint8)
     (ours, num_ours), (peer, num_peer) = tfvq_step(images), torch_step(images)
-    seconds = medians({"PyTorch": peer, "tfvq": ours}, rounds=21)
+    functions = {"PyTorch": peer, "tfvq": ours, "tfvq, bfloat16 products": tfvq_step(images, "mixed_bfloat16")[0]}
+    seconds = medians(functions, rounds=8, calls=10)
     title = f"training step, batch {batch_size}; parameters: PyTorch {num_peer:,}, tfvq {num_ours:,}"
     report(title, seconds, "PyTorch", batch_size, "frames")
 

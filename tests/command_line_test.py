@@ -1,7 +1,5 @@
-import itertools
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -77,50 +75,38 @@ def flags_of(config):
 STAGES = ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
 
 
-def long_enough_to_kill(workdir):
-  """The command of a run whose trainings take some seconds."""
+def wait_and_kill(command, log, sign):
+  """Starts a run, kills it as soon as the file `sign` exists, and returns what it printed."""
+  with open(log, "w") as file:
+    process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    while process.poll() is None and not sign.exists():
+      time.sleep(0.005)
+    process.kill()
+    process.wait()
+  return log.read_text()
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_goes_on(tmp_path):
   config = tiny("frames")
   for settings in config.train.values():
     settings.steps = 200
     settings.checkpoint_seconds = 1.0
-  return ["--config=tfvq/configs/frames.py:small", f"--workdir={workdir}", *flags_of(config)]
-
-
-@pytest.fixture(scope="module")
-def workdir_before(tmp_path_factory):
-  """For each stage, a workdir in which all stages before it are done."""
-  folder = tmp_path_factory.mktemp("stages")
-  workdirs = {}
-  for stage, following in itertools.pairwise(STAGES):
-    returncode, output = run(*long_enough_to_kill(folder / "run"), f"--stage={stage}")
-    assert returncode == 0, output
-    workdirs[following] = shutil.copytree(folder / "run", folder / following)
-  return workdirs
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES[:-1])
-def test_a_run_killed_in_any_stage_goes_on(stage, workdir_before, tmp_path):
   workdir = tmp_path / "run"
-  if stage in workdir_before:
-    shutil.copytree(workdir_before[stage], workdir)
-  command = [sys.executable, "train_main.py", *long_enough_to_kill(workdir)]
-  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  checkpoint = workdir / stage / "checkpoint.keras"
+  arguments = [f"{FRAMES}:small", f"--workdir={workdir}", *flags_of(config)]
   # A training is killed once it has something to lose, another stage once it has begun to write.
-  signs = {"autoencoder": checkpoint, "prior": checkpoint, "evaluation": workdir / "metrics.json"}
-  sign = signs.get(stage, workdir / stage)
-  while process.poll() is None and not sign.exists():
-    time.sleep(0.005)
-  assert process.poll() is None, "the run ended by itself"
-  process.kill()
-  process.wait()
-  assert not (workdir / stage / "done.json").exists(), "the stage had ended: nothing was tested"
-  returncode, output = run(*long_enough_to_kill(workdir))
+  signs = dict.fromkeys(("autoencoder", "prior"), "checkpoint.keras") | {"evaluation": "../metrics.json"}
+  for number, stage in enumerate(STAGES):
+    sign = workdir / stage / signs.get(stage, "")
+    output = wait_and_kill([sys.executable, "train_main.py", *arguments], tmp_path / "log", sign)
+    assert sign.exists(), output
+    assert not (workdir / stage / "done.json").exists(), f"{stage} had ended: nothing was tested"
+    for earlier in STAGES[:number]:
+      assert (workdir / earlier / "done.json").exists()
+      assert not re.search(rf"{earlier}: +0%\|[^|]*\| 0/200 ", output), f"{earlier} began from the start"
+  returncode, output = run(*arguments)
   assert returncode == 0, output
-  assert (workdir / "report.html").exists()
-  if checkpoint.exists():
-    assert not re.search(rf"{stage}: +0%\|[^|]*\| 0/200 ", output), "training began from the start"
+  assert output.count("done already") == 5 and (workdir / "report.html").exists()
 
 
 @pytest.mark.slow

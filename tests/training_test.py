@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -213,11 +214,9 @@ def test_samples_are_the_decoded_draws_of_the_prior(frames_run):
 
 
 def test_the_prior_refuses_codes_of_another_autoencoder(frames_run, tmp_path):
-  import shutil
-
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
   workdir = Workdir(tmp_path / "run", frames_run.config.to_dict())
-  workdir.clear("prior")
+  shutil.rmtree(workdir.folder("prior"))
   with open(workdir.folder("autoencoder") / "checkpoint.keras", "ab") as file:
     file.write(b"changed")
   with pytest.raises(UserError, match="another autoencoder"):

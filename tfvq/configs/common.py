@@ -23,7 +23,7 @@ def run_settings() -> ConfigDict:
   """The fields that every config has, with their defaults."""
   config = ConfigDict()
   config.seed = 0
-  # auto | default | mirrored | multi_worker | tpu; auto: tpu or mirrored where there are several accelerators.
+  # auto | default | mirrored | tpu; auto: tpu or mirrored where there are several accelerators.
   config.strategy = "auto"
   config.precision = "float32"  # or mixed_bfloat16, mixed_float16: a Keras dtype policy
   config.samples = ConfigDict({"num": 16, "temperature": 1.0})

@@ -52,7 +52,7 @@ class CategoricalHead(keras.layers.Layer):
     self.built = True
 
   def call(self, features, x):
-    pending = self._initial_hidden(features)
+    pending = self.hidden(features)
     logits = []
     for g in range(self.num_variables):
       value, pending = self._next_logits(pending, g)
@@ -71,7 +71,7 @@ class CategoricalHead(keras.layers.Layer):
     Returns:
       Values, int32 [..., G].
     """
-    pending = self._initial_hidden(features)
+    pending = self.hidden(features)
     values = []
     for g in range(self.num_variables):
       logits, pending = self._next_logits(pending, g)
@@ -85,12 +85,13 @@ class CategoricalHead(keras.layers.Layer):
     nll_nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=x, logits=self(features, x))
     return -tf.reduce_sum(nll_nats, axis=-1)
 
-  def _initial_hidden(self, features):
-    """Pre-activations of the hidden layers of variables 0..G-1, [..., G * hidden_units]."""
-    return self.hidden(features)
-
   def _next_logits(self, pending, g):
-    """Logits of variable g, and the pre-activations of the variables after it."""
+    """Logits of variable g, and the pre-activations of the variables after it.
+
+    Args:
+      pending: Pre-activations of the hidden layers of variables g..G-1, [..., (G - g) hidden_units].
+      g: Index of the variable.
+    """
     hidden, rest = pending[..., : self.hidden_units], pending[..., self.hidden_units :]
     logits = self.outputs[g](tf.nn.relu(hidden))
     return tf.cast(logits, "float64" if self.compute_dtype == "float64" else "float32"), rest

@@ -20,11 +20,8 @@ class _CausalConv2D(keras.layers.Layer):
     self.kernel_size = kernel_size
     self.reach = kernel_size // 2  # rows above, or columns to the left, that an output sees
 
-  def _kernel_shape(self):
-    raise NotImplementedError
-
-  def build(self, input_shape):
-    self.kernel = self.add_weight(shape=(*self._kernel_shape(), input_shape[-1], self.filters), name="kernel")
+  def _add_weights(self, height, width, channels):
+    self.kernel = self.add_weight(shape=(height, width, channels, self.filters), name="kernel")
     self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
     self.built = True
 
@@ -61,8 +58,8 @@ class VerticalConv2D(_CausalConv2D):
     Float [B, H, W, filters].
   """
 
-  def _kernel_shape(self):
-    return (self.reach + 1, self.kernel_size)
+  def build(self, input_shape):
+    self._add_weights(self.reach + 1, self.kernel_size, input_shape[-1])
 
   def call(self, x):
     return self._convolve(x, [[0, 0], [self.reach, 0], [self.reach, self.reach], [0, 0]])
@@ -95,8 +92,8 @@ class HorizontalConv2D(_CausalConv2D):
     Float [B, H, W, filters].
   """
 
-  def _kernel_shape(self):
-    return (1, self.reach + 1)
+  def build(self, input_shape):
+    self._add_weights(1, self.reach + 1, input_shape[-1])
 
   def call(self, x):
     return self._convolve(x, [[0, 0], [0, 0], [self.reach, 0], [0, 0]])

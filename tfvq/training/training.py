@@ -11,11 +11,10 @@ from tfvq.errors import UserError
 from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds
 from tfvq.training.muon import ConvMuon
 
-STRATEGIES = ("auto", "default", "mirrored", "multi_worker", "tpu")
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-  """The distribution strategy of a name in STRATEGIES."""
+  """The distribution strategy of that name, see `tfvq.configs.common.run_settings`."""
   if name == "auto":
     if tf.config.list_logical_devices("TPU"):
       name = "tpu"
@@ -26,8 +25,6 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     return tf.distribute.TPUStrategy(resolver)
   if name == "mirrored":
     return tf.distribute.MirroredStrategy()
-  if name == "multi_worker":
-    return tf.distribute.MultiWorkerMirroredStrategy()
   return tf.distribute.get_strategy()
 
 

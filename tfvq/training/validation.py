@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from tfvq.errors import UserError
 
 _CHOICES = {
-  "strategy": ("auto", "default", "mirrored", "multi_worker", "tpu"),
+  "strategy": ("auto", "default", "mirrored", "tpu"),
   "precision": ("float32", "float64", "mixed_bfloat16", "mixed_float16"),
   "autoencoder.bottleneck": ("vq", "gaussian", "vimco"),
   "autoencoder.distribution": ("gaussian", "logistic"),

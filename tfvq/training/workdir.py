@@ -3,7 +3,6 @@
 import contextlib
 import json
 import pathlib
-import shutil
 import time
 
 from tfvq.errors import UserError
@@ -69,10 +68,6 @@ class Workdir:
     """Seconds of each stage that is done."""
     markers = sorted(self.path.glob("*/done.json"), key=lambda path: path.stat().st_mtime)
     return {marker.parent.name: read_json(marker)["seconds"] for marker in markers}
-
-  def clear(self, stage: str) -> None:
-    """Deletes a stage's files."""
-    shutil.rmtree(self.folder(stage), ignore_errors=True)
 
   def _marker(self, stage):
     return self.folder(stage) / "done.json"
