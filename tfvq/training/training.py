@@ -12,7 +12,6 @@ from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostL
 from tfvq.training.muon import ConvMuon
 
 
-
 def make_strategy(name: str) -> tf.distribute.Strategy:
   """The distribution strategy of that name, see `tfvq.configs.common.run_settings`."""
   if name == "auto":
