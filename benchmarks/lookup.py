@@ -75,7 +75,7 @@ def main():
     z_e = np.random.default_rng(0).normal(size=(num_vectors, DIM)).astype(np.float32)
     ours, peer = make_tfvq(num_embeddings, z_e), make_peer(num_embeddings, z_e)
     for mode, name in enumerate(("training", "evaluation")):
-      seconds = medians({"vector-quantize-pytorch": peer[mode], "tfvq": ours[mode]}, rounds=5)
+      seconds = medians({"vector-quantize-pytorch": peer[mode], "tfvq": ours[mode]})
       title = f"{name}, K={num_embeddings}, D={DIM}, {num_vectors} vectors"
       report(title, seconds, "vector-quantize-pytorch", num_vectors, "vectors")
   context = multiprocessing.get_context("spawn")

@@ -6,20 +6,22 @@ from collections.abc import Callable
 import numpy as np
 
 
-def medians(functions: dict[str, Callable[[], object]], rounds: int = 7, calls: int = 1) -> dict[str, float]:
+def medians(functions: dict[str, Callable[[], object]], rounds: int = 5, turn_seconds: float = 0.5) -> dict[str, float]:
   """Median seconds of a call of each function, after one call each to warm up.
 
   Args:
     functions: What to call, by name.
     rounds: How often each has its turn.
-    calls: Calls in a turn; many for short functions, since threads of the one before spin on for milliseconds.
+    turn_seconds: A turn goes on until so much time has passed: short functions are called many times in it, since the
+      threads of the one before spin on for milliseconds.
   """
   for function in functions.values():
     function()
   seconds = {name: [] for name in functions}
   for _ in range(rounds):
     for name, function in functions.items():
-      for _ in range(calls):
+      turn_began_at = time.perf_counter()
+      while time.perf_counter() - turn_began_at < turn_seconds:
         began_at = time.perf_counter()
         function()
         seconds[name].append(time.perf_counter() - began_at)

@@ -108,7 +108,7 @@ def main():
     images = np.random.default_rng(0).integers(0, 256, (batch_size, SIZE, SIZE, 3)).astype(np.uint8)
     (ours, num_ours), (peer, num_peer) = tfvq_step(images), torch_step(images)
     functions = {"PyTorch": peer, "tfvq": ours, "tfvq, bfloat16 products": tfvq_step(images, "mixed_bfloat16")[0]}
-    seconds = medians(functions, rounds=8, calls=10)
+    seconds = medians(functions, rounds=8)
     title = f"training step, batch {batch_size}; parameters: PyTorch {num_peer:,}, tfvq {num_ours:,}"
     report(title, seconds, "PyTorch", batch_size, "frames")
 

@@ -41,15 +41,25 @@ def test_equally_near_codes_give_the_lowest_index():
 
 
 @pytest.mark.parametrize("num_vectors", [0, 1, 63, 64, 65, 300])
-def test_chunks_change_nothing(num_vectors, monkeypatch, rng):
+def test_tables_change_nothing(num_vectors, monkeypatch, rng):
   z_e = rng.normal(size=(num_vectors, 4)).astype(np.float32)
-  codebook = rng.normal(size=(16, 4)).astype(np.float32)
+  codebook = rng.normal(size=(150, 4)).astype(np.float32)
   whole = nearest_code(z_e, codebook).numpy()
   module = __import__("sys").modules[nearest_code_function.__module__]
-  monkeypatch.setattr(module, "_CHUNK_BYTES", 64 * 16 * 4)
+  # Tables of 64 vectors and 64 codes, the last one filled up.
+  monkeypatch.setattr(module, "_TABLE_CODES", 64)
+  monkeypatch.setattr(module, "_TABLE_BYTES", 64 * 64 * 4)
   np.testing.assert_array_equal(nearest_code(z_e, codebook), whole)
-  unknown_length = tf.function(nearest_code, input_signature=[tf.TensorSpec([None, 4]), tf.TensorSpec([16, 4])])
+  unknown_length = tf.function(nearest_code, input_signature=[tf.TensorSpec([None, 4]), tf.TensorSpec([150, 4])])
   np.testing.assert_array_equal(unknown_length(z_e, codebook), whole)
+
+
+def test_of_equally_near_codes_the_lowest_in_any_table(monkeypatch):
+  module = __import__("sys").modules[nearest_code_function.__module__]
+  monkeypatch.setattr(module, "_TABLE_CODES", 32)
+  codebook = np.tile([[5.0, 5.0]], (100, 1)).astype(np.float32)
+  codebook[[7, 9, 40, 99]] = 1.0
+  np.testing.assert_array_equal(nearest_code(np.ones([3, 2], np.float32), codebook), [7, 7, 7])
 
 
 def test_float64_distances_tell_apart_what_float32_cannot():

@@ -10,16 +10,20 @@ from tfvq.models import PixelCNN, grid_noise_shape, gumbel_noise, sample_grid, s
 
 
 def model_and_condition(kind, batch_size, rng, **arguments):
-  """A small model of each kind of conditioning, with a condition for it."""
+  """A small model of each kind of conditioning, no weight of it zero, with a condition for it."""
   arguments = {"num_values": 7, "grid_shape": (5, 4), "filters": 8, "num_layers": 2, "hidden_units": 16, **arguments}
-  if kind == "class":
-    return PixelCNN(num_classes=3, **arguments), tf.constant(rng.integers(0, 3, batch_size), tf.int32)
-  if kind == "vector":
-    return PixelCNN(condition_dim=6, **arguments), tf.constant(rng.normal(size=(batch_size, 6)))
-  if kind == "spatial":
-    height, width = arguments["grid_shape"][:2]
-    return PixelCNN(condition_dim=6, **arguments), tf.constant(rng.normal(size=(batch_size, height, width, 6)))
-  return PixelCNN(**arguments), None
+  height, width = arguments["grid_shape"][:2]
+  kind_arguments, condition = {
+    "none": ({}, None),
+    "class": ({"num_classes": 3}, tf.constant(rng.integers(0, 3, batch_size), tf.int32)),
+    "vector": ({"condition_dim": 6}, tf.constant(rng.normal(size=(batch_size, 6)))),
+    "spatial": ({"condition_dim": 6}, tf.constant(rng.normal(size=(batch_size, height, width, 6)))),
+  }[kind]
+  model = PixelCNN(**kind_arguments, **arguments)
+  for weight in model.weights:
+    if not np.any(weight):
+      weight.assign(0.1 * rng.normal(size=weight.shape))
+  return model, condition
 
 
 KINDS = ("none", "class", "vector", "spatial")

@@ -27,7 +27,8 @@ class PixelCNN(keras.Model):
 
   Reference: arXiv 1606.05328; as the prior over codes: arXiv 1711.00937, section 3.3.
   Deviation: masks are replaced by a shift of the input and by kernels without their masked part; skip connections of
-  all layers are projected at once; values sharing a position are ordered in the output head only.
+  all layers are projected at once; values sharing a position are ordered in the output head only; the vertical stack
+  is told where in the grid it is.
 
   Args:
     num_values: K, number of values, 0..K-1.
@@ -122,6 +123,9 @@ class PixelCNN(keras.Model):
     for block in self.blocks:
       block.build((stack_shape, stack_shape, condition_shape))
     self.head.build((None, self.num_layers * self.filters))
+    self.position_embedding = self.add_weight(
+      shape=(self.height, self.width, self.filters), initializer="zeros", name="position_embedding"
+    )
     self.built = True
 
   def call(self, inputs, training=False):
@@ -138,7 +142,7 @@ class PixelCNN(keras.Model):
     """What the network says of each position given those before it, integers [B, H, W, G] -> float [B, H, W, L C]."""
     vertical, horizontal = tf.split(self._embed(x), 2, axis=-1)
     # From here on a position may look at itself: the input has moved on by one row, or one column.
-    vertical = tf.pad(vertical[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
+    vertical = tf.pad(vertical[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]]) + self._positions()
     horizontal = tf.pad(horizontal[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
     condition = self._condition_map(condition)
     skips = []
@@ -172,7 +176,7 @@ class PixelCNN(keras.Model):
       The state before the row's first pixel.
     """
     vertical = self._embed(x_above)[:, tf.newaxis, :, : self.filters]
-    vertical = tf.where(row > 0, vertical, tf.zeros_like(vertical))
+    vertical = tf.where(row > 0, vertical, tf.zeros_like(vertical)) + self._positions()[row]
     vertical_past, from_vertical = [], []
     for block, past, for_vertical, for_horizontal in zip(
       self.blocks, state.vertical_past, state.for_vertical, state.for_horizontal, strict=True
@@ -245,6 +249,10 @@ class PixelCNN(keras.Model):
     if self.ordinal:
       embedded += self.ordinal_projection(tf.cast(x, self.compute_dtype) * (2 / (self.num_values - 1)) - 1)
     return embedded
+
+  def _positions(self):
+    """The position embedding in the compute dtype, which Keras sees to in `call` only, [H, W, C]."""
+    return tf.cast(tf.convert_to_tensor(self.position_embedding), self.compute_dtype)
 
   def _condition_map(self, condition):
     """The condition as float [B, 1 or H, 1 or W, E], or None."""
