@@ -1,6 +1,9 @@
 import json
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -17,6 +20,8 @@ from tfvq.training.muon import ConvMuon
 from tfvq.training.stages import Run, run_stages
 from tfvq.training.training import make_optimizer, train
 from tfvq.training.workdir import Workdir
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def settings(**changes):
@@ -204,6 +209,16 @@ def test_a_finished_run_is_skipped(frames_run, capsys):
   assert {path: path.stat().st_mtime_ns for path in frames_run.workdir.path.rglob("*")} == before
   output = capsys.readouterr().out
   assert output.count("done already") == 6 and "report.html" in output
+
+
+def test_the_readmes_lines_load_a_checkpoint(frames_run):
+  readme = (ROOT / "README.md").read_text()
+  lines = re.search(r"    import keras, tfvq.models\n(?:    .*\n)+", readme)[0].replace("    ", "")
+  lines = lines.replace("runs/frames", str(frames_run.workdir.path))
+  code = f"import numpy\nimages = numpy.zeros([2, 16, 16, 3], 'uint8')\n{lines}\nprint(codes.shape)"
+  # In a process of its own, which knows of no class but those that the lines import.
+  output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+  assert output.stdout.strip() == "(2, 4, 4)", output.stderr
 
 
 def test_samples_are_the_decoded_draws_of_the_prior(frames_run):

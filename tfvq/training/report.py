@@ -139,6 +139,8 @@ def _curve_plot(rows):
   for axes, name in zip(panels[0], names, strict=True):
     axes.plot([row["step"] for row in rows], [row[name] for row in rows])
     axes.set(xlabel="step", title=name.replace("_", " "))
+    if name == "loss" and min(row[name] for row in rows) > 0:
+      axes.set_yscale("log")
     axes.grid(alpha=0.3)
   return _figure_url(figure)
 
