@@ -95,9 +95,13 @@ def test_a_run_killed_in_every_stage_goes_on(tmp_path):
   workdir = tmp_path / "run"
   arguments = [f"{FRAMES}:small", f"--workdir={workdir}", *flags_of(config)]
   # A training is killed once it has something to lose, another stage once it has begun to write.
-  signs = dict.fromkeys(("autoencoder", "prior"), "checkpoint.keras") | {"evaluation": "../metrics.json"}
+  signs = {
+    "autoencoder": "autoencoder/checkpoint.keras",
+    "prior": "prior/checkpoint.keras",
+    "evaluation": "metrics.json",
+  }
   for number, stage in enumerate(STAGES):
-    sign = workdir / stage / signs.get(stage, "")
+    sign = workdir / signs.get(stage, stage)
     output = wait_and_kill([sys.executable, "train_main.py", *arguments], tmp_path / "log", sign)
     assert sign.exists(), output
     assert not (workdir / stage / "done.json").exists(), f"{stage} had ended: nothing was tested"
