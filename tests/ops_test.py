@@ -1,3 +1,5 @@
+import importlib
+
 import hypothesis
 import numpy as np
 import pytest
@@ -5,9 +7,11 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from tfvq.ops import kmeans, nearest_code, quantize
-from tfvq.ops import nearest_code as nearest_code_function
 from tfvq.ops.gated import gated_activation
 from tfvq.ops.nearest_code import split_matmul
+
+# The package's attribute of that name is the function.
+nearest_code_module = importlib.import_module("tfvq.ops.nearest_code")
 
 
 def brute_force_distances(z_e, codebook):
@@ -45,18 +49,26 @@ def test_tables_change_nothing(num_vectors, monkeypatch, rng):
   z_e = rng.normal(size=(num_vectors, 4)).astype(np.float32)
   codebook = rng.normal(size=(150, 4)).astype(np.float32)
   whole = nearest_code(z_e, codebook).numpy()
-  module = __import__("sys").modules[nearest_code_function.__module__]
   # Tables of 64 vectors and 64 codes, the last one filled up.
-  monkeypatch.setattr(module, "_TABLE_CODES", 64)
-  monkeypatch.setattr(module, "_TABLE_BYTES", 64 * 64 * 4)
+  monkeypatch.setattr(nearest_code_module, "_TABLE_CODES", 64)
+  monkeypatch.setattr(nearest_code_module, "_TABLE_BYTES", 64 * 64 * 4)
   np.testing.assert_array_equal(nearest_code(z_e, codebook), whole)
   unknown_length = tf.function(nearest_code, input_signature=[tf.TensorSpec([None, 4]), tf.TensorSpec([150, 4])])
   np.testing.assert_array_equal(unknown_length(z_e, codebook), whole)
 
 
+@pytest.mark.parametrize("num_codes", [1, 5, 33, 150])
+def test_codes_that_fill_up_a_table_are_never_chosen_where_products_are_split(num_codes, monkeypatch, rng):
+  z_e = rng.normal(size=(40, 4)).astype(np.float32)
+  codebook = rng.normal(size=(num_codes, 4)).astype(np.float32)
+  whole = nearest_code(z_e, codebook).numpy()
+  monkeypatch.setattr(nearest_code_module, "_exact_matmul", split_matmul)
+  monkeypatch.setattr(nearest_code_module, "_TABLE_CODES", 64)
+  np.testing.assert_array_equal(nearest_code(z_e, codebook), whole)
+
+
 def test_of_equally_near_codes_the_lowest_in_any_table(monkeypatch):
-  module = __import__("sys").modules[nearest_code_function.__module__]
-  monkeypatch.setattr(module, "_TABLE_CODES", 32)
+  monkeypatch.setattr(nearest_code_module, "_TABLE_CODES", 32)
   codebook = np.tile([[5.0, 5.0]], (100, 1)).astype(np.float32)
   codebook[[7, 9, 40, 99]] = 1.0
   np.testing.assert_array_equal(nearest_code(np.ones([3, 2], np.float32), codebook), [7, 7, 7])

@@ -65,7 +65,9 @@ def _score_tables(codebook):
   scores = tf.concat([codebook, -0.5 * tf.reduce_sum(tf.square(codebook), axis=-1, keepdims=True)], axis=-1)
   table_codes = min(_TABLE_CODES, -(-num_codes // _GROUP) * _GROUP)
   num_missing = -num_codes % table_codes
-  filling = tf.concat([tf.zeros([num_missing, dim], codebook.dtype), tf.fill([num_missing, 1], codebook.dtype.min)], -1)
+  # The lowest float32 itself would become -inf among the bfloat16 parts of `split_matmul`.
+  lowest = tf.constant(codebook.dtype.min / 2, codebook.dtype)
+  filling = tf.concat([tf.zeros([num_missing, dim], codebook.dtype), tf.fill([num_missing, 1], lowest)], axis=-1)
   scores = tf.reshape(tf.concat([scores, filling], axis=0), [-1, table_codes, dim + 1])
   return tf.transpose(scores, [0, 2, 1])
 
