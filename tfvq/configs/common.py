@@ -19,9 +19,10 @@ def choose(variant: str | None, variants: dict[str, Callable[[], ConfigDict]]) -
   return variants[variant]()
 
 
-def run_settings() -> ConfigDict:
+def run_settings(task: str = "images") -> ConfigDict:
   """The fields that every config has, with their defaults."""
   config = ConfigDict()
+  config.task = task  # see tfvq/tasks
   config.seed = 0
   # auto | default | mirrored | tpu; auto: tpu or mirrored where there are several accelerators.
   config.strategy = "auto"
@@ -44,6 +45,7 @@ def training(steps: int, batch_size: int, learning_rate: float, **changes) -> Co
   settings = ConfigDict(
     {
       "steps": steps,
+      "initial_weights": "",  # a checkpoint of the same architecture to start from; its optimiser's state is not taken
       "batch_size": batch_size,
       "optimizer": "adam",  # or muon: fewer steps to the same loss, see tfvq/training/muon.py
       "learning_rate": learning_rate,
@@ -97,6 +99,64 @@ def pixelcnn(**changes) -> ConfigDict:
       "hidden_units": 512,
       "dropout": 0.1,
       "class_conditional": False,
+    }
+  )
+  settings.update(changes)
+  return settings
+
+
+def speech_data(**changes) -> ConfigDict:
+  """Settings of a corpus of speech; which of them matter depends on `source`."""
+  settings = ConfigDict(
+    {
+      "source": "asterisk",  # or fillets, festvox_ru, espeak, tfds, folder: see tfvq/data/speech_sources.py
+      "languages": ("en",),  # asterisk: en, es, fr, it, ru; fillets: cs, nl
+      "voices": ("en-us+m1", "en-us+m3", "en-us+f2", "en-us+f4"),  # espeak
+      "name": "vctk",  # tfds: or librispeech
+      "data_dir": "",  # tfds
+      "folder": "",
+      "cache": "~/.cache/tfvq/debian",
+      "crop_samples": 4096,  # of audio per training example
+    }
+  )
+  settings.update(changes)
+  return settings
+
+
+def speech_autoencoder(**changes) -> ConfigDict:
+  """Settings of a speech autoencoder but its `decoder`; the defaults are the paper's."""
+  settings = ConfigDict(
+    {
+      "encoder": "waveform",  # or log_mel
+      "strides": (2, 2, 2, 2, 2, 2),  # their product is the number of samples per code
+      "encoder_units": 256,
+      "num_embeddings": 512,
+      "embedding_dim": 64,
+      "commitment_cost": 0.25,
+      "codebook_update": "moving_average",  # or loss, eq. 3
+      "decay": 0.99,
+      "revival_threshold": 0.03,
+      "unquantized_steps": 0,  # before the codebook is set to the encoder's output
+      "condition_dim": 128,
+      "null_rate": 0.1,
+      "mel_weight": 1.0,
+    }
+  )
+  settings.update(changes)
+  return settings
+
+
+def wavenet(**changes) -> ConfigDict:
+  """Settings of a WaveNet; the dilations of a stack are 1, 2, 4, ..."""
+  settings = ConfigDict(
+    {
+      "num_bands": 1,  # sub-bands of audio per step
+      "distribution": "categorical",  # of each value; or logistic_mixture
+      "num_values": 256,  # up to 256 by the mu-law, more are linear
+      "channels": 64,
+      "num_stacks": 2,
+      "layers_per_stack": 10,
+      "hidden_units": 64,
     }
   )
   settings.update(changes)

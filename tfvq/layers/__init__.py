@@ -1,17 +1,25 @@
 """Keras layers."""
 
+from tfvq.layers.audio_values import AudioValues
 from tfvq.layers.categorical_head import CategoricalHead
 from tfvq.layers.causal_conv2d import HorizontalConv2D, VerticalConv2D
 from tfvq.layers.codebook_usage import CodebookUsage
+from tfvq.layers.dilated_block import DilatedBlock
 from tfvq.layers.gated_block import GatedBlock
+from tfvq.layers.log_mel import LogMel
+from tfvq.layers.logistic_mixture_head import LogisticMixtureHead
 from tfvq.layers.residual_block import ResidualBlock
 from tfvq.layers.vector_quantizer import VectorQuantizer
 
 __all__ = [
+  "AudioValues",
   "CategoricalHead",
   "CodebookUsage",
+  "DilatedBlock",
   "GatedBlock",
   "HorizontalConv2D",
+  "LogMel",
+  "LogisticMixtureHead",
   "ResidualBlock",
   "VectorQuantizer",
   "VerticalConv2D",

@@ -43,6 +43,11 @@ class CategoricalHead(keras.layers.Layer):
     ]
     self.outputs = [keras.layers.Dense(num_values, dtype=policy) for _ in range(num_variables)]
 
+  @property
+  def noise_shape(self) -> tuple[int, ...]:
+    """Shape of the Gumbel noise that one position's sample takes: (G, K)."""
+    return self.num_variables, self.num_values
+
   def build(self, features_shape):
     self.hidden.build(features_shape)
     for embedding in self.earlier:
@@ -66,24 +71,24 @@ class CategoricalHead(keras.layers.Layer):
     Args:
       features: Float [..., C].
       noise: Gumbel noise, float [..., G, K].
-      temperature: Divides the logits; 0 takes the most probable value.
+      temperature: Divides the logits; 0 takes the most probable value. A scalar, or one for each variable, [G].
 
     Returns:
       Values, int32 [..., G].
     """
     pending = self.hidden(features)
+    temperature = tf.broadcast_to(tf.cast(temperature, noise.dtype), [self.num_variables])
     values = []
     for g in range(self.num_variables):
       logits, pending = self._next_logits(pending, g)
       # argmax(logits / T + noise) = argmax(logits + T noise)
-      values.append(tf.argmax(logits + temperature * noise[..., g, :], axis=-1, output_type=tf.int32))
+      values.append(tf.argmax(logits + temperature[g] * noise[..., g, :], axis=-1, output_type=tf.int32))
       pending = self._observe(pending, g, values[-1])
     return tf.stack(values, axis=-1)
 
-  def log_prob(self, features, x) -> tf.Tensor:
-    """Log-probability of the values of each position in nats, float [..., C], integers [..., G] -> float [...]."""
-    nll_nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=x, logits=self(features, x))
-    return -tf.reduce_sum(nll_nats, axis=-1)
+  def log_prob(self, logits, x) -> tf.Tensor:
+    """Log-probability of the values of each position in nats, float [..., G, K], integers [..., G] -> float [...]."""
+    return -tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=x, logits=logits), axis=-1)
 
   def _next_logits(self, pending, g):
     """Logits of variable g, and the pre-activations of the variables after it.

@@ -136,7 +136,8 @@ class PixelCNN(keras.Model):
   def log_prob(self, x, condition=None) -> tf.Tensor:
     """Log-likelihood in nats, integers [B, H, W] or [B, H, W, G] -> float [B]."""
     x, condition = self._unpack((x, condition))
-    return tf.reduce_sum(self.head.log_prob(self.features(x, condition), x), axis=[1, 2])
+    logits = self.head(self.features(x, condition), x)
+    return tf.reduce_sum(self.head.log_prob(logits, x), axis=[1, 2])
 
   def features(self, x, condition=None, training=False):
     """What the network says of each position given those before it, integers [B, H, W, G] -> float [B, H, W, L C]."""

@@ -1,27 +1,23 @@
 """Images: frames, photographs, CIFAR-10, ImageNet, and PixelCNN on pixels. What differs between them is the data."""
 
 import functools
-import pathlib
 
 import numpy as np
-from ml_collections import ConfigDict
+import tensorflow as tf
+import tqdm
 
 from tfvq import models
 from tfvq.data.image_sources import open_image_source
+from tfvq.evaluation import figures, sections
+from tfvq.files import written_whole
 from tfvq.layers import VectorQuantizer
+from tfvq.tasks.task import Task
+
+_BATCH_SIZE = 64  # where nothing is trained
 
 
-class ImageTask:
-  """Data, networks and conditions of an image system.
-
-  Args:
-    config: A config with `data`, and `autoencoder`, `prior` or both.
-    data_folder: Where data that are dear to make are kept.
-  """
-
-  def __init__(self, config: ConfigDict, data_folder: pathlib.Path):
-    self.config = config
-    self.data_folder = data_folder
+class ImageTask(Task):
+  """Image systems; the config has `data`, and `autoencoder`, `prior` or both."""
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -42,8 +38,14 @@ class ImageTask:
     """(height, width, channels)."""
     return self.source.image_shape
 
+  @property
+  def evaluation_splits(self):
+    return tuple(split for split in self.source.split_names if split != "train")
+
+  def prepare_data(self):
+    return {"num_examples": {split: self.source.num_examples(split) for split in self.source.split_names}}
+
   def build_autoencoder(self):
-    """The autoencoder that `config.autoencoder` describes."""
     config = self.config.autoencoder
     distribution = self._distribution()
     network = {
@@ -85,8 +87,13 @@ class ImageTask:
     )
     return models.VQVAE(encoder(config.embedding_dim), quantizer, decoder, distribution)
 
-  def adapt_autoencoder(self, model) -> None:
+  def autoencoder_batches(self, step):
+    batches = self.source.train(self.config.train.autoencoder.batch_size, self.config.seed, step)
+    return batches.map(lambda batch: batch["image"])
+
+  def prepare_autoencoder(self, model, fit):
     """Starts a codebook at the data: k-means of the untrained encoder's output."""
+    del fit
     if self.config.autoencoder.bottleneck == "vq":
       batch = next(iter(self.source.train(64, seed=self.config.seed)))
       model.adapt(batch["image"])
@@ -97,8 +104,30 @@ class ImageTask:
     batch = next(iter(self.source.train(256, seed=self.config.seed)))
     return models.FixedVarianceGaussian(float(np.var(batch["image"].numpy() / 127.5)))
 
-  def build_prior(self, num_values: int, grid_shape: tuple[int, ...], num_classes: int):
-    """The PixelCNN that `config.prior` describes, over codes or pixels."""
+  def encode_splits(self, autoencoder):
+    encode = tf.function(autoencoder.encode, reduce_retracing=True)
+    splits = {}
+    for split in self.source.split_names:
+      num_batches = -(-self.source.num_examples(split) // _BATCH_SIZE)
+      batches = self.source.batches(split, _BATCH_SIZE)
+      parts = []
+      for batch in tqdm.tqdm(batches, total=num_batches, desc=f"codes {split}", unit="batch", dynamic_ncols=True):
+        part = {"codes": encode(batch["image"]).numpy()}
+        if "label" in batch:
+          part["label"] = batch["label"].numpy()
+        parts.append(part)
+      splits[split] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return splits
+
+  @property
+  def num_classes(self):
+    return self.source.num_classes
+
+  def build_prior(self, manifest):
+    if manifest:
+      num_values, grid_shape = manifest["num_embeddings"], tuple(manifest["code_shape"])
+    else:
+      num_values, grid_shape = 256, self.image_shape
     config = self.config.prior
     return models.PixelCNN(
       num_values,
@@ -108,6 +137,64 @@ class ImageTask:
       kernel_size=config.kernel_size,
       hidden_units=config.hidden_units,
       dropout=config.dropout,
-      ordinal="autoencoder" not in self.config,
-      num_classes=num_classes if config.class_conditional else 0,
+      ordinal=manifest is None,
+      num_classes=self.num_classes if config.class_conditional else 0,
     )
+
+  def prior_batches(self, codes, step):
+    source = codes or self.source
+    return source.train(self.config.train.prior.batch_size, self.config.seed, step).map(self._prior_inputs)
+
+  def _prior_inputs(self, batch):
+    """A batch as the prior's `fit` takes it: the values, or a pair with their condition."""
+    x = batch["codes"] if "codes" in batch else batch["image"]
+    return ((x, batch["label"]),) if self.config.prior.class_conditional else x
+
+  def write_samples(self, run, folder):
+    prior, num = run.prior, self.config.samples.num
+    condition = None
+    if self.config.prior.class_conditional:
+      condition = tf.range(num, dtype=tf.int32) % prior.num_classes
+    noise = models.gumbel_noise(self.config.seed, models.grid_noise_shape(prior, num))
+    values = tf.function(models.sample_grid)(prior, noise, condition, self.config.samples.temperature)
+    images = figures.to_uint8(run.autoencoder.decode(values) if self.has_codes else values)
+    with written_whole(folder / "samples.npz") as temporary:
+      np.savez(temporary, values=values, images=images)
+    sections.save_image_grid(folder / "samples.png", images, num_columns=8)
+
+  def measure(self, run, split):
+    measured = {}
+    if "autoencoder" in self.stages:
+      images = (batch["image"] for batch in self.source.batches(split, _BATCH_SIZE))
+      reconstruct = tf.function(run.autoencoder.reconstruct, reduce_retracing=True)
+      measured["reconstruction_psnr_db"] = figures.psnr_db(images, reconstruct)
+      if run.autoencoder.distribution.discrete:
+        run.autoencoder.compile()
+        batches = self.source.batches(split, _BATCH_SIZE).map(lambda batch: batch["image"])
+        measured["autoencoder_bits_per_dim"] = run.autoencoder.evaluate(batches, verbose=0, return_dict=True)[
+          "bits_per_dim"
+        ]
+    if self.has_codes:
+      measured |= figures.code_statistics(run.codes.splits[split]["codes"], run.manifest["num_embeddings"])
+    if "prior" in self.stages:
+      values = run.codes or self.source
+      bits = figures.bits_per_value(run.prior, map(self._prior_inputs, values.batches(split, _BATCH_SIZE)))
+      measured["prior_bits_per_code" if self.has_codes else "bits_per_dim"] = bits
+    return measured
+
+  def report_sections(self, run):
+    shown = []
+    if "autoencoder" in self.stages:
+      for split in self.evaluation_splits:
+        images = self.source.examples(split, self.config.report.num_images)
+        pairs = np.concatenate([images, figures.to_uint8(run.autoencoder.reconstruct(images))])
+        title = f"Originals (above) and reconstructions (below), {split.replace('_', ' ')}"
+        shown.append(sections.image_section(title, pairs, len(images)))
+    if "prior" in self.stages:
+      with np.load(run.workdir.folder("samples") / "samples.npz") as samples:
+        title = f"Samples from the prior, temperature {self.config.samples.temperature}"
+        shown.append(sections.image_section(title, samples["images"], 8))
+    if self.has_codes:
+      codes = run.codes.splits["held_out"]["codes"]
+      shown.append(sections.usage_section(codes, run.manifest["num_embeddings"]))
+    return shown

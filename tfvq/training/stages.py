@@ -9,22 +9,16 @@ import functools
 import time
 
 import keras
-import numpy as np
-import tensorflow as tf
-import tqdm
 from ml_collections import ConfigDict
 
-from tfvq import models
 from tfvq.data.arrays import ArraySource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.errors import UserError
-from tfvq.files import sha256, write_json, written_whole
-from tfvq.tasks.images import ImageTask
-from tfvq.training import evaluation, report
+from tfvq.files import sha256, write_json
+from tfvq.tasks import TASKS
+from tfvq.training import report
 from tfvq.training.training import load_weights, make_strategy, train
 from tfvq.training.workdir import Workdir
-
-_BATCH_SIZE = 64  # where nothing is trained
 
 
 @dataclasses.dataclass
@@ -39,12 +33,7 @@ class Run:
     keras.utils.set_random_seed(self.config.seed)
     keras.config.set_dtype_policy(self.config.precision)
     self.strategy = make_strategy(self.config.strategy)
-    self.task = ImageTask(self.config, self.workdir.folder("data"))
-
-  @property
-  def has_codes(self) -> bool:
-    """Whether the prior models codes, not data."""
-    return "codes" in self.task.stages
+    self.task = TASKS[self.config.task](self.config, self.workdir.folder("data"))
 
   @functools.cached_property
   def autoencoder(self) -> keras.Model:
@@ -54,36 +43,24 @@ class Run:
     return model
 
   @functools.cached_property
-  def prior(self) -> models.PixelCNN:
+  def prior(self) -> keras.Model:
     """The trained prior."""
-    model = self.build_prior()
+    model = self.task.build_prior(self.manifest)
     load_weights(model, self.workdir.require("prior") / "checkpoint.keras")
     return model
 
   @functools.cached_property
-  def manifest(self) -> dict:
-    """The manifest of the codes; those of another autoencoder are refused."""
+  def manifest(self) -> dict | None:
+    """The manifest of the codes; those of another autoencoder are refused. None if the prior models data."""
+    if not self.task.has_codes:
+      return None
     checksum = sha256(self.workdir.require("autoencoder") / "checkpoint.keras")
     return read_manifest(self.workdir.folder("codes"), checksum)
 
   @functools.cached_property
-  def values(self) -> ArraySource:
-    """What the prior models: a source of {"codes", "label"}."""
-    if self.has_codes:
-      return read_codes(self.workdir.folder("codes"), self.manifest)
-    return self.task.source
-
-  def build_prior(self) -> models.PixelCNN:
-    """An untrained prior."""
-    if self.has_codes:
-      manifest = self.manifest
-      return self.task.build_prior(manifest["num_embeddings"], tuple(manifest["code_shape"]), manifest["num_classes"])
-    return self.task.build_prior(256, self.task.image_shape, self.task.source.num_classes)
-
-  def prior_inputs(self, batch):
-    """A batch as the prior's `fit` takes it: the values, or a pair with their condition."""
-    x = batch["codes" if self.has_codes else "image"]
-    return ((x, batch["label"]),) if self.config.prior.class_conditional else x
+  def codes(self) -> ArraySource | None:
+    """The codes, a source of {"codes", "label"}; None if the prior models data."""
+    return read_codes(self.workdir.folder("codes"), self.manifest) if self.task.has_codes else None
 
 
 def run_stages(run: Run, stage: str) -> None:
@@ -108,50 +85,37 @@ def run_stages(run: Run, stage: str) -> None:
 
 
 def _data(run, facts):
-  facts["num_examples"] = {split: run.task.source.num_examples(split) for split in run.task.source.split_names}
+  facts.update(run.task.prepare_data())
 
 
 def _autoencoder(run, facts):
   model, facts["seconds"] = train(
     run.task.build_autoencoder,
-    lambda step: run.task.source.train(run.config.train.autoencoder.batch_size, run.config.seed, step).map(
-      lambda batch: batch["image"]
-    ),
+    run.task.autoencoder_batches,
     run.config.train.autoencoder,
     run.workdir.folder("autoencoder"),
     title="autoencoder",
     strategy=run.strategy,
-    prepare=run.task.adapt_autoencoder,
+    prepare=run.task.prepare_autoencoder,
   )
   facts["num_parameters"] = model.count_params()
 
 
 def _codes(run, facts):
   del facts
-  source = run.task.source
-  encode = tf.function(run.autoencoder.encode, reduce_retracing=True)
-  splits = {}
-  for split in source.split_names:
-    parts = []
-    for batch in _progress(source, split, f"codes {split}"):
-      part = {"codes": encode(batch["image"]).numpy()}
-      if "label" in batch:
-        part["label"] = batch["label"].numpy()
-      parts.append(part)
-    splits[split] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
   write_codes(
     run.workdir.folder("codes"),
-    splits,
+    run.task.encode_splits(run.autoencoder),
     num_embeddings=run.config.autoencoder.num_embeddings,
-    num_classes=source.num_classes,
+    num_classes=run.task.num_classes,
     autoencoder_sha256=sha256(run.workdir.folder("autoencoder") / "checkpoint.keras"),
   )
 
 
 def _prior(run, facts):
   model, facts["seconds"] = train(
-    run.build_prior,
-    lambda step: run.values.train(run.config.train.prior.batch_size, run.config.seed, step).map(run.prior_inputs),
+    lambda: run.task.build_prior(run.manifest),
+    lambda step: run.task.prior_batches(run.codes, step),
     run.config.train.prior,
     run.workdir.folder("prior"),
     title="prior",
@@ -162,35 +126,17 @@ def _prior(run, facts):
 
 def _samples(run, facts):
   del facts
-  prior, num = run.prior, run.config.samples.num
-  condition = None
-  if run.config.prior.class_conditional:
-    condition = tf.range(num, dtype=tf.int32) % prior.num_classes
-  noise = models.gumbel_noise(run.config.seed, models.grid_noise_shape(prior, num))
-  values = tf.function(models.sample_grid)(prior, noise, condition, run.config.samples.temperature)
-  images = run.autoencoder.decode(values) if run.has_codes else values
-  folder = run.workdir.folder("samples")
-  with written_whole(folder / "samples.npz") as temporary:
-    np.savez(temporary, values=values, images=evaluation.to_uint8(images))
-  report.save_image_grid(folder / "samples.png", evaluation.to_uint8(images), num_columns=8)
+  run.task.write_samples(run, run.workdir.folder("samples"))
 
 
 def _evaluation(run, facts):
   began_at = time.monotonic()
-  splits = [split for split in run.task.source.split_names if split != "train"]
-  metrics = {split: evaluation.measure(run, split) for split in splits}
+  metrics = {split: run.task.measure(run, split) for split in run.task.evaluation_splits}
   facts["seconds"] = round(time.monotonic() - began_at, 2)
   seconds = {**run.workdir.seconds(), "evaluation": facts["seconds"]}
   # The figures on held-out data stand at the top, those of other splits under the split's name.
   write_json(run.workdir.path / "metrics.json", {**metrics.pop("held_out"), **metrics, "seconds": seconds})
   report.write_report(run)
-
-
-def _progress(source, split, title):
-  """Batches of a split with a progress bar."""
-  num_batches = -(-source.num_examples(split) // _BATCH_SIZE)
-  batches = source.batches(split, _BATCH_SIZE)
-  return tqdm.tqdm(batches, total=num_batches, desc=title, unit="batch", dynamic_ncols=True)
 
 
 _STAGES = {

@@ -35,7 +35,7 @@ def train(
   *,
   title: str,
   strategy: tf.distribute.Strategy,
-  prepare: Callable[[keras.Model], None] = lambda model: None,
+  prepare: Callable[[keras.Model, Callable[[int], None]], None] = lambda model, fit: None,
 ) -> tuple[keras.Model, float]:
   """Trains a model, from its last checkpoint if there is one.
 
@@ -46,7 +46,8 @@ def train(
     folder: Where `checkpoint.keras` and `curves.csv` are kept.
     title: What the progress bar calls it.
     strategy: Distribution strategy.
-    prepare: What is done to the model before its first step, such as setting its codebook to the data.
+    prepare: What is done to the model before its first step, such as setting its codebook to the data; its second
+      argument trains the model for a number of steps. Left out if there are initial weights.
 
   Returns:
     The trained model, and the seconds spent training, interrupted runs included.
@@ -57,14 +58,17 @@ def train(
   checkpoint_path = folder / "checkpoint.keras"
   with strategy.scope():
     model = build_model()
+    if settings.initial_weights and not checkpoint_path.exists():
+      load_weights(model, settings.initial_weights)
     model.compile(
       make_optimizer(settings), jit_compile=settings.jit_compile or bool(tf.config.list_logical_devices("TPU"))
     )
     model.optimizer.build(model.trainable_variables)
   if checkpoint_path.exists():
     load_weights(model, checkpoint_path)
-  else:
-    prepare(model)
+  elif not settings.initial_weights:
+    prepare(model, lambda steps: model.fit(batches(0), steps_per_epoch=steps, verbose=0, shuffle=False))
+    model.train_function = None  # what prepare changed may change the graph
   step = int(model.optimizer.iterations)
   if step >= settings.steps:
     return model, read_seconds(folder / "curves.csv")

@@ -1,12 +1,17 @@
 """Values that no system can work with, told before anything starts."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from tfvq.errors import UserError
 
 _CHOICES = {
+  "task": ("images", "speech"),
   "strategy": ("auto", "default", "mirrored", "tpu"),
   "precision": ("float32", "float64", "mixed_bfloat16", "mixed_float16"),
+  "autoencoder.encoder": ("waveform", "log_mel"),
+  "autoencoder.decoder.distribution": ("categorical", "logistic_mixture"),
   "autoencoder.bottleneck": ("vq", "gaussian", "vimco"),
   "autoencoder.distribution": ("gaussian", "logistic"),
   "autoencoder.codebook_update": ("moving_average", "loss"),
@@ -20,6 +25,9 @@ _MAY_BE_ZERO = (
   "seed",
   "samples.temperature",
   "autoencoder.commitment_cost",
+  "autoencoder.mel_weight",
+  "autoencoder.null_rate",
+  "autoencoder.unquantized_steps",
   "autoencoder.revival_threshold",
   "autoencoder.num_encoder_blocks",
   "autoencoder.num_decoder_blocks",
@@ -33,6 +41,7 @@ _MAY_BE_ZERO = (
 )
 _BELOW_ONE = (
   "autoencoder.decay",
+  "autoencoder.null_rate",
   "autoencoder.revival_threshold",
   "prior.dropout",
   "train.autoencoder.beta_2",
@@ -56,6 +65,12 @@ def validate(config: ConfigDict) -> None:
       raise UserError(f"config.{name} is {value}; it must be {least}.")
     if name in _BELOW_ONE and value >= 1:
       raise UserError(f"config.{name} is {value}; it must be less than 1.")
+  if "autoencoder" in config and config.autoencoder.num_embeddings > 2**16:
+    raise UserError(f"config.autoencoder.num_embeddings is {config.autoencoder.num_embeddings}; at most 65536 fit.")
+  _VALIDATE[config.task](config)
+
+
+def _validate_images(config):
   if "prior" in config and config.prior.kernel_size % 2 == 0:
     raise UserError(f"config.prior.kernel_size is {config.prior.kernel_size}; it must be odd.")
   if "autoencoder" in config:
@@ -65,8 +80,29 @@ def validate(config: ConfigDict) -> None:
         f"config.data.image_size is {config.data.image_size}, which the encoder's total stride of {stride} "
         "(2 ** config.autoencoder.num_downsamplings) does not divide."
       )
-    if config.autoencoder.num_embeddings > 2**16:
-      raise UserError(f"config.autoencoder.num_embeddings is {config.autoencoder.num_embeddings}; at most 65536 fit.")
+
+
+def _validate_speech(config):
+  hop_samples = math.prod(config.autoencoder.strides)
+  if config.data.crop_samples % hop_samples:
+    raise UserError(
+      f"config.data.crop_samples is {config.data.crop_samples}, which the {hop_samples} samples of a code (the product "
+      "of config.autoencoder.strides) do not divide."
+    )
+  num_bands = config.autoencoder.decoder.num_bands
+  if hop_samples % num_bands:
+    raise UserError(
+      f"config.autoencoder.decoder.num_bands is {num_bands}, which does not divide the {hop_samples} samples of a code "
+      "(the product of config.autoencoder.strides)."
+    )
+  if len(config.samples.temperature) not in (1, num_bands):
+    raise UserError(
+      f"config.samples.temperature has {len(config.samples.temperature)} values; give one, or one for each of the "
+      f"{num_bands} bands (config.autoencoder.decoder.num_bands)."
+    )
+
+
+_VALIDATE = {"images": _validate_images, "speech": _validate_speech}
 
 
 def fields(config, prefix="") -> list[tuple[str, object]]:

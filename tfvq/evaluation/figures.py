@@ -1,44 +1,9 @@
-"""The figures of a run, measured on data that no training has seen."""
+"""Figures of models and codes, measured on data that no training has seen."""
 
 import lzma
 
 import numpy as np
 import tensorflow as tf
-
-from tfvq.models import PixelCNN
-
-_BATCH_SIZE = 64
-
-
-def measure(run, split: str) -> dict[str, float]:
-  """All figures that the run's models allow on a split.
-
-  Args:
-    run: A `tfvq.training.stages.Run` whose trainings are done.
-    split: Name of a split of its data.
-
-  Returns:
-    `reconstruction_psnr_db` and `autoencoder_bits_per_dim` of an autoencoder (the latter if its output distribution is
-    discrete), `code_statistics` of a VQ-VAE's codes, `prior_bits_per_code` of a prior over codes, `bits_per_dim` of a
-    model of pixels.
-  """
-  figures = {}
-  source = run.task.source
-  if "autoencoder" in run.task.stages:
-    images = (batch["image"] for batch in source.batches(split, _BATCH_SIZE))
-    figures["reconstruction_psnr_db"] = psnr_db(images, tf.function(run.autoencoder.reconstruct, reduce_retracing=True))
-    if run.autoencoder.distribution.discrete:
-      run.autoencoder.compile()
-      batches = source.batches(split, _BATCH_SIZE).map(lambda batch: batch["image"])
-      figures["autoencoder_bits_per_dim"] = run.autoencoder.evaluate(batches, verbose=0, return_dict=True)[
-        "bits_per_dim"
-      ]
-  if run.has_codes:
-    figures |= code_statistics(run.values.splits[split]["codes"], run.manifest["num_embeddings"])
-  if "prior" in run.task.stages:
-    bits = bits_per_value(run.prior, (run.prior_inputs(batch) for batch in run.values.batches(split, _BATCH_SIZE)))
-    figures["prior_bits_per_code" if run.has_codes else "bits_per_dim"] = bits
-  return figures
 
 
 def to_uint8(images) -> np.ndarray:
@@ -86,11 +51,11 @@ def code_statistics(codes: np.ndarray, num_embeddings: int) -> dict[str, float]:
   }
 
 
-def bits_per_value(model: PixelCNN, inputs) -> float:
+def bits_per_value(model, inputs) -> float:
   """Mean negative log-likelihood in bits per value.
 
   Args:
-    model: An autoregressive model.
+    model: An autoregressive model: `PixelCNN` or `WaveNet`.
     inputs: Iterable of what its `fit` takes: values, or ((values, condition),).
   """
   log_prob = tf.function(model.log_prob, reduce_retracing=True)

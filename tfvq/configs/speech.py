@@ -1,0 +1,51 @@
+"""Speech: 16 kHz audio -> 250 codes of 512 a second -> WaveNet decoder, speaker-conditional; WaveNet prior.
+
+Source: arXiv 1711.00937, section 4.3 (VCTK, LibriSpeech), with telephone prompts of four professional speakers in place
+of VCTK.
+
+  python train_main.py --config=tfvq/configs/speech.py:small --workdir=runs/speech
+
+`small` (default) is for two cores: log-mel encoder, decoder over four sub-bands. `paper` is the paper's: raw waveform,
+plain WaveNet at 16 kHz, VCTK; it wants an accelerator. Both send 2.25 kbit/s. The paper gives no figure for the sound;
+docs/RESULTS.md tells what `small` reaches. Other data: --config.data.source=fillets|festvox_ru|espeak|tfds|folder.
+"""
+
+from ml_collections import ConfigDict
+
+from tfvq.configs import common
+
+
+def get_config(variant=None):
+  return common.choose(variant, {"small": small, "paper": paper})
+
+
+def small():
+  config = common.run_settings("speech")
+  config.data = common.speech_data(source="asterisk", languages=("en", "es", "fr", "it", "ru"))
+  config.autoencoder = common.speech_autoencoder(
+    encoder="log_mel", encoder_units=128, embedding_dim=64, decay=0.98, revival_threshold=0.2, unquantized_steps=200
+  )
+  config.autoencoder.decoder = common.wavenet(num_bands=4, channels=96, num_stacks=2, layers_per_stack=8)
+  config.prior = common.wavenet(channels=64, num_stacks=2, layers_per_stack=6, hidden_units=256)
+  config.prior.window_codes = 500
+  config.train.autoencoder = common.training(
+    steps=6000, batch_size=4, learning_rate=1e-2, optimizer="muon", adam_lr_ratio=0.3
+  )
+  config.train.prior = common.training(steps=2000, batch_size=16, learning_rate=1e-2, optimizer="muon")
+  config.samples = ConfigDict({"num": 4, "temperature": (0.4, 0.7, 0.8, 0.8)})  # one for each band
+  return config
+
+
+def paper():
+  config = small()
+  config.data = common.speech_data(source="tfds", name="vctk")
+  config.autoencoder = common.speech_autoencoder(encoder="waveform", encoder_units=768, null_rate=0.0, mel_weight=0.0)
+  config.autoencoder.decoder = common.wavenet(channels=256, num_stacks=3, layers_per_stack=10)
+  config.prior = common.wavenet(channels=256, num_stacks=2, layers_per_stack=8, hidden_units=512)
+  config.prior.window_codes = 500
+  config.train.autoencoder = common.training(
+    steps=500_000, batch_size=64, learning_rate=2e-4, schedule="constant", beta_2=0.999
+  )
+  config.train.prior = common.training(steps=250_000, batch_size=64, learning_rate=4e-4)
+  config.samples.temperature = (1.0,)
+  return config

@@ -1,0 +1,106 @@
+"""Recordings of speech, by the name of their source: where they are, who speaks, and how to read them."""
+
+import pathlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, SUFFIXES, AudioReader
+from tfvq.data.debian import unpacked
+from tfvq.errors import UserError
+
+
+class Recording(NamedTuple):
+  """One recording, not read yet."""
+
+  sentence: str  # what is said, by name: the same for every speaker who says it, so that a split can go by it
+  speaker: str
+  read: Callable[[], np.ndarray]  # float32 [T] in -1..1, 16 kHz; raises UserError
+
+
+def find_recordings(data: ConfigDict) -> list[Recording]:
+  """The recordings that a config's `data` names.
+
+  Args:
+    data: Fields of the data set; `source` is its name.
+
+  Raises:
+    UserError: A package or folder is missing, or there is no recording in it.
+  """
+  recordings = _SOURCES[data.source](data)
+  if not recordings:
+    raise UserError(f"The source {data.source} has no recordings of the chosen speakers.")
+  return recordings
+
+
+_ASTERISK_SPEAKERS = {
+  "en": "en-es",
+  "es": "en-es",
+  "fr": "fr",
+  "it": "it",
+  "ru": "ru",
+}  # English and Spanish: one woman
+
+
+def _asterisk(data):
+  """Telephone prompts of professional speakers, 16 kHz G.722 (Debian; CC-BY-SA 3.0, Russian CC-BY 3.0)."""
+  import G722
+
+  def reader(path):
+    return lambda: np.asarray(G722.G722(SAMPLE_RATE_HZ, 64_000).decode(path.read_bytes()), np.float32) / 32768
+
+  recordings = []
+  for language in data.languages:
+    folder = unpacked(f"asterisk-core-sounds-{language}-g722", data.cache) / "usr/share/asterisk/sounds"
+    for path in sorted(folder.rglob("*.g722")):
+      name = "/".join(path.relative_to(folder).parts[1:]).removesuffix(".g722")
+      if not re.search(r"silence/|beep|monkeys", name):
+        recordings.append(Recording(name, _ASTERISK_SPEAKERS[language], reader(path)))
+  return recordings
+
+
+def _fillets(data):
+  """Acted dialogue, two speakers in each of two languages, 22 kHz Ogg Vorbis (Debian's Fish Fillets; GPL-2)."""
+  recordings = []
+  for language in data.languages:
+    folder = unpacked(f"fillets-ng-data-{language}", data.cache) / "usr/share/games/fillets-ng/sound"
+    for path in sorted(folder.glob(f"*/{language}/*.ogg")):
+      fish = re.search(r"-([vm])-", path.name)
+      if fish:
+        speaker = f"{language}-{'big' if fish[1] == 'v' else 'small'}"
+        recordings.append(Recording(f"{path.parts[-3]}/{path.stem}", speaker, _file_reader(path)))
+  return recordings
+
+
+def _festvox_ru(data):
+  """Read Russian sentences of one man, 16 kHz (Debian's festvox-ru)."""
+  folder = unpacked("festvox-ru", data.cache) / "usr/share/festival/voices/russian/msu_ru_nsh_clunits/wav"
+  return [Recording(path.stem, "nsh", _file_reader(path)) for path in sorted(folder.glob("*.wav"))]
+
+
+def _folder(data):
+  """Audio files of any kind below a folder, the speaker being the sub-folder's name."""
+  if not data.folder:
+    raise UserError("The source `folder` needs --config.data.folder=DIR.")
+  folder = pathlib.Path(data.folder).expanduser()
+  if not folder.is_dir():
+    raise UserError(f"{folder} is not a folder; name one that holds audio files, one sub-folder per speaker.")
+  recordings = []
+  for path in sorted(folder.rglob("*")):
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+      parts = path.relative_to(folder).with_suffix("").parts
+      speaker = parts[0] if len(parts) > 1 else folder.resolve().name
+      recordings.append(Recording("/".join(parts[1:] or parts), speaker, _file_reader(path)))
+  if not recordings:
+    raise UserError(f"There is no audio file ({', '.join(SUFFIXES)}) below {folder}.")
+  return recordings
+
+
+def _file_reader(path):
+  return lambda: AudioReader(path).read()
+
+
+_SOURCES = {"asterisk": _asterisk, "festvox_ru": _festvox_ru, "fillets": _fillets, "folder": _folder}

@@ -1,0 +1,111 @@
+"""Sections of a report: pictures, plots, tables and players, each held in the page itself."""
+
+import base64
+import dataclasses
+import io
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav_to
+from tfvq.files import written_whole
+
+matplotlib.use("Agg")  # no screen is needed
+import matplotlib.pyplot as plt  # noqa: E402  after the choice of the backend
+
+
+@dataclasses.dataclass
+class Section:
+  """A titled part of a report."""
+
+  title: str
+  image: str = ""  # data URL
+  columns: list[str] = dataclasses.field(default_factory=list)  # of a table
+  rows: list[list] = dataclasses.field(default_factory=list)  # of cells: text, or `Player`
+
+
+@dataclasses.dataclass
+class Player:
+  """A sound with its spectrogram, in a table's cell."""
+
+  audio: str  # data URL
+  spectrogram: str  # data URL
+
+
+def image_grid(images: np.ndarray, num_columns: int) -> np.ndarray:
+  """Images side by side, uint8 [N, H, W, C] -> uint8 [rows (H + 2), columns (W + 2), C], white between them."""
+  num_rows = -(-len(images) // num_columns)
+  _, height, width, channels = images.shape
+  grid = np.full((num_rows * num_columns, height + 2, width + 2, channels), 255, np.uint8)
+  grid[: len(images), 1:-1, 1:-1] = images
+  grid = grid.reshape(num_rows, num_columns, height + 2, width + 2, channels).transpose(0, 2, 1, 3, 4)
+  return grid.reshape(num_rows * (height + 2), num_columns * (width + 2), channels)
+
+
+def save_image_grid(path, images: np.ndarray, num_columns: int) -> None:
+  """Writes `image_grid` as PNG."""
+  with written_whole(path) as temporary:
+    _to_image(image_grid(images, num_columns)).save(temporary)
+
+
+def image_section(title: str, images: np.ndarray, num_columns: int) -> Section:
+  """Images side by side, twice their size."""
+  image = _to_image(image_grid(images, num_columns))
+  image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
+  return Section(title, image=_data_url("image/png", lambda file: image.save(file, format="PNG")))
+
+
+def usage_section(codes: np.ndarray, num_embeddings: int) -> Section:
+  """How often each code is used."""
+  counts = np.bincount(codes.ravel(), minlength=num_embeddings)
+  figure, axes = plt.subplots(figsize=(8, 2.5), layout="constrained")
+  axes.bar(np.arange(len(counts)), np.sort(counts)[::-1] / counts.sum(), width=1.0)
+  axes.set(xlabel="codes, most used first", ylabel="share of positions", yscale="log")
+  return Section("Use of the codebook on held-out data", image=_figure_url(figure))
+
+
+def curves_section(title: str, rows: list[dict[str, float]]) -> Section:
+  """A panel per metric over the steps of a training, see `tfvq.training.callbacks.Curves`."""
+  names = [name for name in rows[0] if name not in ("step", "seconds")]
+  figure, panels = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), layout="constrained", squeeze=False)
+  for axes, name in zip(panels[0], names, strict=True):
+    axes.plot([row["step"] for row in rows], [row[name] for row in rows])
+    axes.set(xlabel="step", title=name.replace("_", " "))
+    if name == "loss" and min(row[name] for row in rows) > 0:
+      axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+  return Section(title, image=_figure_url(figure))
+
+
+def player(audio: np.ndarray) -> Player:
+  """A player for 16 kHz audio, float [T] in -1..1, with its spectrogram."""
+  figure, axes = plt.subplots(figsize=(3.6, 1.8), layout="constrained")
+  axes.specgram(
+    np.pad(audio, [0, max(0, 512 - len(audio))]) + 1e-7,
+    NFFT=512,
+    noverlap=384,
+    Fs=SAMPLE_RATE_HZ,
+    vmin=-140,
+    vmax=-30,
+    cmap="magma",
+  )
+  axes.set(yticks=[0, 4000, 8000], yticklabels=["0", "4", "8 kHz"])
+  axes.tick_params(labelsize=7)
+  return Player(audio=_data_url("audio/wav", lambda file: write_wav_to(file, [audio])), spectrogram=_figure_url(figure))
+
+
+def _to_image(array):
+  return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def _data_url(kind, write):
+  file = io.BytesIO()
+  write(file)
+  return f"data:{kind};base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _figure_url(figure):
+  url = _data_url("image/png", lambda file: figure.savefig(file, format="png", dpi=110))
+  plt.close(figure)
+  return url

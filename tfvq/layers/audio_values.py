@@ -1,0 +1,70 @@
+"""Audio as the values that a WaveNet models."""
+
+import keras
+import tensorflow as tf
+
+from tfvq.ops.mu_law import mu_law_decode, mu_law_encode
+from tfvq.ops.subbands import join_bands, split_into_bands
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class AudioValues(keras.layers.Layer):
+  """Samples, or steps of several critically sampled sub-bands, as integers.
+
+  Args:
+    num_bands: N, sub-bands; 1 leaves the audio whole.
+    num_values: K, values of each; up to 256 they are companded by the mu-law, more are linear.
+    **kwargs: As for `keras.layers.Layer`.
+
+  Input shape:
+    Audio, float [B, T] in -1..1, T a multiple of N.
+
+  Output shape:
+    int32 [B, T / N, N] in 0..K-1.
+
+  Training behaviour:
+    Nothing is learned; `adapt` sets the level of each band that its values reach up to.
+  """
+
+  def __init__(self, num_bands: int = 1, num_values: int = 256, **kwargs):
+    super().__init__(trainable=False, **kwargs)
+    if num_bands < 1 or num_values < 2:
+      raise ValueError(f"num_bands must be positive and num_values 2 or more, not {num_bands}, {num_values}.")
+    self.num_bands = num_bands
+    self.num_values = num_values
+    self.levels = self.add_weight(shape=(num_bands,), initializer="ones", name="levels", dtype="float32")
+    self.built = True
+
+  def adapt(self, audio) -> None:
+    """Sets the levels to the largest magnitudes in audio, float [B, T]; whole audio keeps the level 1."""
+    if self.num_bands > 1:
+      bands = split_into_bands(tf.cast(audio, tf.float32), self.num_bands)
+      self.levels.assign(tf.maximum(tf.reduce_max(tf.abs(bands), axis=[0, 1]), 1e-3))
+
+  def call(self, audio):
+    audio = tf.cast(audio, tf.float32)
+    bands = split_into_bands(audio, self.num_bands) if self.num_bands > 1 else audio[..., tf.newaxis]
+    bands /= tf.convert_to_tensor(self.levels)
+    if self.num_values <= 256:
+      return mu_law_encode(bands, self.num_values)
+    values = tf.round((tf.clip_by_value(bands, -1.0, 1.0) + 1) * ((self.num_values - 1) / 2))
+    return tf.cast(values, tf.int32)
+
+  def bands(self, values) -> tf.Tensor:
+    """Values, integers [B, T / N, N] -> sub-bands, float32 of the same shape."""
+    if self.num_values <= 256:
+      bands = mu_law_decode(values, self.num_values)
+    else:
+      bands = tf.cast(values, tf.float32) * (2 / (self.num_values - 1)) - 1
+    return bands * tf.convert_to_tensor(self.levels)
+
+  def decode(self, values) -> tf.Tensor:
+    """Values, integers [B, T / N, N] -> audio, float32 [B, T], mostly in -1..1."""
+    return self.join(self.bands(values))
+
+  def join(self, bands) -> tf.Tensor:
+    """Sub-bands, float32 [B, T / N, N] -> audio, [B, T]."""
+    return join_bands(bands) if self.num_bands > 1 else bands[..., 0]
+
+  def get_config(self):
+    return {**super().get_config(), "num_bands": self.num_bands, "num_values": self.num_values}

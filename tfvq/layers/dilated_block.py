@@ -1,0 +1,73 @@
+"""One layer of the WaveNet: a dilated causal convolution with a gate."""
+
+import keras
+import tensorflow as tf
+
+from tfvq.ops.gated import gated_activation
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class DilatedBlock(keras.layers.Layer):
+  """A causal convolution of two taps, `dilation_rate` steps apart, a gated activation and a residual connection.
+
+  Activations are time-major and flat, [T * B, C], step t of example b in row t B + b: a delay is then a slice of rows,
+  and a convolution one matrix product of [past, present].
+
+  Reference: arXiv 1609.03499, sections 2.1, 2.3 and 2.4.
+  Deviation: the skip connection is the gated activation itself: the model projects those of all layers at once.
+
+  Args:
+    channels: C.
+    dilation_rate: Steps between the two taps, >= 1.
+    last: Whether no block follows: the output is then the input, and its projection is left out.
+    **kwargs: As for `keras.layers.Layer`.
+
+  Input shape:
+    `(x, share, batch_size)`: float [T B, C]; the condition's share of the pre-activations, float [F, 1, B or 1, 2C]
+    with T a multiple of F, each of its frames holding for T / F steps; B.
+
+  Output shape:
+    `(x, skip)`, float [T B, C] each.
+  """
+
+  def __init__(self, channels: int, dilation_rate: int, last: bool = False, **kwargs):
+    super().__init__(**kwargs)
+    if channels < 1 or dilation_rate < 1:
+      raise ValueError(f"channels and dilation_rate must be at least 1, not {channels}, {dilation_rate}.")
+    self.channels = channels
+    self.dilation_rate = dilation_rate
+    self.last = last
+    self.conv = keras.layers.Dense(2 * channels, dtype=self.dtype_policy)  # of [past, present]
+    self.residual = None if last else keras.layers.Dense(channels, dtype=self.dtype_policy)
+
+  def build(self, input_shape):
+    del input_shape
+    self.conv.build((None, 2 * self.channels))
+    if not self.last:
+      self.residual.build((None, self.channels))
+    self.built = True
+
+  def call(self, inputs):
+    x, share, batch_size = inputs
+    delay = tf.minimum(self.dilation_rate * batch_size, tf.shape(x)[0])
+    past = tf.concat([tf.zeros([delay, self.channels], x.dtype), x[: tf.shape(x)[0] - delay]], axis=0)
+    gates = self.conv(tf.concat([past, x], axis=-1))
+    frames = tf.reshape(gates, [tf.shape(share)[0], -1, batch_size, 2 * self.channels])
+    skip = gated_activation(tf.reshape(frames + share, tf.shape(gates)))
+    return self._output(x, skip), skip
+
+  def step(self, x, past, share):
+    """One step: x [B, C], x of `dilation_rate` steps before, share [B or 1, 2C] -> (x, skip), [B, C] each."""
+    skip = gated_activation(self.conv(tf.concat([past, x], axis=-1)) + share)
+    return self._output(x, skip), skip
+
+  def _output(self, x, skip):
+    return x if self.last else x + self.residual(skip)
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "channels": self.channels,
+      "dilation_rate": self.dilation_rate,
+      "last": self.last,
+    }

@@ -1,0 +1,107 @@
+"""The output distribution of an autoregressive model over finely quantised numbers."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class LogisticMixtureHead(keras.layers.Layer):
+  """A mixture of logistic distributions over K ordered values, the mass in the tails given to 0 and K - 1.
+
+  Reference: arXiv 1701.05517, section 2.1; for audio: arXiv 1711.10433, section 3.
+  Deviation: several values of a step are independent given the features.
+
+  Args:
+    num_values: K, number of values, >= 2; 65,536 for 16-bit audio.
+    num_variables: G, values per step, >= 1.
+    num_mixtures: M, components of the mixture, >= 1.
+    hidden_units: Units of the hidden layer.
+    **kwargs: As for `keras.layers.Layer`. The parameters are float32 or more, whatever `dtype`.
+
+  Input shape:
+    `features`: float [..., C]. `x`: integers [..., G] in 0..K-1; not looked at.
+
+  Output shape:
+    Parameters, float [..., G, 3M]: logits of the components, means and log-scales, in units in which 0..K-1 is -1..1.
+  """
+
+  def __init__(
+    self, num_values: int, num_variables: int = 1, num_mixtures: int = 10, hidden_units: int = 256, **kwargs
+  ):
+    super().__init__(**kwargs)
+    if min(num_values - 1, num_variables, num_mixtures) < 1:
+      raise ValueError(
+        "num_values must be 2 or more, num_variables and num_mixtures positive, not "
+        f"{num_values}, {num_variables}, {num_mixtures}."
+      )
+    self.num_values = num_values
+    self.num_variables = num_variables
+    self.num_mixtures = num_mixtures
+    self.hidden_units = hidden_units
+    self.hidden = keras.layers.Dense(hidden_units, activation="relu", dtype=self.dtype_policy)
+    self.output_projection = keras.layers.Dense(3 * num_variables * num_mixtures, dtype=self.dtype_policy)
+
+  @property
+  def noise_shape(self) -> tuple[int, ...]:
+    """Shape of the Gumbel noise that one step's sample takes: (G, M + 2)."""
+    return self.num_variables, self.num_mixtures + 2
+
+  def build(self, features_shape):
+    self.hidden.build(features_shape)
+    self.output_projection.build((*features_shape[:-1], self.hidden_units))
+    self.built = True
+
+  def call(self, features, x=None):
+    del x
+    parameters = self.output_projection(self.hidden(features))
+    parameters = tf.cast(parameters, "float64" if self.compute_dtype == "float64" else "float32")
+    shape = tf.concat([tf.shape(parameters)[:-1], [self.num_variables, 3 * self.num_mixtures]], axis=0)
+    parameters = tf.reshape(parameters, shape)
+    return tf.ensure_shape(parameters, [*features.shape[:-1], self.num_variables, 3 * self.num_mixtures])
+
+  def sample(self, features, noise, temperature=1.0) -> tf.Tensor:
+    """Draws the values of a step.
+
+    Args:
+      features: Float [..., C].
+      noise: Gumbel noise, float [..., G, M + 2].
+      temperature: Multiplies the noise; 0 takes the mean of the likeliest component. A scalar, or one per value, [G].
+
+    Returns:
+      Values, int32 [..., G].
+    """
+    logits, means, log_scales = self._parts(self(features))
+    noise *= tf.broadcast_to(tf.cast(temperature, noise.dtype), [self.num_variables])[:, tf.newaxis]
+    component = tf.argmax(logits + noise[..., : self.num_mixtures], axis=-1, output_type=tf.int32)
+    pick = lambda values: tf.gather(values, component, batch_dims=component.shape.rank)
+    # The difference of two Gumbel variables is a logistic one.
+    number = pick(means) + tf.exp(pick(log_scales)) * (noise[..., -2] - noise[..., -1])
+    values = tf.round((number + 1) * (self.num_values - 1) / 2)
+    return tf.cast(tf.clip_by_value(values, 0, self.num_values - 1), tf.int32)
+
+  def log_prob(self, parameters, x) -> tf.Tensor:
+    """Log-probability of a step's values in nats, float [..., G, 3M], integers [..., G] -> float [...]."""
+    import tensorflow_probability as tfp  # takes seconds to import: only where it is used
+
+    logits, means, log_scales = self._parts(parameters)
+    half = (self.num_values - 1) / 2
+    # Quantised values are ceilings: the bin of value v is (v - 1, v], hence the shift by half a value.
+    logistic = tfp.distributions.Logistic((means + 1) * half - 0.5, tf.exp(log_scales) * half)
+    quantized = tfp.distributions.QuantizedDistribution(logistic, low=0.0, high=float(self.num_values - 1))
+    log_prob = quantized.log_prob(tf.cast(x, parameters.dtype)[..., tf.newaxis])
+    return tf.reduce_sum(tf.reduce_logsumexp(tf.nn.log_softmax(logits) + log_prob, axis=-1), axis=-1)
+
+  def _parts(self, parameters):
+    logits, means, log_scales = tf.split(parameters, 3, axis=-1)
+    # At half a value's width a component is as narrow as can matter.
+    return logits, means, tf.maximum(log_scales - 3, np.log(0.5 / self.num_values))
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "num_values": self.num_values,
+      "num_variables": self.num_variables,
+      "num_mixtures": self.num_mixtures,
+      "hidden_units": self.hidden_units,
+    }

@@ -1,0 +1,71 @@
+"""The networks around the quantiser of speech: encoders, and what turns codes into the decoder's condition."""
+
+import keras
+
+from tfvq.layers.log_mel import LogMel
+
+
+def waveform_encoder(embedding_dim: int, strides: tuple[int, ...] = (2,) * 6, hidden_units: int = 256) -> keras.Model:
+  """The encoder on raw audio: strided convolutions of window 2 * stride.
+
+  Reference: arXiv 1711.00937, section 4.3: six of stride 2 and window 4 make 64 samples a code.
+
+  Args:
+    embedding_dim: D.
+    strides: Stride of each convolution; their product is the number of samples per code.
+    hidden_units: Channels of every convolution.
+
+  Returns:
+    A model, audio float [B, T] in -1..1 -> z_e [B, T / hop, D].
+  """
+  audio = keras.Input((None,), name="audio")
+  x = keras.layers.Reshape((-1, 1))(audio)
+  for stride in strides:
+    x = keras.layers.Conv1D(hidden_units, 2 * stride, stride, padding="same", activation="relu")(x)
+  x = keras.layers.Conv1D(hidden_units, 3, padding="same", activation="relu")(x)
+  return keras.Model(audio, keras.layers.Conv1D(embedding_dim, 1)(x), name="encoder")
+
+
+def log_mel_encoder(
+  embedding_dim: int, hop_samples: int = 64, hidden_units: int = 128, num_mel_bands: int = 80
+) -> keras.Model:
+  """The encoder on log-mel spectra: two convolutions over five frames each.
+
+  Deviation: the paper's encoder sees the raw waveform; this one learns in less time.
+
+  Args:
+    embedding_dim: D.
+    hop_samples: Samples per code.
+    hidden_units: Channels of the convolutions.
+    num_mel_bands: Bands of the spectra.
+
+  Returns:
+    A model, audio float [B, T] in -1..1 -> z_e [B, T / hop_samples, D].
+  """
+  audio = keras.Input((None,), name="audio")
+  x = LogMel(num_mel_bands, hop_samples, max(400, hop_samples))(audio)
+  for _ in range(2):
+    x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu")(x)
+  return keras.Model(audio, keras.layers.Conv1D(embedding_dim, 1)(x), name="encoder")
+
+
+def conditioner(embedding_dim: int, num_speakers: int, condition_dim: int = 128) -> keras.Model:
+  """Three convolutions over codebook vectors and the speaker: the decoder's local condition.
+
+  Args:
+    embedding_dim: D.
+    num_speakers: Number of speakers.
+    condition_dim: E, channels of every convolution and of the output.
+
+  Returns:
+    A model, (z_q float [B, F, D], speaker integers [B]) -> float [B, F, E].
+  """
+  z_q = keras.Input((None, embedding_dim), name="z_q")
+  speaker = keras.Input((), dtype="int32", name="speaker")
+  embedded = keras.layers.Embedding(num_speakers, condition_dim, name="speaker_embedding")(speaker)
+  embedded = keras.layers.Reshape((1, condition_dim))(embedded)
+  x = keras.layers.Conv1D(condition_dim, 3, padding="same")(z_q)
+  x = keras.layers.ReLU()(x + embedded)
+  for _ in range(2):
+    x = x + keras.layers.Conv1D(condition_dim, 3, padding="same", activation="relu")(x)
+  return keras.Model([z_q, speaker], x, name="conditioner")

@@ -1,0 +1,173 @@
+"""The VQ-VAE of speech: its decoder is a WaveNet."""
+
+import keras
+import tensorflow as tf
+
+from tfvq.layers.log_mel import LogMel
+from tfvq.ops.distributed import share_of_loss
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class SpeechVQVAE(keras.Model):
+  """Encoder, vector quantiser, and a WaveNet conditioned on codes and speaker, trained together.
+
+  A decoder this strong can learn to ignore its codes. So that one sees whether it does, the codes of some training
+  clips are replaced by one learned vector, the null condition; `gain_nats` is what the codes are worth beside it.
+
+  Reference: arXiv 1711.00937, section 4.3.
+  Deviation: the null condition, and a linear prediction of the log-mel spectra from the decoder's condition, which
+  makes the codes useful before the decoder has learned to listen to them.
+
+  Args:
+    encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D].
+    quantizer: `tfvq.layers.VectorQuantizer` of dimension D.
+    conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
+    audio_values: `tfvq.layers.AudioValues`: what the decoder models.
+    decoder: `tfvq.models.WaveNet` with `condition_dim` E, over these values.
+    hop_samples: Samples per code.
+    context_frames: Frames at either end of a training clip that the encoder sees and the decoder is not trained on:
+      within a recording no code stands beside silence.
+    null_rate: Share of training clips that get the null condition, 0 to less than 1.
+    mel_weight: Weight of the prediction of the spectra, >= 0.
+    seed: Seed of the choice of clips.
+    **kwargs: As for `keras.Model`.
+
+  Input shape:
+    {"audio": float [B, T] in -1..1, T a multiple of `hop_samples`, "speaker": integers [B]}.
+
+  Output shape:
+    Negative log-likelihood of each clip in nats per sample, float [B].
+
+  Training behaviour:
+    `compile(optimizer)` and `fit` minimise eq. 3 and the spectra's squared error. Metrics: `nats_per_sample` with
+    codes, `gain_nats`, `mel_error`, `perplexity`, `codebook_usage`. Before training, `adapt` sets what depends on the data.
+  """
+
+  def __init__(
+    self,
+    encoder,
+    quantizer,
+    conditioner,
+    audio_values,
+    decoder,
+    hop_samples: int = 64,
+    context_frames: int = 8,
+    null_rate: float = 0.1,
+    mel_weight: float = 1.0,
+    seed: int = 0,
+    **kwargs,
+  ):
+    super().__init__(**kwargs)
+    self.encoder = encoder
+    self.quantizer = quantizer
+    self.conditioner = conditioner
+    self.audio_values = audio_values
+    self.decoder = decoder
+    self.hop_samples = hop_samples
+    self.context_frames = context_frames
+    self.null_rate = null_rate
+    self.mel_weight = mel_weight
+    self.seed = seed
+    self.quantizing = True
+    self.log_mel = LogMel(hop_samples=hop_samples, window_samples=max(400, hop_samples))
+    self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands)
+    self.mel_prediction.build((None, None, decoder.condition_dim))
+    self.null = self.add_weight(shape=(quantizer.embedding_dim,), initializer="zeros", name="null")
+    self._seeds = keras.random.SeedGenerator(seed)
+    self._nats_per_sample = keras.metrics.Mean(name="nats_per_sample")
+    self._null_nats = keras.metrics.Mean(name="null_nats")
+    self._mel_error = keras.metrics.Mean(name="mel_error")
+    self.built = True
+
+  @property
+  def steps_per_frame(self) -> int:
+    """Steps of the decoder that a code stands for."""
+    return self.hop_samples // self.audio_values.num_bands
+
+  def call(self, inputs, training=False):
+    audio, speaker = inputs["audio"], inputs["speaker"]
+    z_q = self.encoder(audio, training=training)
+    if self.quantizing:
+      z_q = self.quantizer(z_q, training=training)
+    is_null = keras.random.uniform(tf.shape(speaker), seed=self._seeds) < (self.null_rate if training else 0.0)
+    z_q = tf.where(is_null[:, tf.newaxis, tf.newaxis], tf.convert_to_tensor(self.null), z_q)
+    condition = self.conditioner((z_q, speaker), training=training)
+    inside = slice(self.context_frames, -self.context_frames or None)
+    log_mel = tf.stop_gradient(self.log_mel(audio))[:, inside]
+    mel_error = tf.math.squared_difference(self.mel_prediction(condition[:, inside]), log_mel)
+    mel_error = tf.reduce_mean(mel_error, axis=[1, 2])
+    heard = tf.cast(~is_null, mel_error.dtype)
+    mel_error = tf.math.divide_no_nan(tf.reduce_sum(mel_error * heard), tf.reduce_sum(heard))
+    self.add_loss(self.mel_weight * mel_error)
+    self._mel_error.update_state(mel_error)
+    nats_per_sample = self._nats_per_sample_of(audio, condition, inside)
+    self._nats_per_sample.update_state(nats_per_sample, sample_weight=heard)
+    self._null_nats.update_state(nats_per_sample, sample_weight=1 - heard)
+    return nats_per_sample
+
+  def _nats_per_sample_of(self, audio, condition, inside):
+    context = self.context_frames * self.steps_per_frame
+    values = self.audio_values(audio)[:, context : -context or None]
+    log_prob = self.decoder.log_prob(values, {"local": condition[:, inside]})
+    return -log_prob / tf.cast(tf.size(values[0]), log_prob.dtype)
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    del x, y, sample_weight
+    return share_of_loss(tf.reduce_mean(y_pred) + sum(self.losses))
+
+  def get_metrics_result(self):
+    results = super().get_metrics_result()
+    null_nats = results.pop("null_nats")
+    return {**results, "gain_nats": null_nats - results["nats_per_sample"]}
+
+  def encode(self, audio) -> tf.Tensor:
+    """Codes of audio, float [B, T] -> int32 [B, T / hop_samples]."""
+    return self.quantizer.encode(self.encoder(audio))
+
+  def condition(self, codes, speaker) -> tf.Tensor:
+    """The decoder's local condition, int32 [B, F] and [B] -> float [B, F, E]."""
+    return self.conditioner((self.quantizer.decode(codes), speaker))
+
+  def nats_per_sample(self, audio, speaker, z_q=None) -> tf.Tensor:
+    """Negative log-likelihood of whole clips in nats per sample.
+
+    Args:
+      audio: Float [B, T], T a multiple of `hop_samples`.
+      speaker: Integers [B].
+      z_q: Codebook vectors [B, T / hop_samples, D] in place of the audio's own; "null" for the null condition.
+
+    Returns:
+      Float [B].
+    """
+    if z_q is None:
+      z_q = self.quantizer.decode(self.encode(audio))
+    elif isinstance(z_q, str):
+      shape = [tf.shape(audio)[0], tf.shape(audio)[1] // self.hop_samples, self.quantizer.embedding_dim]
+      z_q = tf.broadcast_to(tf.convert_to_tensor(self.null), shape)
+    log_prob = self.decoder.log_prob(self.audio_values(audio), {"local": self.conditioner((z_q, speaker))})
+    return -log_prob / tf.cast(tf.shape(audio)[1], log_prob.dtype)
+
+  def adapt(self, audio) -> None:
+    """Sets the codebook to the k-means centres of the encoder's output, and the levels of the bands."""
+    self.audio_values.adapt(audio)
+    self.quantizer.adapt(self.encoder(audio))
+
+  def get_config(self):
+    serialize = keras.saving.serialize_keras_object
+    return {
+      **super().get_config(),
+      **{name: serialize(getattr(self, name)) for name in _PARTS},
+      "hop_samples": self.hop_samples,
+      "context_frames": self.context_frames,
+      "null_rate": self.null_rate,
+      "mel_weight": self.mel_weight,
+      "seed": self.seed,
+    }
+
+  @classmethod
+  def from_config(cls, config):
+    deserialize = keras.saving.deserialize_keras_object
+    return cls(**{key: deserialize(value) if key in _PARTS else value for key, value in config.items()})
+
+
+_PARTS = ("encoder", "quantizer", "conditioner", "audio_values", "decoder")

@@ -1,0 +1,57 @@
+"""Sub-bands of audio: a pseudo-quadrature mirror filter bank, critically sampled.
+
+Reference: Nguyen, "Near-perfect-reconstruction pseudo-QMF banks", IEEE Trans. Signal Processing 42 (1994); its use
+with WaveNets: arXiv 1909.01700 (DurIAN, section 2.3).
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+_KAISER_BETA = 9.0
+_NUM_BANDS_TIMES_CUTOFF = 0.568  # the cutoff is 0.142 of the Nyquist frequency for four bands
+
+
+@functools.cache
+def filter_bank(num_bands: int) -> tuple[np.ndarray, np.ndarray]:
+  """Impulse responses of analysis and synthesis, float64 [16 num_bands - 1, num_bands] each, for 2 or more bands."""
+  num_taps = 16 * num_bands - 1
+  time = np.arange(num_taps) - num_taps // 2
+  cutoff = _NUM_BANDS_TIMES_CUTOFF / num_bands
+  prototype = cutoff * np.sinc(cutoff * time) * np.kaiser(num_taps, _KAISER_BETA)
+  band = np.arange(num_bands)
+  angle = (2 * band + 1) * np.pi / (2 * num_bands) * time[:, np.newaxis]
+  phase = (-1.0) ** band * np.pi / 4
+  prototype = 2 * prototype[:, np.newaxis]
+  return prototype * np.cos(angle + phase), prototype * np.cos(angle - phase)
+
+
+def split_into_bands(x, num_bands: int) -> tf.Tensor:
+  """Audio, float [B, T] with T a multiple of `num_bands` -> sub-bands, [B, T / num_bands, num_bands], lowest first."""
+  analysis, _ = filter_bank(num_bands)
+  # A convolution in TensorFlow does not turn its kernel round; the filters are short: no FFT is needed.
+  kernel = tf.constant(analysis[::-1, np.newaxis], x.dtype)
+  reach = len(analysis) // 2
+  x = tf.pad(x, [[0, 0], [reach, reach - num_bands + 1]])
+  return tf.nn.conv1d(x[..., tf.newaxis], kernel, stride=num_bands, padding="VALID")
+
+
+def join_bands(bands) -> tf.Tensor:
+  """Sub-bands, float [B, T / N, N] -> audio, [B, T].
+
+  The round trip's error lies 64 dB below the audio for four bands, 42 dB or more for two to eight.
+  """
+  num_bands = bands.shape[-1]
+  _, synthesis = filter_bank(num_bands)
+  # Each output sample is a product with the band samples around it: zero-stuffing without the zeros.
+  centre = len(synthesis) // 2
+  reach = -(-centre // num_bands)  # band samples to either side that an output sample sees
+  kernel = np.zeros([2 * reach + 1, num_bands, num_bands])  # [band time, band, phase of the output]
+  for offset in range(-reach, reach + 1):
+    for phase in range(num_bands):
+      tap = centre + phase - num_bands * offset
+      if 0 <= tap < len(synthesis):
+        kernel[offset + reach, :, phase] = num_bands * synthesis[tap]
+  x = tf.nn.conv1d(bands, tf.constant(kernel, bands.dtype), stride=1, padding="SAME")
+  return tf.reshape(x, [tf.shape(bands)[0], -1])

@@ -1,0 +1,162 @@
+"""Speech: waveform -> codes -> waveform by a WaveNet that is told the speaker, and a WaveNet prior over the codes."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from tfvq import models
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
+from tfvq.data.speech_corpus import SPLITS, SpeechCorpus, prepare_corpus
+from tfvq.data.speech_sources import find_recordings
+from tfvq.evaluation import figures, sections
+from tfvq.evaluation.speech_figures import likelihoods
+from tfvq.layers import AudioValues, CategoricalHead, LogisticMixtureHead, VectorQuantizer
+from tfvq.models.speech_decoding import SpeechDecoder
+from tfvq.tasks.task import Task
+
+_CONTEXT_FRAMES = 8
+
+
+def build_wavenet(config, **changes) -> models.WaveNet:
+  """The WaveNet that `tfvq.configs.common.wavenet` settings describe."""
+  if config.distribution == "logistic_mixture":
+    head = LogisticMixtureHead(config.num_values, config.num_bands, hidden_units=config.hidden_units)
+  else:
+    head = CategoricalHead(config.num_values, config.num_bands, config.hidden_units)
+  dilation_rates = [2**layer for layer in range(config.layers_per_stack)] * config.num_stacks
+  return models.WaveNet(head, config.channels, dilation_rates, **changes)
+
+
+class SpeechTask(Task):
+  """Speech systems; the config has `data`, `autoencoder` and `prior`."""
+
+  stages = ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
+
+  @property
+  def hop_samples(self) -> int:
+    """Samples per code."""
+    return int(np.prod(self.config.autoencoder.strides))
+
+  @functools.cached_property
+  def corpus(self) -> SpeechCorpus:
+    """The prepared corpus."""
+    return SpeechCorpus(self.data_folder)
+
+  def prepare_data(self):
+    prepare_corpus(self.data_folder, find_recordings(self.config.data))
+    return {"speakers": self.corpus.speakers, "seconds_of": {split: self.corpus.seconds(split) for split in SPLITS}}
+
+  @property
+  def num_classes(self):
+    return len(self.corpus.speakers)
+
+  def build_autoencoder(self):
+    config = self.config.autoencoder
+    return build_speech_vqvae(config, len(self.corpus.speakers), self.config.seed)
+
+  def autoencoder_batches(self, step):
+    # Another seed at another step: a resumed run goes on with other crops.
+    crop_samples = self.config.data.crop_samples + 2 * _CONTEXT_FRAMES * self.hop_samples
+    return self.corpus.train(self.config.train.autoencoder.batch_size, crop_samples, self.config.seed + step)
+
+  def prepare_autoencoder(self, model, fit):
+    """Trains without the quantiser for a while: a codebook set to the output of an untrained encoder collapses."""
+    batch = next(iter(self.corpus.train(128, 16 * self.hop_samples, self.config.seed)))
+    model.audio_values.adapt(batch["audio"])
+    if self.config.autoencoder.unquantized_steps:
+      model.quantizing = False
+      fit(self.config.autoencoder.unquantized_steps)
+      model.quantizing = True
+    model.quantizer.adapt(model.encoder(batch["audio"]))
+
+  def encode_splits(self, autoencoder):
+    encode = tf.function(autoencoder.encode, reduce_retracing=True)
+    splits = {}
+    for split in SPLITS:
+      codes = {speaker: [] for speaker in range(self.num_classes)}
+      for clip in tqdm.tqdm(self.corpus.clips(split), desc=f"codes {split}", unit="clip", dynamic_ncols=True):
+        codes[clip.speaker].append(encode(self._whole_frames(clip.audio)[np.newaxis])[0].numpy())
+      window = self.config.prior.window_codes
+      windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
+      labels = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
+      splits[split] = {"codes": np.concatenate(list(windows.values())), "label": np.concatenate(labels)}
+    return splits
+
+  def build_prior(self, manifest):
+    config = self.config.prior
+    head = CategoricalHead(manifest["num_embeddings"], 1, config.hidden_units)
+    rates = [2**layer for layer in range(config.layers_per_stack)] * config.num_stacks
+    return models.WaveNet(head, config.channels, rates, ordinal=False, num_speakers=self.num_classes)
+
+  def prior_batches(self, codes, step):
+    return codes.train(self.config.train.prior.batch_size, self.config.seed, step).map(self._prior_inputs)
+
+  def _prior_inputs(self, batch):
+    return ((batch["codes"][..., tf.newaxis], {"speaker": batch["label"]}),)
+
+  def write_samples(self, run, folder):
+    """Unconditional speech: codes from the prior, decoded, for each speaker in turn."""
+    num = self.config.samples.num
+    speakers = np.arange(num, dtype=np.int32) % self.num_classes
+    noise_shape = models.sequence_noise_shape(run.prior, self.config.prior.window_codes, num)
+    noise = models.gumbel_noise(self.config.seed, noise_shape)
+    sample = tf.function(models.sample_sequence, jit_compile=True)
+    codes = sample(run.prior, noise, {"speaker": tf.constant(speakers)})[..., 0].numpy()
+    audio = SpeechDecoder(run.autoencoder).decode(codes, speakers, self.config.seed, self.config.samples.temperature)
+    for index, (speaker, clip) in enumerate(zip(speakers, audio, strict=True)):
+      write_wav(folder / f"{index:02d}-{self.corpus.speakers[speaker]}.wav", [clip])
+
+  def measure(self, run, split):
+    clips = self.corpus.clips(split)
+    measured = likelihoods(run.autoencoder, clips, self.num_classes)
+    measured |= figures.code_statistics(run.codes.splits[split]["codes"], run.manifest["num_embeddings"])
+    batches = run.codes.batches(split, self.config.train.prior.batch_size)
+    measured["prior_bits_per_code"] = figures.bits_per_value(run.prior, map(self._prior_inputs, batches))
+    measured["kilobits_per_second"] = np.log2(run.manifest["num_embeddings"]) * SAMPLE_RATE_HZ / self.hop_samples / 1000
+    return measured
+
+  def report_sections(self, run):
+    folder = run.workdir.folder("samples")
+    samples = [[path.stem, sections.player(AudioReader(path).read())] for path in sorted(folder.glob("*.wav"))]
+    return [
+      sections.Section("Samples from the prior", columns=["sample and speaker", "sound"], rows=samples),
+      sections.usage_section(run.codes.splits["held_out"]["codes"], run.manifest["num_embeddings"]),
+    ]
+
+  def _whole_frames(self, audio):
+    return np.pad(audio, [0, -len(audio) % self.hop_samples])
+
+
+def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.SpeechVQVAE:
+  """The autoencoder that `tfvq.configs.common.speech_autoencoder` settings describe."""
+  if config.encoder == "waveform":
+    encoder = models.waveform_encoder(config.embedding_dim, tuple(config.strides), config.encoder_units)
+  else:
+    encoder = models.log_mel_encoder(config.embedding_dim, int(np.prod(config.strides)), config.encoder_units)
+  quantizer = VectorQuantizer(
+    config.num_embeddings,
+    config.embedding_dim,
+    commitment_cost=config.commitment_cost,
+    decay=config.decay if config.codebook_update == "moving_average" else None,
+    revival_threshold=config.revival_threshold,
+    seed=seed,
+  )
+  return models.SpeechVQVAE(
+    encoder,
+    quantizer,
+    models.conditioner(config.embedding_dim, num_speakers, config.condition_dim),
+    AudioValues(config.decoder.num_bands, config.decoder.num_values),
+    build_wavenet(config.decoder, condition_dim=config.condition_dim),
+    hop_samples=int(np.prod(config.strides)),
+    context_frames=_CONTEXT_FRAMES,
+    null_rate=config.null_rate,
+    mel_weight=config.mel_weight,
+    seed=seed,
+  )
+
+
+def _windows(codes, length):
+  """Codes [F] -> windows [N, length] side by side, the rest dropped."""
+  return codes[: len(codes) // length * length].reshape(-1, length)

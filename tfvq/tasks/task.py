@@ -1,0 +1,81 @@
+"""What a task is: all that differs between images, speech and video."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+class Task:
+  """Data, networks and conditions of a kind of system, and what is written and measured of it.
+
+  A task's methods are called by the stages of a run, see `tfvq.training.stages`; `run` has the trained `autoencoder`
+  and `prior`, the `codes` with their `manifest` (both None where the prior models the data themselves) and the
+  `workdir`.
+
+  Args:
+    config: The config.
+    data_folder: Where data that are dear to make are kept.
+  """
+
+  def __init__(self, config: ConfigDict, data_folder: pathlib.Path):
+    self.config = config
+    self.data_folder = data_folder
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """The stages of this system, in order."""
+    raise NotImplementedError
+
+  @property
+  def has_codes(self) -> bool:
+    """Whether the prior models codes, not data."""
+    return "codes" in self.stages
+
+  @property
+  def evaluation_splits(self) -> tuple[str, ...]:
+    """Splits to measure on; "held_out" first."""
+    return ("held_out",)
+
+  @property
+  def num_classes(self) -> int:
+    """Number of labels of the codes; 0 if they have none."""
+    raise NotImplementedError
+
+  def prepare_data(self) -> dict:
+    """Collects or fetches the data; returns facts worth keeping."""
+    raise NotImplementedError
+
+  def build_autoencoder(self):
+    """An untrained autoencoder, a Keras model."""
+    raise NotImplementedError
+
+  def autoencoder_batches(self, step: int):
+    """Endless training batches for the autoencoder's `fit`, from a step on: a `tf.data.Dataset`."""
+    raise NotImplementedError
+
+  def prepare_autoencoder(self, model, fit) -> None:
+    """What is done before the first step; `fit(num_steps)` trains the model for so many steps."""
+
+  def encode_splits(self, autoencoder) -> dict:
+    """Codes and labels of every split, as `tfvq.data.codes.write_codes` takes them."""
+    raise NotImplementedError
+
+  def build_prior(self, manifest: dict | None):
+    """An untrained prior over the codes that a manifest describes, or over data if there is none."""
+    raise NotImplementedError
+
+  def prior_batches(self, codes, step: int):
+    """Endless training batches for the prior's `fit`, from a step on: a `tf.data.Dataset`."""
+    raise NotImplementedError
+
+  def write_samples(self, run, folder: pathlib.Path) -> None:
+    """Draws samples from the trained models and writes them into a folder."""
+    raise NotImplementedError
+
+  def measure(self, run, split: str) -> dict:
+    """Figures of the trained models on a split; their titles are in `tfvq.training.report`."""
+    raise NotImplementedError
+
+  def report_sections(self, run) -> list:
+    """What the report shows beside figures and curves: `tfvq.evaluation.sections.Section`s."""
+    raise NotImplementedError
