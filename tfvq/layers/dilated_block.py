@@ -23,8 +23,8 @@ class DilatedBlock(keras.layers.Layer):
     **kwargs: As for `keras.layers.Layer`.
 
   Input shape:
-    `(x, share, batch_size)`: float [T B, C]; the condition's share of the pre-activations, float [F, 1, B or 1, 2C]
-    with T a multiple of F, each of its frames holding for T / F steps; B.
+    `(x, share)`: float [T B, C]; the condition's share of the pre-activations, float [F, 1, B or 1, 2C] with T a
+    multiple of F, each of its frames holding for T / F steps. `batch_size`: B.
 
   Output shape:
     `(x, skip)`, float [T B, C] each.
@@ -47,8 +47,8 @@ class DilatedBlock(keras.layers.Layer):
       self.residual.build((None, self.channels))
     self.built = True
 
-  def call(self, inputs):
-    x, share, batch_size = inputs
+  def call(self, inputs, batch_size):
+    x, share = inputs
     delay = tf.minimum(self.dilation_rate * batch_size, tf.shape(x)[0])
     past = tf.concat([tf.zeros([delay, self.channels], x.dtype), x[: tf.shape(x)[0] - delay]], axis=0)
     gates = self.conv(tf.concat([past, x], axis=-1))

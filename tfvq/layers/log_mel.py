@@ -36,7 +36,7 @@ class LogMel(keras.layers.Layer):
     sample_rate_hz: int = 16_000,
     **kwargs,
   ):
-    super().__init__(trainable=False, **kwargs)
+    super().__init__(**{**kwargs, "trainable": False})
     if window_samples < hop_samples:
       raise ValueError(f"window_samples ({window_samples}) must be at least hop_samples ({hop_samples}).")
     self.num_bands = num_bands

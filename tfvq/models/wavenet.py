@@ -107,7 +107,8 @@ class WaveNet(keras.Model):
       self.local_projection.build((None, self.condition_dim))
     if self.num_speakers:
       self.speaker_embedding.build()
-    self.head.build((None, len(self.blocks) * self.channels))
+    if not self.head.built:  # it is where the model is being loaded
+      self.head.build((None, len(self.blocks) * self.channels))
     self.built = True
 
   def call(self, inputs, training=False):
@@ -138,7 +139,7 @@ class WaveNet(keras.Model):
     x = tf.concat([tf.zeros([batch_size, self.channels], x.dtype), x[:-batch_size]], axis=0)
     skips = []
     for block, share in zip(self.blocks, self.project_condition(condition), strict=True):
-      x, skip = block((x, share[:, tf.newaxis], batch_size))
+      x, skip = block((x, share[:, tf.newaxis]), batch_size=batch_size)
       skips.append(skip)
     return tf.concat(skips, axis=-1)
 

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfvq.layers import AudioValues, LogMel
+from tfvq.ops.mu_law import compress, expand, mu_law_decode, mu_law_encode
+from tfvq.ops.subbands import filter_bank, join_bands, split_into_bands
+
+
+def test_mu_law_values_are_the_middles_of_their_own_intervals():
+  values = np.arange(256)
+  np.testing.assert_array_equal(mu_law_encode(mu_law_decode(values)), values)
+  assert np.all(np.diff(mu_law_decode(values)) > 0)
+  np.testing.assert_array_equal(mu_law_encode([-2.0, -1.0, 0.0, 1.0, 2.0]), [0, 0, 128, 255, 255])
+
+
+@given(st.floats(-1, 1, width=32))
+def test_companding_is_undone_and_its_error_bounded(x):
+  np.testing.assert_allclose(expand(compress(tf.constant(x))), x, atol=1e-6)
+  # Half an interval: its width in the companded domain over the slope there.
+  slope = 255 / np.log(256) / (1 + 255 * abs(x))
+  assert abs(float(mu_law_decode(mu_law_encode(x))) - x) <= 1.02 / 256 / slope + 1e-6
+
+
+@pytest.mark.parametrize("num_bands", [2, 3, 4, 8])
+def test_sub_bands_are_the_filtered_audio_and_give_it_back(num_bands, rng):
+  audio = rng.normal(size=(2, 240 * num_bands))
+  bands = split_into_bands(tf.constant(audio), num_bands)
+  analysis, _ = filter_bank(num_bands)
+  reach = len(analysis) // 2
+  for band in range(num_bands):
+    filtered = np.convolve(audio[1], analysis[:, band])[reach : reach + audio.shape[1] : num_bands]
+    np.testing.assert_allclose(bands[1, :, band], filtered, atol=1e-9)
+  error = (join_bands(bands) - audio)[:, 2 * reach : -2 * reach]
+  assert 10 * np.log10(np.mean(audio**2) / np.mean(error**2)) > (64 if num_bands == 4 else 42)
+
+
+def test_a_tone_lands_in_its_band():
+  time = np.arange(16_000) / 16_000
+  for band, frequency_hz in enumerate((1000, 3000, 5000, 7000)):
+    bands = split_into_bands(tf.constant(np.sin(2 * np.pi * frequency_hz * time)[np.newaxis]), 4)
+    power = np.mean(bands[0, 50:-50] ** 2, axis=0)
+    assert np.argmax(power) == band and np.delete(power, band).max() < 1e-5 * power[band]
+
+
+def test_log_mel_of_a_tone_peaks_at_its_frequency_and_frames_are_centred():
+  layer = LogMel(num_bands=80)
+  time = np.arange(6400) / 16_000
+  frames = layer(np.sin(2 * np.pi * 1000 * time)[np.newaxis].astype(np.float32))
+  assert frames.shape == (1, 100, 80)
+  peak = int(np.argmax(frames[0, 50]))
+  mel = lambda hz: 1127 * np.log1p(hz / 700)
+  centre = mel(40) + (peak + 1) * (mel(8000) - mel(40)) / 81
+  assert abs(centre - mel(1000)) < (mel(8000) - mel(40)) / 81
+  click = np.zeros([1, 6400], np.float32)
+  click[0, 64 * 30 : 64 * 31] = 0.5
+  energy = np.mean(layer(click)[0], axis=-1)
+  np.testing.assert_allclose(energy[30 - 3 : 30], energy[31 : 31 + 3][::-1], atol=0.02)
+  assert np.argmax(energy) == 30
+  assert np.all(np.isfinite(layer(np.zeros([1, 640], np.float32))))
+
+
+@pytest.mark.parametrize(("num_bands", "num_values", "least_db"), [(1, 256, 30), (4, 256, 30), (1, 65_536, 70)])
+def test_audio_values_give_the_audio_back(num_bands, num_values, least_db, rng):
+  audio = np.cumsum(rng.normal(size=(2, 4000)), axis=1)
+  audio = (0.5 * (audio - audio.mean()) / np.abs(audio - audio.mean()).max()).astype(np.float32)
+  layer = AudioValues(num_bands, num_values)
+  layer.adapt(audio)
+  values = layer(audio).numpy()
+  assert values.shape == (2, 4000 // num_bands, num_bands) and values.min() >= 0 and values.max() < num_values
+  error = (layer.decode(values) - audio)[:, 64:-64]
+  assert 10 * np.log10(np.mean(audio**2) / np.mean(error**2)) > least_db
+
+
+def test_levels_follow_the_data_and_survive_saving(tmp_path, rng):
+  audio = 0.01 * rng.normal(size=(1, 4000)).astype(np.float32)
+  layer = AudioValues(4)
+  layer.adapt(audio)
+  np.testing.assert_allclose(layer.levels, np.abs(split_into_bands(tf.constant(audio), 4)).max(axis=(0, 1)), rtol=1e-6)
+  assert AudioValues.from_config(layer.get_config()).num_bands == 4

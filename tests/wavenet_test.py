@@ -1,0 +1,198 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfvq.layers import CategoricalHead, LogisticMixtureHead
+from tfvq.models import (
+  WaveNet,
+  continue_sequence,
+  gumbel_noise,
+  sample_sequence,
+  sample_sequence_naive,
+  sequence_noise_shape,
+  sequence_start,
+)
+
+CONDITIONS = ("none", "local", "speaker", "both")
+
+
+def wavenet(condition="none", num_steps=12, batch_size=2, rng=None, head=None, rates=(1, 2, 4, 1, 2), **arguments):
+  """A small model with a condition for it, none of its weights zero."""
+  rng = rng or np.random.default_rng(0)
+  local, speaker = condition in ("local", "both"), condition in ("speaker", "both")
+  model = WaveNet(
+    head or CategoricalHead(6, 2, hidden_units=16),
+    channels=8,
+    dilation_rates=rates,
+    condition_dim=3 if local else 0,
+    num_speakers=4 if speaker else 0,
+    **arguments,
+  )
+  for weight in model.weights:
+    if not np.any(weight):
+      weight.assign(0.1 * rng.normal(size=weight.shape))
+  given = {}
+  if local:
+    given["local"] = tf.constant(rng.normal(size=(batch_size, num_steps // 3, 3)))
+  if speaker:
+    given["speaker"] = tf.constant(rng.integers(0, 4, batch_size), tf.int32)
+  return model, given or None
+
+
+def plain_wavenet(model, x):
+  """The network of one stream in NumPy float64, step by step from its definition."""
+
+  def dense(layer, value):
+    return value @ layer.kernel.numpy().astype(np.float64) + layer.bias.numpy()
+
+  embedded = [np.zeros(model.channels)]
+  for values in x[:-1]:
+    rows = values + model.head.num_values * np.arange(model.head.num_variables)
+    embedded.append(model.embedding.embeddings.numpy().astype(np.float64)[rows].sum(axis=0))
+  layer_input, skips = np.array(embedded), []
+  for block in model.blocks:
+    output, gated = [], []
+    for time, present in enumerate(layer_input):
+      past = layer_input[time - block.dilation_rate] if time >= block.dilation_rate else np.zeros(model.channels)
+      filters, gates = np.split(dense(block.conv, np.concatenate([past, present])), 2)
+      gated.append(np.tanh(filters) / (1 + np.exp(-gates)))
+      output.append(present if block.last else present + dense(block.residual, gated[-1]))
+    layer_input = np.array(output)
+    skips.append(np.array(gated))
+  return np.concatenate(skips, axis=-1)
+
+
+def test_features_are_those_of_the_definition(rng):
+  model, _ = wavenet(ordinal=False, rng=rng)
+  x = rng.integers(0, 6, (12, 2))
+  features = model.features(tf.constant(x, tf.int32), 1)
+  np.testing.assert_allclose(features, plain_wavenet(model, x), atol=1e-5)
+
+
+def test_a_step_depends_on_its_receptive_field_and_on_nothing_else(rng):
+  model, _ = wavenet(rng=rng, rates=(1, 2, 4), head=CategoricalHead(6, 1, hidden_units=16))
+  assert model.receptive_field == 8
+  x = rng.integers(0, 6, (1, 20, 1)).astype(np.int32)
+  logits = model((x, None)).numpy()[0, :, 0]
+  for index in range(20):
+    changed = x.copy()
+    changed[0, index] = (changed[0, index] + 3) % 6
+    moved = np.abs(model((changed, None)).numpy()[0, :, 0] - logits).max(axis=-1) > 1e-6
+    expected = [0 < time - index <= model.receptive_field for time in range(20)]
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_values_of_a_step_depend_on_those_before_them_in_it(rng):
+  model, _ = wavenet(rng=rng)
+  x = rng.integers(0, 6, (1, 6, 2)).astype(np.int32)
+  changed = x.copy()
+  changed[0, 5] = (changed[0, 5] + 1) % 6
+  moved = np.abs(model((changed, None)) - model((x, None))).max(axis=-1) > 1e-6
+  np.testing.assert_array_equal(moved[0, 5], [False, True])
+  assert not moved[0, :5].any()
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("ordinal", [True, False])
+def test_steps_give_the_whole_networks_parameters(condition, ordinal, rng):
+  model, given = wavenet(condition, rng=rng, ordinal=ordinal)
+  x = tf.constant(rng.integers(0, 6, (2, 12, 2)), tf.int32)
+  whole = model((x, given))
+  state, before = sequence_start(model, 2)
+  shares = model.project_condition(given)
+  for time in range(12):
+    frame = [share[time // (12 // len(share))] for share in shares]
+    features, state = model.step(before, state, frame)
+    before = x[:, time]
+    np.testing.assert_allclose(model.head(features, before), whole[:, time], atol=1e-4)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("temperature", [1.0, (0.3, 0.8)])
+def test_cached_samples_are_the_naive_samplers_in_float64(condition, temperature, rng):
+  keras.config.set_dtype_policy("float64")
+  model, given = wavenet(condition, rng=rng)
+  noise = tf.cast(gumbel_noise(3, sequence_noise_shape(model, 12, 2)), tf.float64)
+  temperature = tf.constant(temperature, tf.float64)
+  cached = tf.function(sample_sequence)(model, noise, given, temperature)
+  compiled = tf.function(sample_sequence, jit_compile=True)(model, noise, given, temperature)
+  naive = sample_sequence_naive(model, noise, given, temperature)
+  np.testing.assert_array_equal(cached, naive)
+  np.testing.assert_array_equal(compiled, naive)
+  assert len(np.unique(cached)) > 2
+
+
+def test_a_sequence_made_in_parts_is_the_one_made_at_once(rng):
+  model, given = wavenet("both", rng=rng)
+  noise = gumbel_noise(1, sequence_noise_shape(model, 12, 2))
+  whole = sample_sequence(model, noise, given)
+  shares, start, parts = model.project_condition(given), sequence_start(model, 2), []
+  for first in (0, 6):
+    part_shares = [share[first // 3 : first // 3 + 2] if len(share) > 1 else share for share in shares]
+    values, start = continue_sequence(model, start, noise[first : first + 6], part_shares)
+    parts.append(values)
+  np.testing.assert_array_equal(tf.transpose(tf.concat(parts, axis=0), [1, 0, 2]), whole)
+
+
+@pytest.mark.parametrize(
+  "head", [CategoricalHead(3, 2, hidden_units=4), LogisticMixtureHead(3, 2, num_mixtures=2, hidden_units=4)]
+)
+def test_probabilities_of_all_sequences_sum_to_one(head, rng):
+  model, _ = wavenet(rng=rng, head=head, rates=(1, 2))
+  sequences = np.array(list(itertools.product(range(3), repeat=6)), np.int32).reshape(-1, 3, 2)
+  np.testing.assert_allclose(tf.reduce_sum(tf.exp(model.log_prob(sequences))), 1, rtol=1e-4)
+
+
+def test_zero_logits_cost_log2_k_bits(rng):
+  model, _ = wavenet(rng=rng, head=CategoricalHead(256, 1, hidden_units=4))
+  for output in model.head.outputs:
+    output.kernel.assign(tf.zeros_like(output.kernel))
+    output.bias.assign(tf.zeros_like(output.bias))
+  x = rng.integers(0, 256, (3, 10, 1)).astype(np.int32)
+  np.testing.assert_allclose(model.log_prob(x), [-10 * np.log(256)] * 3, rtol=1e-6)
+  model.compile("sgd")
+  metrics = model.evaluate(tf.data.Dataset.from_tensors(((x, None),)), verbose=0, return_dict=True)
+  np.testing.assert_allclose(metrics["bits_per_value"], 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_values", [256, 65_536])
+def test_samples_of_a_logistic_mixture_follow_its_probabilities(num_values):
+  head = LogisticMixtureHead(num_values, 1, num_mixtures=2, hidden_units=4)
+  head.build((None, 3))
+  components = [[0.5, -0.5], [-0.4, 0.3], [0.8, 1.0]]  # logits, means, log-scales
+  head.output_projection.kernel.assign(tf.zeros([4, 6]))
+  head.output_projection.bias.assign(np.reshape(components, -1))
+  features = tf.zeros([40_000, 3])
+  samples = head.sample(features, gumbel_noise(0, [40_000, *head.noise_shape])).numpy()[:, 0]
+  values = np.arange(num_values)
+  log_prob = head.log_prob(tf.repeat(head(tf.zeros([1, 3])), num_values, axis=0), tf.constant(values[:, np.newaxis]))
+  cumulative = np.cumsum(np.exp(log_prob))
+  np.testing.assert_allclose(cumulative[-1], 1, rtol=1e-3)
+  for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+    value = values[np.searchsorted(cumulative, share)]
+    np.testing.assert_allclose(np.mean(samples <= value), cumulative[value], atol=0.01)
+
+
+def test_it_learns_a_sequence_and_survives_saving(tmp_path, rng):
+  model, _ = wavenet(rng=rng, head=CategoricalHead(5, 1, hidden_units=16), ordinal=False, num_steps=20)
+  x = ((np.arange(20)[np.newaxis] + np.arange(5)[:, np.newaxis]) % 5)[..., np.newaxis].astype(np.int32)
+  model.compile(keras.optimizers.Adam(0.01))
+  model.fit(tf.data.Dataset.from_tensors(((x, None),)).repeat(200), verbose=0)
+  assert -np.mean(model.log_prob(x)) / 19 < np.log(5) / 19 + 0.05  # only the first value is open
+  model.save(tmp_path / "model.keras")
+  again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+  np.testing.assert_allclose(again.log_prob(x), model.log_prob(x), rtol=1e-6)
+
+
+def test_a_condition_that_does_not_suit_is_refused(rng):
+  model, given = wavenet("local", rng=rng)
+  x = np.zeros([2, 12, 2], np.int32)
+  with pytest.raises(ValueError, match="is to be conditioned on local"):
+    model((x, None))
+  with pytest.raises(ValueError, match="is to be conditioned on local"):
+    model((x, {**given, "speaker": tf.constant([0, 1])}))
+  with pytest.raises(ValueError, match="dilation_rates"):
+    WaveNet(CategoricalHead(4), dilation_rates=())
