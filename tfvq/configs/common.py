@@ -112,9 +112,12 @@ def speech_data(**changes) -> ConfigDict:
       "source": "asterisk",  # or fillets, festvox_ru, espeak, tfds, folder: see tfvq/data/speech_sources.py
       "languages": ("en",),  # asterisk: en, es, fr, it, ru; fillets: cs, nl
       "voices": ("en-us+m1", "en-us+m3", "en-us+f2", "en-us+f4"),  # espeak
+      "num_sentences": 100,  # espeak
       "name": "vctk",  # tfds: or librispeech
+      "splits": ("train",),  # tfds: those to read
       "data_dir": "",  # tfds
-      "folder": "",
+      "sample_rate_hz": 48_000,  # tfds, where the data set does not tell it
+      "folder": "",  # folder: audio files, a sub-folder per speaker
       "cache": "~/.cache/tfvq/debian",
       "crop_samples": 4096,  # of audio per training example
     }

@@ -29,7 +29,7 @@ def small():
   config.prior = common.wavenet(channels=64, num_stacks=2, layers_per_stack=6, hidden_units=256)
   config.prior.window_codes = 500
   config.train.autoencoder = common.training(
-    steps=6000, batch_size=4, learning_rate=1e-2, optimizer="muon", adam_lr_ratio=0.3
+    steps=6000, batch_size=4, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
   )
   config.train.prior = common.training(steps=2000, batch_size=16, learning_rate=1e-2, optimizer="muon")
   config.samples = ConfigDict({"num": 4, "temperature": (0.4, 0.7, 0.8, 0.8)})  # one for each band

@@ -71,8 +71,7 @@ class AudioReader:
       raise UserError(f"{self.path} holds samples that are not finite numbers.")
     samples = np.mean(samples, axis=1, dtype=np.float32)
     if ratio != 1:
-      resample = _tensorflow_io().audio.resample
-      samples = resample(samples[:, np.newaxis], self._file_rate_hz, SAMPLE_RATE_HZ).numpy()[:, 0]
+      samples = resampled(samples, self._file_rate_hz)
     offset = first_second * SAMPLE_RATE_HZ
     samples = samples[start - offset : stop - offset]
     return np.pad(samples, [0, stop - start - len(samples)])
@@ -97,6 +96,13 @@ def write_wav_to(file, parts) -> None:
     file.setframerate(SAMPLE_RATE_HZ)
     for part in parts:
       file.writeframes(to_int16(part).tobytes())
+
+
+def resampled(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+  """Audio of a sample rate, float32 [T] -> the same at 16 kHz."""
+  if rate_hz == SAMPLE_RATE_HZ:
+    return samples
+  return _tensorflow_io().audio.resample(samples[:, np.newaxis], rate_hz, SAMPLE_RATE_HZ).numpy()[:, 0]
 
 
 def to_int16(samples) -> np.ndarray:

@@ -4,6 +4,7 @@ The split "train" holds stretches of equal length, each of one speaker, made of 
 "validation" and "held_out" hold whole recordings.
 """
 
+import collections
 import hashlib
 import pathlib
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import tqdm
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, to_int16
 from tfvq.errors import UserError
 from tfvq.files import read_json, sha256, write_json, written_whole
+from tfvq.ops.mu_law import LEVEL
 
 SPLITS = ("train", "validation", "held_out")
 
@@ -22,7 +24,6 @@ _VERSION = 1
 _FRAME_SAMPLES = 160
 _SILENCE_DB = -40.0  # below the loud frames of a recording
 _PAUSE_FRAMES = 5  # kept to either side of sound: no silence is longer than twice this
-_LEVEL = 0.08  # root mean square of what is not silence: -22 dB of full scale
 _LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
 _STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
 _STRETCHES_PER_SHARD = 256
@@ -107,30 +108,30 @@ def prepare_corpus(folder, recordings) -> None:
 
   Args:
     folder: Where to write.
-    recordings: `tfvq.data.speech_sources.Recording`s.
+    recordings: `tfvq.data.speech_sources.Recording`s, a sized iterable.
 
   Raises:
     UserError: No recording could be read, a split is empty, or the folder cannot be written.
   """
   folder = pathlib.Path(folder)
-  speakers = sorted({recording.speaker for recording in recordings})
+  speakers = []  # in order of appearance
   writers = {split: _Shards(folder, split) for split in SPLITS}
-  joined = {speaker: [] for speaker in speakers}
+  joined = collections.defaultdict(list)
   skipped = []
-  for recording in tqdm.tqdm(recordings, desc="recordings", unit="recording", dynamic_ncols=True):
-    try:
-      audio = level(without_silence(recording.read()))
-    except UserError as error:
+  progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
+  for recording, audio, error in _read(recordings):
+    progress.update()
+    if error:
       skipped.append(f"{recording.speaker}/{recording.sentence}: {error}")
       continue
-    if len(audio) < _LEAST_SAMPLES:
-      skipped.append(f"{recording.speaker}/{recording.sentence}: it is shorter than 0.1 s, or silent")
-      continue
+    if recording.speaker not in speakers:
+      speakers.append(recording.speaker)
     split, speaker = split_of(recording.sentence), speakers.index(recording.speaker)
     if split == "train":
       _join(joined[recording.speaker], audio, speaker, writers[split])
     else:
       writers[split].add(audio, speaker, recording.sentence)
+  progress.close()
   if len(skipped) == len(recordings):
     raise UserError(f"None of the {len(skipped)} recordings could be used; the first: {skipped[0]}")
   if skipped:
@@ -165,8 +166,32 @@ def level(audio: np.ndarray) -> np.ndarray:
   """Audio, float [T] -> float32 at the level that all recordings are brought to."""
   if not len(audio):
     return audio.astype(np.float32)
-  gain = _LEVEL / max(np.sqrt(np.mean(audio.astype(np.float64) ** 2)), 1e-6)
+  gain = LEVEL / max(np.sqrt(np.mean(audio.astype(np.float64) ** 2)), 1e-6)
   return (audio * min(gain, 0.98 / np.max(np.abs(audio)))).astype(np.float32)
+
+
+def _read(recordings):
+  """Reads and prepares recordings, several at a time, in order; yields each with its audio or what is wrong with it."""
+  waiting = {}
+
+  def indices():
+    for index, recording in enumerate(recordings):
+      waiting[index] = recording
+      yield index
+
+  def read(index):
+    try:
+      audio = level(without_silence(waiting[int(index)].read()))
+    except UserError as error:
+      return np.zeros(0, np.float32), str(error)
+    return audio, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
+
+  dataset = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec([], tf.int64)).map(
+    lambda index: (index, *tf.py_function(read, [index], [tf.float32, tf.string])),
+    num_parallel_calls=tf.data.AUTOTUNE,
+  )
+  for index, audio, error in dataset.as_numpy_iterator():
+    yield waiting.pop(int(index)), audio, error.decode()
 
 
 def _join(pending, audio, speaker, writer):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, SUFFIXES, AudioReader
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, SUFFIXES, AudioReader, resampled
 from tfvq.data.debian import unpacked
+from tfvq.data.espeak import espeak, sentences
 from tfvq.errors import UserError
 
 
@@ -21,8 +22,8 @@ class Recording(NamedTuple):
   read: Callable[[], np.ndarray]  # float32 [T] in -1..1, 16 kHz; raises UserError
 
 
-def find_recordings(data: ConfigDict) -> list[Recording]:
-  """The recordings that a config's `data` names.
+def find_recordings(data: ConfigDict):
+  """The recordings that a config's `data` names, a list or another sized iterable.
 
   Args:
     data: Fields of the data set; `source` is its name.
@@ -31,7 +32,7 @@ def find_recordings(data: ConfigDict) -> list[Recording]:
     UserError: A package or folder is missing, or there is no recording in it.
   """
   recordings = _SOURCES[data.source](data)
-  if not recordings:
+  if not len(recordings):
     raise UserError(f"The source {data.source} has no recordings of the chosen speakers.")
   return recordings
 
@@ -99,8 +100,66 @@ def _folder(data):
   return recordings
 
 
+def _espeak(data):
+  """Synthetic speech: each voice says the same sentences."""
+  espeak()  # a missing package is told of at once
+
+  def reader(voice, sentence):
+    return lambda: resampled(espeak().say(voice, sentence), espeak().sample_rate_hz)
+
+  spoken = sentences(data.num_sentences)
+  return [Recording(sentence, voice, reader(voice, sentence)) for voice in data.voices for sentence in spoken]
+
+
+def _tfds(data):
+  """A TFDS set with speech and speakers: `vctk`, `librispeech`; what is held out is chosen anew."""
+  import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
+
+  try:
+    builder = tfds.builder(data.name, data_dir=data.data_dir or None)
+    builder.download_and_prepare()
+  except Exception as error:  # TFDS raises many kinds, from a wrong name to a broken connection
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(
+      f"The data set {data.name} is not in {data.data_dir or '~/tensorflow_datasets'} and could not be had: {reason}"
+    ) from error
+  features = builder.info.features
+  speaker_key = "speaker" if "speaker" in features else "speaker_id"
+  # TFDS's audio features know their sample rate where the data set told it.
+  rate_hz = getattr(features["speech"], "sample_rate", None) or data.sample_rate_hz
+  return _TfdsRecordings(builder, data.splits, speaker_key, rate_hz)
+
+
+class _TfdsRecordings:
+  """The examples of a TFDS set as recordings, read one after another while they are gone through."""
+
+  def __init__(self, builder, splits, speaker_key, rate_hz):
+    self._builder, self._splits = builder, splits
+    self._speaker_key, self._rate_hz = speaker_key, rate_hz
+
+  def __len__(self):
+    return sum(int(dataset.cardinality()) for dataset in self._datasets())
+
+  def __iter__(self):
+    for dataset in self._datasets():
+      for example in dataset.as_numpy_iterator():
+        audio = example["speech"].astype(np.float32) / 32768
+        sentence = example["text"].decode() if "text" in example else example["id"].decode()
+        yield Recording(sentence, str(example[self._speaker_key]), lambda audio=audio: resampled(audio, self._rate_hz))
+
+  def _datasets(self):
+    return [self._builder.as_dataset(split=split) for split in self._splits]
+
+
 def _file_reader(path):
   return lambda: AudioReader(path).read()
 
 
-_SOURCES = {"asterisk": _asterisk, "festvox_ru": _festvox_ru, "fillets": _fillets, "folder": _folder}
+_SOURCES = {
+  "asterisk": _asterisk,
+  "espeak": _espeak,
+  "festvox_ru": _festvox_ru,
+  "fillets": _fillets,
+  "folder": _folder,
+  "tfds": _tfds,
+}

@@ -38,6 +38,9 @@ class CodebookUsage(keras.metrics.Metric):
     self._previous.assign(tf.where(full, filling, self._previous))
     self._filling.assign(tf.where(full, 0.0, filling) + tf.cast(counts, tf.float32))
 
+  def reset_state(self):
+    """Does nothing: the window forgets by itself, and does not begin anew with each row of a log."""
+
   def result(self):
     """`perplexity`, exp of the entropy in nats, 1..K (0 before any vector), and `codebook_usage`, 0..1."""
     counts = tf.convert_to_tensor(self._filling) + tf.convert_to_tensor(self._previous)

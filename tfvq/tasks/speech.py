@@ -13,7 +13,7 @@ from tfvq.data.speech_sources import find_recordings
 from tfvq.evaluation import figures, sections
 from tfvq.evaluation.speech_figures import likelihoods
 from tfvq.layers import AudioValues, CategoricalHead, LogisticMixtureHead, VectorQuantizer
-from tfvq.models.speech_decoding import SpeechDecoder
+from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.task import Task
 
 _CONTEXT_FRAMES = 8
@@ -104,7 +104,7 @@ class SpeechTask(Task):
     noise = models.gumbel_noise(self.config.seed, noise_shape)
     sample = tf.function(models.sample_sequence, jit_compile=True)
     codes = sample(run.prior, noise, {"speaker": tf.constant(speakers)})[..., 0].numpy()
-    audio = SpeechDecoder(run.autoencoder).decode(codes, speakers, self.config.seed, self.config.samples.temperature)
+    audio = SpeechCodec(run.autoencoder).decode(codes, speakers, self.config.seed, self.config.samples.temperature)
     for index, (speaker, clip) in enumerate(zip(speakers, audio, strict=True)):
       write_wav(folder / f"{index:02d}-{self.corpus.speakers[speaker]}.wav", [clip])
 

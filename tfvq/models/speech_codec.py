@@ -1,4 +1,4 @@
-"""Speech from codes, part by part: the length is bounded by neither memory nor the compiler."""
+"""Speech to codes and back, part by part: the length is bounded by neither memory nor the compiler."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,17 @@ import tensorflow as tf
 
 from tfvq.models.sampling import continue_sequence, gumbel_noise, sequence_start
 from tfvq.models.speech_vqvae import SpeechVQVAE
+from tfvq.ops.mu_law import LEVEL
 
-_CONTEXT_FRAMES = 3  # that the conditioner sees to either side
+_ENCODER_CONTEXT_FRAMES = 8  # at least as many as an encoder sees to either side
+_CONDITIONER_CONTEXT_FRAMES = 3
+_PART_SAMPLES = 160_000  # that are encoded at once
+_FRAME_SAMPLES = 160  # over which power is measured
 _CONTEXT_STEPS = 8  # band samples that a synthesised sample depends on, to either side
 
 
-class SpeechDecoder:
-  """Draws speech from a model's decoder, with a compiled loop.
+class SpeechCodec:
+  """Encodes audio of any length, and draws speech from the decoder with a compiled loop.
 
   Args:
     model: The model.
@@ -28,13 +32,44 @@ class SpeechDecoder:
       lambda start, noise, shares, temperature: continue_sequence(model.decoder, start, noise, shares, temperature),
       jit_compile=jit_compile,
     )
+    self._encode = tf.function(model.encode, reduce_retracing=True)
     self._shares = tf.function(lambda codes, speaker: self._project(codes, speaker), reduce_retracing=True)
 
-  def decode(self, codes, speaker, seed: int = 0, temperature=1.0) -> np.ndarray:
-    """Speech from codes, int32 [B, F] and speakers [B] -> float32 [B, F * hop_samples]; see `parts`."""
-    return np.concatenate(list(self.parts(codes, speaker, seed, temperature)), axis=1)
+  def gain_of(self, reader) -> float:
+    """What audio is to be multiplied by to have the level that the model was trained on.
 
-  def parts(self, codes, speaker, seed: int = 0, temperature=1.0) -> Iterator[np.ndarray]:
+    Args:
+      reader: Something with `num_samples` and `read(start, stop) -> float32 [T]`, see `tfvq.data.audio_files`.
+    """
+    powers = [
+      _frame_powers(reader.read(start, start + _PART_SAMPLES)) for start in range(0, reader.num_samples, _PART_SAMPLES)
+    ]
+    powers = np.concatenate(powers)
+    sounding = powers[powers >= 1e-4 * np.percentile(powers, 95)]  # silences do not count: they are trained on little
+    return float(LEVEL / np.sqrt(np.mean(sounding))) if np.any(sounding > 1e-10) else 1.0
+
+  def encode(self, reader, gain: float = 1.0) -> np.ndarray:
+    """Codes of audio, int32 [F], F = ceil(num_samples / hop_samples); `reader` as for `gain_of`."""
+    hop_samples = self.model.hop_samples
+    context = _ENCODER_CONTEXT_FRAMES * hop_samples
+    part_samples = _PART_SAMPLES // hop_samples * hop_samples
+    codes = []
+    for start in range(0, reader.num_samples, part_samples):
+      begin, end = max(0, start - context), min(reader.num_samples, start + part_samples + context)
+      audio = gain * reader.read(begin, end)
+      # All parts but the first have one length: few graphs are made.
+      length = part_samples + 2 * context if begin else part_samples + context
+      padded = np.pad(audio, [0, length - len(audio)])
+      first = (start - begin) // hop_samples
+      num_frames = -(-min(part_samples, reader.num_samples - start) // hop_samples)
+      codes.append(self._encode(tf.constant(padded[np.newaxis]))[0, first : first + num_frames].numpy())
+    return np.concatenate(codes)
+
+  def decode(self, codes, speaker, seed: int = 0, temperature=1.0) -> np.ndarray:
+    """Speech from codes, int32 [B, F] and speakers [B] -> float32 [B, F * hop_samples]; see `decode_parts`."""
+    return np.concatenate(list(self.decode_parts(codes, speaker, seed, temperature)), axis=1)
+
+  def decode_parts(self, codes, speaker, seed: int = 0, temperature=1.0) -> Iterator[np.ndarray]:
     """The same part by part, float32 [B, T] each.
 
     Args:
@@ -70,11 +105,17 @@ class SpeechDecoder:
 
   def _shares_of(self, codes, speaker, first_frame):
     """The condition's shares of one part, from its codes and some to either side."""
-    begin = max(0, first_frame - _CONTEXT_FRAMES)
-    window = codes[:, begin : first_frame + self.frames_per_part + _CONTEXT_FRAMES]
+    begin = max(0, first_frame - _CONDITIONER_CONTEXT_FRAMES)
+    window = codes[:, begin : first_frame + self.frames_per_part + _CONDITIONER_CONTEXT_FRAMES]
     shares = self._shares(tf.constant(window), tf.constant(speaker, tf.int32))
     inside = slice(first_frame - begin, first_frame - begin + self.frames_per_part)
     return [share[inside] for share in shares]
 
   def _project(self, codes, speaker):
     return self.model.decoder.project_condition({"local": self.model.condition(codes, speaker)})
+
+
+def _frame_powers(audio):
+  """Mean squares of frames of 10 ms, float64 [N], the last one filled up with zeros."""
+  frames = np.pad(audio, [0, -len(audio) % _FRAME_SAMPLES]).reshape(-1, _FRAME_SAMPLES)
+  return np.mean(frames.astype(np.float64) ** 2, axis=1)

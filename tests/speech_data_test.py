@@ -1,0 +1,256 @@
+import struct
+import wave
+
+import numpy as np
+import pytest
+import soundfile
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfvq.configs import common
+from tfvq.data import debian
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, resampled, write_wav
+from tfvq.data.espeak import sentences
+from tfvq.data.speech_corpus import SPLITS, SpeechCorpus, level, prepare_corpus, split_of, without_silence
+from tfvq.data.speech_sources import Recording, find_recordings
+from tfvq.errors import UserError
+
+
+def tone(seconds, rate_hz=SAMPLE_RATE_HZ, frequency_hz=440.0):
+  return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(int(seconds * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"])
+@pytest.mark.parametrize("container", ["WAV", "WAVEX"])
+def test_every_sample_format_is_read(subtype, container, tmp_path):
+  path = tmp_path / "a.wav"
+  soundfile.write(path, tone(0.2), SAMPLE_RATE_HZ, subtype=subtype, format=container)
+  audio = AudioReader(path).read()
+  np.testing.assert_allclose(audio, tone(0.2), atol=0.01 if subtype == "PCM_U8" else 1e-4)
+
+
+@pytest.mark.parametrize(("suffix", "error"), [(".flac", 1e-4), (".ogg", 0.03), (".mp3", 0.03)])
+@pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_every_kind_of_file_becomes_16_khz_mono(suffix, error, rate_hz, num_channels, tmp_path):
+  path = tmp_path / f"a{suffix}"
+  soundfile.write(path, np.stack([tone(1.0, rate_hz)] * num_channels, axis=1), rate_hz)
+  reader = AudioReader(path)
+  audio = reader.read()
+  assert len(audio) == reader.num_samples and abs(reader.num_samples - SAMPLE_RATE_HZ) < 0.1 * SAMPLE_RATE_HZ
+  spectrum = np.abs(np.fft.rfft(audio[2000:14_000] * np.hanning(12_000)))
+  assert abs(np.argmax(spectrum) * SAMPLE_RATE_HZ / 12_000 - 440) < 2
+  np.testing.assert_allclose(np.std(audio[2000:14_000]), 0.3 / np.sqrt(2), atol=error + 0.005)
+
+
+def test_high_sample_rates_and_channels_are_averaged(tmp_path):
+  path = tmp_path / "a.wav"
+  soundfile.write(path, np.stack([tone(0.5, 96_000), -tone(0.5, 96_000)], axis=1), 96_000)
+  np.testing.assert_allclose(AudioReader(path).read(), 0, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 79_999), st.integers(1, 30_000), st.sampled_from([16_000, 22_050, 48_000]))
+def test_a_part_is_that_part_of_the_whole(tmp_path_factory, start, length, rate_hz):
+  path = tmp_path_factory.mktemp("audio") / "a.wav"
+  noise = np.random.default_rng(0).normal(size=5 * rate_hz).astype(np.float32) * 0.1
+  soundfile.write(path, noise, rate_hz)
+  reader = AudioReader(path)
+  part = reader.read(start, start + length)
+  np.testing.assert_allclose(part, reader.read()[start : start + length], atol=1e-4)
+
+
+def test_what_was_written_is_read(tmp_path):
+  write_wav(tmp_path / "a.wav", [tone(0.1), np.array([2.0, -2.0])])
+  audio = AudioReader(tmp_path / "a.wav").read()
+  np.testing.assert_allclose(audio[:-2], tone(0.1), atol=1e-4)
+  np.testing.assert_allclose(audio[-2:], [1, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("content", "sentence"),
+  [
+    (b"these are words", "is not a WAV, FLAC, MP3 or Ogg Vorbis file"),
+    (b"", "is not a WAV, FLAC, MP3 or Ogg Vorbis file"),
+    (
+      b"RIFF"
+      + struct.pack("<I", 36)
+      + b"WAVEfmt "
+      + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+      + b"data\0\0\0\0",
+      "no samples",
+    ),
+  ],
+)
+def test_a_file_that_is_no_audio_gets_one_sentence(content, sentence, tmp_path):
+  (tmp_path / "a.wav").write_bytes(content)
+  with pytest.raises(UserError, match=sentence):
+    AudioReader(tmp_path / "a.wav").read()
+  with pytest.raises(UserError, match="is not a file"):
+    AudioReader(tmp_path / "b.wav")
+
+
+def test_samples_that_are_no_numbers_are_told(tmp_path):
+  soundfile.write(tmp_path / "a.wav", np.full(1000, np.nan, np.float32), SAMPLE_RATE_HZ, subtype="FLOAT")
+  with pytest.raises(UserError, match="not finite"):
+    AudioReader(tmp_path / "a.wav").read()
+
+
+def test_silences_are_cut_and_levels_equal():
+  loud, quiet = tone(0.5), np.zeros(8000, np.float32)
+  audio = without_silence(np.concatenate([quiet, loud, quiet, loud, quiet]))
+  # Half a second twice, a tenth between them, a twentieth at either end; frames are ten milliseconds.
+  assert abs(len(audio) - 1.2 * SAMPLE_RATE_HZ) <= 640
+  np.testing.assert_allclose(np.sqrt(np.mean(level(loud) ** 2)), 0.08, rtol=1e-3)
+  spike = np.concatenate([np.zeros(99_999), [1.0]])
+  assert np.abs(level(spike)).max() <= 0.98
+  assert not len(without_silence(quiet)) and not len(without_silence(quiet[:5])) and not len(level(quiet[:0]))
+
+
+def fake_recordings(num_sentences=60, speakers=("ann", "bob"), broken=()):
+  def reader(sentence, speaker):
+    def read():
+      if (sentence, speaker) in broken:
+        raise UserError("it is broken.")
+      return tone(1.0 + 0.01 * sentence, frequency_hz=300 if speaker == "ann" else 200)
+
+    return read
+
+  return [
+    Recording(f"{sentence:03d}", speaker, reader(sentence, speaker))
+    for speaker in speakers
+    for sentence in range(num_sentences)
+  ]
+
+
+def test_a_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
+  prepare_corpus(tmp_path, fake_recordings(broken={(3, "bob")}))
+  assert "1 of 120 recordings were left out; the first: bob/003: it is broken." in capsys.readouterr().out
+  corpus = SpeechCorpus(tmp_path)
+  assert corpus.speakers == ["ann", "bob"] and corpus.split_names == SPLITS
+  for split in ("validation", "held_out"):
+    clips = corpus.clips(split)
+    assert {clip.speaker for clip in clips} == {0, 1}
+    for clip in clips:
+      assert split_of(clip.sentence) == split
+      assert abs(len(clip.audio) / SAMPLE_RATE_HZ - 1 - 0.01 * int(clip.sentence)) < 0.02
+      np.testing.assert_allclose(np.sqrt(np.mean(clip.audio**2)), 0.08, rtol=0.01)
+  assert 80 < corpus.seconds("train") < 140
+  batches = corpus.train(6, 4096, seed=1)
+  first = next(iter(batches))
+  assert first["audio"].shape == (6, 4096) and first["speaker"].shape == (6,)
+  for audio, speaker in zip(first["audio"].numpy(), first["speaker"].numpy(), strict=True):
+    crossings = np.sum(np.diff(np.sign(audio)) != 0) / 2 * SAMPLE_RATE_HZ / 4096
+    assert abs(crossings - (300, 200)[speaker]) < 30  # a crop is its speaker's
+  np.testing.assert_array_equal(first["audio"], next(iter(corpus.train(6, 4096, seed=1)))["audio"])
+  assert not np.array_equal(first["audio"], next(iter(corpus.train(6, 4096, seed=2)))["audio"])
+
+
+def test_a_damaged_corpus_is_refused(tmp_path):
+  prepare_corpus(tmp_path, fake_recordings())
+  shard = tmp_path / "train-00000.tfrecord"
+  shard.write_bytes(shard.read_bytes()[:-1])
+  with pytest.raises(UserError, match="is not what was written"):
+    SpeechCorpus(tmp_path)
+  shard.unlink()
+  with pytest.raises(UserError, match="is missing"):
+    SpeechCorpus(tmp_path)
+
+
+def test_recordings_of_no_use_are_an_error(tmp_path):
+  with pytest.raises(UserError, match="None of the 4 recordings could be used; the first: ann/000: it is broken"):
+    prepare_corpus(tmp_path, fake_recordings(4, ("ann",), broken={(index, "ann") for index in range(4)}))
+  with pytest.raises(UserError, match="none is left for the split"):
+    prepare_corpus(tmp_path, fake_recordings(2, ("ann",)))
+
+
+def test_a_folders_sub_folders_are_its_speakers(tmp_path):
+  for speaker in ("ann", "bob"):
+    (tmp_path / speaker).mkdir()
+    for index in range(2):
+      soundfile.write(tmp_path / speaker / f"{index}.flac", tone(0.3, 22_050), 22_050)
+  (tmp_path / "bob" / "notes.txt").write_text("no audio")
+  recordings = find_recordings(common.speech_data(source="folder", folder=str(tmp_path)))
+  assert [(recording.speaker, recording.sentence) for recording in recordings] == [
+    ("ann", "0"),
+    ("ann", "1"),
+    ("bob", "0"),
+    ("bob", "1"),
+  ]
+  assert abs(len(recordings[0].read()) - 4800) < 20
+  with pytest.raises(UserError, match="no audio file"):
+    (tmp_path / "empty").mkdir()
+    find_recordings(common.speech_data(source="folder", folder=str(tmp_path / "empty")))
+  with pytest.raises(UserError, match="needs --config.data.folder"):
+    find_recordings(common.speech_data(source="folder"))
+
+
+def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
+  """The layouts of the three packages, with files of this test in place of theirs."""
+  import G722
+
+  monkeypatch.setattr(debian.shutil, "which", lambda program: None)  # nothing is to be fetched
+  sounds = tmp_path / "asterisk-core-sounds-en-g722/usr/share/asterisk/sounds/en_US_f_Allison"
+  (sounds / "digits").mkdir(parents=True)
+  (sounds / "silence").mkdir()
+  encoded = G722.G722(SAMPLE_RATE_HZ, 64_000).encode((tone(0.5) * 32767).astype(np.int16))
+  for name in ("digits/1", "hello", "silence/1", "beep"):
+    (sounds / f"{name}.g722").write_bytes(encoded)
+  dialogue = tmp_path / "fillets-ng-data-cs/usr/share/games/fillets-ng/sound/cave/cs"
+  dialogue.mkdir(parents=True)
+  soundfile.write(dialogue / "cav-v-one.ogg", tone(0.5, 22_050), 22_050)
+  soundfile.write(dialogue / "cav-m-two.ogg", tone(0.5, 22_050), 22_050)
+  read = tmp_path / "festvox-ru/usr/share/festival/voices/russian/msu_ru_nsh_clunits/wav"
+  read.mkdir(parents=True)
+  write_wav(read / "ru_0001.wav", [tone(0.5)])
+  expected = {
+    "asterisk": (("en",), {("digits/1", "en-es"), ("hello", "en-es")}),
+    "fillets": (("cs",), {("cave/cav-v-one", "cs-big"), ("cave/cav-m-two", "cs-small")}),
+    "festvox_ru": ((), {("ru_0001", "nsh")}),
+  }
+  for source, (languages, names) in expected.items():
+    recordings = find_recordings(common.speech_data(source=source, languages=languages, cache=str(tmp_path)))
+    assert {(recording.sentence, recording.speaker) for recording in recordings} == names
+    for recording in recordings:
+      audio = recording.read()
+      np.testing.assert_allclose(np.std(audio[1000:7000]), 0.3 / np.sqrt(2), rtol=0.1)
+  with pytest.raises(UserError, match="needs apt-get"):
+    find_recordings(common.speech_data(source="asterisk", languages=("fr",), cache=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("name", "rate_hz"), [("vctk", 48_000), ("librispeech", 16_000)])
+def test_tfds_sets_have_speakers(name, rate_hz):
+  with tfds.testing.mock_data(num_examples=4):
+    splits = ("train",) if name == "vctk" else ("train_clean100",)
+    recordings = find_recordings(common.speech_data(source="tfds", name=name, splits=splits, sample_rate_hz=rate_hz))
+    assert len(recordings) == 4
+    for recording in recordings:
+      assert recording.sentence and recording.speaker.isdigit() and recording.read().dtype == np.float32
+  with pytest.raises(UserError, match="data set nonesuch"):
+    find_recordings(common.speech_data(source="tfds", name="nonesuch"))
+
+
+def test_resampling_keeps_a_tone():
+  audio = resampled(tone(1.0, 22_050), 22_050)
+  assert abs(len(audio) - SAMPLE_RATE_HZ) <= 2
+  np.testing.assert_allclose(audio[2000:14_000], tone(1.0)[2000:14_000], atol=0.01)
+
+
+def test_sentences_are_all_different():
+  assert len(set(sentences(1440))) == 1440 and sentences(1)[0].startswith("The old captain")
+
+
+def test_espeak_speaks(tmp_path):
+  data = common.speech_data(source="espeak", voices=("en-us+m1", "en-us+f2"), num_sentences=2)
+  recordings = find_recordings(data)
+  lengths = [len(recording.read()) for recording in recordings]
+  assert len(recordings) == 4 and min(lengths) > SAMPLE_RATE_HZ and max(lengths) < 8 * SAMPLE_RATE_HZ
+  with pytest.raises(UserError, match="has no voice 'nobody'"):
+    find_recordings(common.speech_data(source="espeak", voices=("nobody",)))[0].read()
+
+
+def test_wav_files_are_16_bit_mono(tmp_path):
+  write_wav(tmp_path / "a.wav", [tone(0.1)])
+  with wave.open(str(tmp_path / "a.wav")) as file:
+    assert (file.getnchannels(), file.getsampwidth(), file.getframerate(), file.getnframes()) == (1, 2, 16_000, 1600)

@@ -1,0 +1,80 @@
+"""Synthetic speech by eSpeak NG, from the optional package espeakng-loader (GPL-3): data for any machine."""
+
+import ctypes
+import functools
+import itertools
+import threading
+
+import numpy as np
+
+from tfvq.errors import UserError
+
+_RETRIEVAL = 2  # AUDIO_OUTPUT_RETRIEVAL: the callback gets the samples
+_PHONEME_EVENTS = 1
+_DO_NOT_EXIT = 0x8000
+_UTF8 = 1
+
+_SUBJECTS = ("the old captain", "a young farmer", "my neighbour", "the quiet girl", "our teacher", "his brother")
+_VERBS = ("carried", "painted", "found", "forgot", "borrowed", "counted", "washed", "sold")
+_OBJECTS = ("three yellow boxes", "a heavy wooden chair", "the letters", "some fresh bread", "eight small stones")
+_PLACES = ("behind the house", "near the harbour", "on Thursday morning", "before the rain", "in town", "at noon")
+
+
+def sentences(num: int) -> list[str]:
+  """English sentences without much sense, each another one, at most 1440."""
+  words = list(itertools.product(_SUBJECTS, _VERBS, _OBJECTS, _PLACES))
+  # A stride without a common factor with the number of combinations makes neighbours differ in every word.
+  chosen = [" ".join(words[631 * index % len(words)]) for index in range(num)]
+  return [sentence[0].upper() + sentence[1:] + "." for sentence in chosen]
+
+
+class Espeak:
+  """The eSpeak NG library; one per process, see `espeak`.
+
+  Raises:
+    UserError: The package espeakng-loader is not installed.
+  """
+
+  def __init__(self):
+    try:
+      import espeakng_loader
+    except ImportError as error:
+      raise UserError("The source `espeak` needs the package espeakng-loader: pip install espeakng-loader.") from error
+    self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+    data_path = espeakng_loader.get_data_path().encode()
+    self.sample_rate_hz = self._library.espeak_Initialize(_RETRIEVAL, 0, data_path, _DO_NOT_EXIT | _PHONEME_EVENTS)
+    self._parts = []
+    self._lock = threading.Lock()  # the library says one thing at a time
+    # The library keeps the callback's address: the object must live as long.
+    self._callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(
+      self._receive
+    )
+    self._library.espeak_SetSynthCallback(self._callback)
+
+  def say(self, voice: str, text: str) -> np.ndarray:
+    """Speech, float32 [T] in -1..1 at `sample_rate_hz`.
+
+    Raises:
+      UserError: There is no such voice.
+    """
+    text = text.encode()
+    with self._lock:
+      if self._library.espeak_SetVoiceByName(voice.encode()):
+        raise UserError(f"eSpeak NG has no voice {voice!r}; they look like en-us+m3.")
+      self._parts = []
+      self._library.espeak_Synth(text, len(text) + 1, 0, 0, 0, _UTF8, None, None)
+      self._library.espeak_Synchronize()
+      parts = self._parts
+    return np.concatenate(parts or [np.zeros(0, np.int16)]).astype(np.float32) / 32768
+
+  def _receive(self, samples, num_samples, events):
+    del events
+    if samples and num_samples:
+      self._parts.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
+    return 0
+
+
+@functools.cache
+def espeak() -> Espeak:
+  """The library, loaded on first use."""
+  return Espeak()

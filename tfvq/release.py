@@ -1,0 +1,112 @@
+"""Writes a trained speech model as the small file that the package ships, and reads it.
+
+  python -m tfvq.release --workdir=runs/speech --out=tfvq/released/speech.keras
+
+The file is an ordinary Keras file without the optimiser, its weights rounded to float16; beside it a JSON file names
+the speakers and the temperature.
+"""
+
+import io
+import os
+import pathlib
+import sys
+import zipfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags  # noqa: E402  TensorFlow reads the environment when it is imported
+
+from tfvq.errors import UserError  # noqa: E402
+from tfvq.files import read_json, write_json, written_whole  # noqa: E402
+
+RELEASED = pathlib.Path(__file__).with_name("released") / "speech.keras"
+
+
+def load_released(path=""):
+  """A released model and its facts.
+
+  Args:
+    path: Its `.keras` file; the package's own if empty.
+
+  Returns:
+    `(SpeechVQVAE, {"speakers": names, "temperature": one for each band})`.
+
+  Raises:
+    UserError: There is no such file, or it is damaged.
+  """
+  import keras
+
+  import tfvq.models  # noqa: F401  its classes are looked up by name
+
+  path = pathlib.Path(path or RELEASED)
+  if not path.exists():
+    raise UserError(f"There is no model {path}.")
+  try:
+    model = keras.saving.load_model(path, compile=False)
+  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
+    raise UserError(f"{path} is damaged, or not a model of this package.") from error
+  return model, read_json(path.with_suffix(".json"))
+
+
+def write_released(run, path) -> None:
+  """Writes the trained autoencoder of a `tfvq.training.stages.Run`."""
+  import h5py
+
+  path = pathlib.Path(path)
+  whole = io.BytesIO()
+  model = run.autoencoder
+  with written_whole(path) as temporary:
+    model.save(temporary)
+    whole = io.BytesIO(temporary.read_bytes())
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as target:
+      for name in source.namelist():
+        content = source.read(name)
+        if name.endswith(".weights.h5"):
+          content = _rounded(content, h5py)
+        # A fixed date: the same weights make the same bytes.
+        target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+  facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
+  write_json(path.with_suffix(".json"), facts)
+
+
+def _rounded(content, h5py):
+  """An HDF5 file's bytes with every float32 array made float16."""
+  source, target = h5py.File(io.BytesIO(content)), io.BytesIO()
+  with h5py.File(target, "w") as file:
+
+    def copy(name, item):
+      if isinstance(item, h5py.Dataset):
+        file.create_dataset(name, data=item[()].astype("float16") if item.dtype == "float32" else item[()])
+      else:
+        file.require_group(name)
+      for key, value in item.attrs.items():
+        file[name].attrs[key] = value
+
+    source.visititems(copy)
+    for key, value in source.attrs.items():
+      file.attrs[key] = value
+  return target.getvalue()
+
+
+def main(argv):
+  """Reads a workdir's model and writes it."""
+  from ml_collections import ConfigDict
+
+  from tfvq.training.stages import Run
+  from tfvq.training.workdir import Workdir
+
+  del argv
+  config = read_json(pathlib.Path(flags.FLAGS.workdir) / "config.json")
+  run = Run(ConfigDict(config), Workdir(flags.FLAGS.workdir, config), command="")
+  write_released(run, flags.FLAGS.out)
+  print(f"{flags.FLAGS.out}: {pathlib.Path(flags.FLAGS.out).stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "A speech run's folder.", required=True)
+  flags.DEFINE_string("out", str(RELEASED), "The file to write.")
+  try:
+    app.run(main)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
