@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tests.tiny import NAMES, config_of, tiny
+from tests.tiny import IMAGES, NAMES, config_of, tiny
 from tfvq.data.image_sources import ImageArrays, open_image_source
 from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
@@ -69,22 +69,22 @@ def source_like(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_paper_config_builds_and_takes_a_step(name, tmp_path, capsys):
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_paper_config_of_images_builds_and_takes_a_step(name, tmp_path, capsys):
   config = config_of(name, "paper")
   validate(config)
   task = Run(config, Workdir(tmp_path, config.to_dict()), command="").task
   task.source = source_like(config)
   images = task.source.splits["train"]["image"][:2]
   sizes = {}
-  values, num_values, grid_shape = images, 256, task.image_shape
+  values, manifest = images, None
   if "autoencoder" in config:
     model = task.build_autoencoder()
     fit_one_step(model, config.train.autoencoder, images)
     sizes["autoencoder"] = model.count_params()
-    values, num_values = model.encode(images), config.autoencoder.num_embeddings
-    grid_shape = tuple(values.shape[1:])
-  prior = task.build_prior(num_values, grid_shape, task.source.num_classes)
+    values = model.encode(images)
+    manifest = {"num_embeddings": config.autoencoder.num_embeddings, "code_shape": values.shape[1:]}
+  prior = task.build_prior(manifest)
   fit_one_step(
     prior, config.train.prior, ((values, np.zeros(2, np.int32)),) if config.prior.class_conditional else values
   )

@@ -2,7 +2,8 @@
 
 import importlib
 
-NAMES = ("frames", "photos", "cifar10", "imagenet", "pixelcnn")
+IMAGES = ("frames", "photos", "cifar10", "imagenet", "pixelcnn")
+NAMES = (*IMAGES, "speech")
 
 
 def config_of(name, variant="small"):
@@ -13,6 +14,10 @@ def config_of(name, variant="small"):
 def tiny(name, folder="", data_dir=""):
   """A system's `small` config with every size cut down; `folder` holds pictures, `data_dir` a TFDS data set."""
   config = config_of(name)
+  for settings in config.train.values():
+    settings.update({"steps": 6, "batch_size": 4, "log_every_steps": 2, "checkpoint_seconds": 0.0})
+  if name == "speech":
+    return tiny_speech(config)
   data = {
     "frames": {
       "image_size": 16,
@@ -40,8 +45,18 @@ def tiny(name, folder="", data_dir=""):
     config.autoencoder.latents_per_position = min(config.autoencoder.latents_per_position, 2)
     config.autoencoder.num_vimco_samples = 2
   config.prior.update({"filters": 8, "num_layers": 2, "hidden_units": 16})
-  for settings in config.train.values():
-    settings.update({"steps": 6, "batch_size": 4, "log_every_steps": 2, "checkpoint_seconds": 0.0})
   config.samples.num = 3
   config.report.num_images = 2
+  return config
+
+
+def tiny_speech(config):
+  """A speech config cut down; two synthetic voices."""
+  config.data.update({"source": "espeak", "voices": ("en-us+m1", "en-us+f2"), "num_sentences": 40})
+  config.data.crop_samples = 1024
+  config.autoencoder.update({"encoder_units": 8, "num_embeddings": 16, "embedding_dim": 4, "condition_dim": 8})
+  config.autoencoder.unquantized_steps = 2
+  config.autoencoder.decoder.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8})
+  config.prior.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8, "window_codes": 60})
+  config.samples.num = 2
   return config

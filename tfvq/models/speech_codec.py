@@ -57,12 +57,9 @@ class SpeechCodec:
     for start in range(0, reader.num_samples, part_samples):
       begin, end = max(0, start - context), min(reader.num_samples, start + part_samples + context)
       audio = gain * reader.read(begin, end)
-      # All parts but the first have one length: few graphs are made.
-      length = part_samples + 2 * context if begin else part_samples + context
-      padded = np.pad(audio, [0, length - len(audio)])
+      audio = np.pad(audio, [0, -len(audio) % hop_samples])
       first = (start - begin) // hop_samples
-      num_frames = -(-min(part_samples, reader.num_samples - start) // hop_samples)
-      codes.append(self._encode(tf.constant(padded[np.newaxis]))[0, first : first + num_frames].numpy())
+      codes.append(self._encode(tf.constant(audio[np.newaxis]))[0, first : first + part_samples // hop_samples].numpy())
     return np.concatenate(codes)
 
   def decode(self, codes, speaker, seed: int = 0, temperature=1.0) -> np.ndarray:
@@ -97,7 +94,7 @@ class SpeechCodec:
       bands = np.concatenate([bands, new_bands], axis=1)
       if part == num_parts - 1:
         bands = np.pad(bands, [(0, 0), (0, 2 * _CONTEXT_STEPS), (0, 0)])
-      audio = model.audio_values.join(bands).numpy()
+      audio = np.asarray(model.audio_values.join(bands))
       audio = audio[:, _CONTEXT_STEPS * model.audio_values.num_bands : -_CONTEXT_STEPS * model.audio_values.num_bands]
       bands = bands[:, -2 * _CONTEXT_STEPS :]
       yield audio[:, :samples_left]

@@ -127,7 +127,7 @@ class SpeechVQVAE(keras.Model):
 
   def condition(self, codes, speaker) -> tf.Tensor:
     """The decoder's local condition, int32 [B, F] and [B] -> float [B, F, E]."""
-    return self.conditioner((self.quantizer.decode(codes), speaker))
+    return self.conditioner((self.quantizer.decode(codes), tf.convert_to_tensor(speaker)))
 
   def nats_per_sample(self, audio, speaker, z_q=None) -> tf.Tensor:
     """Negative log-likelihood of whole clips in nats per sample.

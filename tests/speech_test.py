@@ -1,0 +1,239 @@
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from tests.tiny import config_of, tiny
+from tfvq import release
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader
+from tfvq.data.speech_corpus import Clip
+from tfvq.evaluation.speech_figures import likelihoods
+from tfvq.models import SpeechVQVAE, gumbel_noise, sample_sequence, sequence_noise_shape
+from tfvq.models.speech_codec import SpeechCodec
+from tfvq.tasks.speech import build_speech_vqvae
+from tfvq.training.stages import Run, run_stages
+from tfvq.training.training import make_optimizer
+from tfvq.training.workdir import Workdir
+
+
+def speech_model(**changes) -> SpeechVQVAE:
+  """A small model of two speakers that has seen nothing."""
+  config = tiny("speech").autoencoder
+  config.update(changes)
+  return build_speech_vqvae(config, num_speakers=2)
+
+
+def speech_like(num_samples, rng):
+  """A gliding tone with overtones and some noise, float32 [num_samples] in -1..1."""
+  phase = np.cumsum(2 * np.pi * (150 + 50 * np.sin(np.arange(num_samples) / 4000)) / SAMPLE_RATE_HZ)
+  audio = sum(np.sin(k * phase) / k for k in range(1, 6)) + 0.1 * rng.normal(size=num_samples)
+  return (0.1 * audio).astype(np.float32)
+
+
+class ArrayReader:
+  """Audio in memory, read as a file is."""
+
+  def __init__(self, audio):
+    self.audio, self.num_samples = audio, len(audio)
+
+  def read(self, start, stop):
+    return self.audio[start:stop]
+
+
+@pytest.mark.parametrize("encoder", ["log_mel", "waveform"])
+@pytest.mark.parametrize("strides", [(2,) * 6, (2,) * 7, (2, 2, 2, 2, 2, 4, 5)])
+def test_codes_and_nats_have_the_rate_of_the_strides(encoder, strides, rng):
+  model = speech_model(encoder=encoder, strides=strides)
+  hop_samples = int(np.prod(strides))
+  audio = np.stack([speech_like(hop_samples * 20, rng)] * 2)
+  assert model.encode(audio).shape == (2, 20)
+  assert model.nats_per_sample(audio, tf.constant([0, 1])).shape == (2,)
+
+
+@pytest.mark.parametrize(
+  ("num_bands", "distribution"), [(1, "categorical"), (4, "categorical"), (1, "logistic_mixture")]
+)
+def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, rng):
+  model = speech_model()
+  config = tiny("speech").autoencoder
+  config.decoder.update({"num_bands": num_bands, "distribution": distribution})
+  if distribution == "logistic_mixture":
+    config.decoder.num_values = 65_536
+  model = build_speech_vqvae(config, num_speakers=2)
+  audio = speech_like(64 * 400, rng).reshape(4, -1)
+  batch = {"audio": tf.constant(audio), "speaker": tf.constant([0, 1, 0, 1])}
+  model.adapt(audio)
+  model.compile(keras.optimizers.Adam(0.01))
+  rows = model.fit(tf.data.Dataset.from_tensors(batch).repeat(60), epochs=2, verbose=0).history
+  assert rows["nats_per_sample"][1] < rows["nats_per_sample"][0]
+  assert rows["mel_error"][1] < rows["mel_error"][0] and rows["perplexity"][1] > 2
+  clips = [Clip("a", 0, audio[0]), Clip("b", 1, audio[1])]
+  measured = likelihoods(model, clips, num_speakers=2)
+  np.testing.assert_allclose(
+    measured["nats_per_sample"], np.mean(model.nats_per_sample(audio[:2], tf.constant([0, 1]))), rtol=1e-4
+  )
+  null = np.mean(model.nats_per_sample(audio[:2], tf.constant([0, 1]), "null"))
+  np.testing.assert_allclose(measured["gain_nats"], null - measured["nats_per_sample"], atol=1e-4)
+
+
+def test_only_the_inside_of_a_training_clip_is_trained_on(rng):
+  """What a call gives is what the decoder gives for the inside of the clip, the codes being those of the whole."""
+  model = speech_model()
+  audio = np.stack([speech_like(64 * 40, rng)])
+  speaker = tf.constant([1])
+  nats = model({"audio": tf.constant(audio), "speaker": speaker}, training=False)
+  condition = model.condition(model.encode(audio), speaker)[:, 8:-8]
+  values = model.audio_values(audio)[:, 8 * 16 : -8 * 16]
+  expected = -model.decoder.log_prob(values, {"local": condition}) / (24 * 64)
+  np.testing.assert_allclose(nats, expected, rtol=1e-5)
+
+
+def test_the_null_condition_replaces_the_codes_of_some_clips(rng):
+  model = speech_model(null_rate=0.5)
+  model.null.assign(rng.normal(size=model.null.shape))
+  audio = np.stack([speech_like(64 * 30, rng)] * 40)
+  nats = model({"audio": tf.constant(audio), "speaker": tf.zeros([40], tf.int32)}, training=True).numpy()
+  assert len(np.unique(nats.round(5))) == 2
+  rows = model.get_metrics_result()
+  assert abs(float(rows["gain_nats"])) > 0
+  np.testing.assert_allclose(
+    rows["nats_per_sample"], [n for n in np.unique(nats) if abs(n - rows["nats_per_sample"]) < 1e-4][0], atol=1e-4
+  )
+
+
+def test_a_model_survives_saving(tmp_path, rng):
+  model = speech_model()
+  audio = np.stack([speech_like(64 * 20, rng)])
+  model.adapt(audio)
+  model.save(tmp_path / "model.keras")
+  again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+  np.testing.assert_array_equal(again.encode(audio), model.encode(audio))
+  speaker = tf.constant([1])
+  np.testing.assert_allclose(again.nats_per_sample(audio, speaker), model.nats_per_sample(audio, speaker), rtol=1e-6)
+
+
+def test_audio_is_encoded_in_parts_as_at_once(rng):
+  model = speech_model()
+  audio = speech_like(350_001, rng)
+  model.adapt(audio[np.newaxis, :32_000])
+  codes = SpeechCodec(model).encode(ArrayReader(audio), gain=0.5)
+  whole = np.pad(0.5 * audio, [0, -len(audio) % 64])
+  np.testing.assert_array_equal(codes, model.encode(whole[np.newaxis])[0])
+
+
+@pytest.mark.parametrize("num_bands", [1, 4])
+def test_speech_is_decoded_in_parts_as_at_once(num_bands, rng):
+  config = tiny("speech").autoencoder
+  config.decoder.num_bands = num_bands
+  model = build_speech_vqvae(config, num_speakers=2)
+  codes, speaker = rng.integers(0, 16, (2, 23)), np.array([1, 0])
+  codec = SpeechCodec(model, frames_per_part=10)
+  audio = codec.decode(codes, speaker, seed=5, temperature=0.8)
+  assert audio.shape == (2, 23 * 64)
+  steps = 10 * model.steps_per_frame
+  noise = tf.concat([gumbel_noise(5, sequence_noise_shape(model.decoder, steps, 2), part) for part in range(3)], axis=0)
+  filled = np.pad(codes, [(0, 0), (0, 7)], mode="edge")
+  values = sample_sequence(model.decoder, noise, {"local": model.condition(filled, speaker)}, 0.8)
+  expected = model.audio_values.decode(values)[:, : 23 * 64]
+  # The filled-up frames end in another way, which the last samples hear of through the filters.
+  np.testing.assert_allclose(audio[:, :-32], expected[:, :-32], atol=1e-5)
+
+
+def test_the_gain_brings_speech_to_the_level_of_training(rng):
+  codec = SpeechCodec(speech_model())
+  audio = np.concatenate([np.zeros(20_000), speech_like(200_000, rng), np.zeros(30_000)]).astype(np.float32)
+  gain = codec.gain_of(ArrayReader(audio))
+  np.testing.assert_allclose(gain * np.std(audio[20_000:220_000]), 0.08, rtol=0.02)
+  assert codec.gain_of(ArrayReader(np.zeros(5000, np.float32))) == 1
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+  """A tiny speech system that has gone through every stage."""
+  folder = tmp_path_factory.mktemp("speech") / "run"
+  config = tiny("speech")
+  run_stages(Run(config, Workdir(folder, config.to_dict()), command=""), "all")
+  return folder
+
+
+@pytest.mark.slow
+def test_a_tiny_version_runs_through_every_stage(run_folder):
+  metrics = json.loads((run_folder / "metrics.json").read_text())
+  assert 0 < metrics["prior_bits_per_code"] < 8 and metrics["kilobits_per_second"] == 1.0
+  assert {"nats_per_sample", "gain_nats", "gain_over_shuffled_nats", "perplexity"} <= set(metrics)
+  assert len(list((run_folder / "samples").glob("*.wav"))) == 2
+  page = (run_folder / "report.html").read_text()
+  assert page.count("<audio") >= 2 and "data:audio/wav;base64" in page
+
+
+def reconstruct(*args):
+  command = [sys.executable, "-m", "tfvq.reconstruct", *map(str, args)]
+  result = subprocess.run(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+  )
+  return result.returncode, result.stdout
+
+
+@pytest.mark.slow
+def test_a_released_model_reconstructs_files(run_folder, tmp_path, rng):
+  config = ConfigDict(json.loads((run_folder / "config.json").read_text()))
+  released = tmp_path / "speech.keras"
+  release.write_released(Run(config, Workdir(run_folder, config.to_dict()), command=""), released)
+  model, facts = release.load_released(released)
+  assert facts["speakers"] == ["en-us+m1", "en-us+f2"]
+  whole = Run(config, Workdir(run_folder, config.to_dict()), command="").autoencoder
+  audio = speech_like(6400, rng)[np.newaxis]
+  np.testing.assert_allclose(
+    model.nats_per_sample(audio, tf.constant([0])), whole.nats_per_sample(audio, tf.constant([0])), rtol=0.01
+  )
+  files = {"a.flac": (22_050, 1), "b.wav": (48_000, 2), "c.wav": (8000, 1)}
+  for name, (rate_hz, num_channels) in files.items():
+    soundfile.write(tmp_path / name, np.stack([speech_like(rate_hz, rng)] * num_channels, axis=1), rate_hz)
+    returncode, output = reconstruct(tmp_path / name, tmp_path / "out.wav", f"--model={released}", "--speaker=en-us+f2")
+    assert returncode == 0, output
+    assert "1.00 kbit/s" in output and "times real time" in output
+    assert AudioReader(tmp_path / "out.wav").num_samples == SAMPLE_RATE_HZ
+  for seconds in (0.01, 0.0625):
+    soundfile.write(tmp_path / "short.wav", np.zeros(int(seconds * SAMPLE_RATE_HZ)), SAMPLE_RATE_HZ)
+    returncode, output = reconstruct(tmp_path / "short.wav", tmp_path / "out.wav", f"--model={released}")
+    assert returncode == 0, output
+    assert AudioReader(tmp_path / "out.wav").num_samples == int(seconds * SAMPLE_RATE_HZ)
+
+
+@pytest.mark.parametrize(
+  ("args", "sentence"),
+  [
+    (("text.wav", "out.wav"), "is not a WAV, FLAC, MP3 or Ogg Vorbis file"),
+    (("nothing.wav", "out.wav"), "is not a file"),
+    (("one.wav",), "Give two files"),
+    (("a.wav", "out.wav", "--bogus"), "bogus"),
+    (("good.wav", "out.wav", "--model=nothing.keras"), "There is no model nothing.keras"),
+  ],
+)
+def test_wrong_input_gets_one_sentence_and_leaves_no_file(args, sentence, tmp_path):
+  (tmp_path / "text.wav").write_text("these are words")
+  soundfile.write(tmp_path / "good.wav", np.zeros(800), SAMPLE_RATE_HZ)
+  args = [tmp_path / arg if arg.endswith(".wav") else arg for arg in args]
+  returncode, output = reconstruct(*args)
+  assert returncode == 2 and sentence in output, output
+  assert output.startswith("error: ") and output.count("\n") == 1
+  assert not (tmp_path / "out.wav").exists()
+
+
+@pytest.mark.slow
+def test_the_paper_config_builds_and_takes_a_step(rng, capsys):
+  config = config_of("speech", "paper")
+  model = build_speech_vqvae(config.autoencoder, num_speakers=109)
+  model.compile(make_optimizer(config.train.autoencoder))
+  audio = np.stack([speech_like(64 * 20, rng)] * 2)
+  batch = {"audio": tf.constant(audio), "speaker": tf.constant([3, 108])}
+  history = model.fit(tf.data.Dataset.from_tensors(batch), verbose=0).history
+  assert np.isfinite(history["loss"]).all()
+  with capsys.disabled():
+    print(f"\nspeech:paper parameters: autoencoder {model.count_params():,}")
