@@ -12,7 +12,7 @@ from tfvq.configs import common
 from tfvq.data import debian
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, resampled, write_wav
 from tfvq.data.espeak import sentences
-from tfvq.data.speech_corpus import SPLITS, SpeechCorpus, level, prepare_corpus, split_of, without_silence
+from tfvq.data.speech_corpus import SPLITS, SpeechCorpus, level, phone_frames, prepare_corpus, sounding_frames, split_of
 from tfvq.data.speech_sources import Recording, find_recordings
 from tfvq.errors import UserError
 
@@ -99,13 +99,15 @@ def test_samples_that_are_no_numbers_are_told(tmp_path):
 
 def test_silences_are_cut_and_levels_equal():
   loud, quiet = tone(0.5), np.zeros(8000, np.float32)
-  audio = without_silence(np.concatenate([quiet, loud, quiet, loud, quiet]))
+  kept = sounding_frames(np.concatenate([quiet, loud, quiet, loud, quiet]))
   # Half a second twice, a tenth between them, a twentieth at either end; frames are ten milliseconds.
-  assert abs(len(audio) - 1.2 * SAMPLE_RATE_HZ) <= 640
+  expected = np.zeros(250, bool)
+  expected[45:105] = expected[145:205] = True
+  np.testing.assert_array_equal(kept, expected)
   np.testing.assert_allclose(np.sqrt(np.mean(level(loud) ** 2)), 0.08, rtol=1e-3)
   spike = np.concatenate([np.zeros(99_999), [1.0]])
   assert np.abs(level(spike)).max() < 0.9801
-  assert not len(without_silence(quiet)) and not len(without_silence(quiet[:5])) and not len(level(quiet[:0]))
+  assert not sounding_frames(quiet).any() and not len(sounding_frames(quiet[:5])) and not len(level(quiet[:0]))
 
 
 def fake_recordings(num_sentences=60, speakers=("ann", "bob"), broken=()):
@@ -256,3 +258,56 @@ def test_wav_files_are_16_bit_mono(tmp_path):
   write_wav(tmp_path / "a.wav", [tone(0.1)])
   with wave.open(str(tmp_path / "a.wav")) as file:
     assert (file.getnchannels(), file.getsampwidth(), file.getframerate(), file.getnframes()) == (1, 2, 16_000, 1600)
+
+
+def test_phones_go_with_their_frames():
+  names = ["a"]
+  frames = phone_frames(((0.02, "pau"), (0.05, "a"), (0.06, "b")), 8, names)
+  assert names == ["a", "b", "pau"]
+  np.testing.assert_array_equal(frames[:, 0], [2, 2, 0, 0, 0, 1, 1, 1])
+  np.testing.assert_array_equal(frames[:, 1], [2, 2, 2, 2, 2, 0, 0, 0])
+  np.testing.assert_array_equal(frames[:, 2], [0, 0, 1, 1, 1, 1, 1, 1])
+  np.testing.assert_array_equal(frames[:, 3], [0, 50, 0, 33, 66, 0, 33, 66])
+  np.testing.assert_array_equal(frames[:, 4], [2, 2, 3, 3, 3, 3, 3, 3])
+  assert phone_frames((), 3, names).shape == (3, 0)
+
+
+def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):
+  """Low tones are called low and high ones high; silences between them are cut."""
+  silence = np.zeros(SAMPLE_RATE_HZ // 2, np.float32)
+  audio = np.concatenate([silence, tone(0.5, frequency_hz=200), silence, tone(0.5, frequency_hz=2000), silence])
+  phones = ((0.5, "pau"), (1.0, "low"), (1.5, "pau"), (2.0, "high"), (2.5, "pau"))
+  recordings = [Recording(f"{index:03d}", "ann", lambda: audio, phones) for index in range(60)]
+  prepare_corpus(tmp_path, recordings)
+  corpus = SpeechCorpus(tmp_path)
+  assert corpus.phones == ["high", "low", "pau"]
+  batch = next(iter(corpus.train(8, 3200, seed=0)))
+  assert batch["phones"].shape == (8, 20, 5)
+  clip = corpus.clips("held_out")[0]
+  pairs = [(clip.audio, clip.phones), *zip(batch["audio"].numpy(), batch["phones"].numpy(), strict=True)]
+  seen = set()
+  for sound, frames in pairs:
+    for frame, fields in zip(sound.reshape(-1, 160), frames, strict=True):
+      crossings = np.sum(np.diff(np.sign(frame)) != 0)
+      if fields[0] != 2:
+        assert (crossings > 20) == (fields[0] == 0)
+      seen.add(fields[0])
+  assert seen == {0, 1, 2}
+  with pytest.raises(UserError, match="not made of frames"):
+    corpus.train(8, 1000, seed=0)
+
+
+def test_the_piano_plays_its_notes():
+  data = common.speech_data(source="piano", composers=("bach",))
+  recordings = find_recordings(data)
+  assert len(recordings) > 300 and recordings[0].speaker == "piano"
+  audio = next(recording for recording in recordings if recording.sentence == "bach/bwv66.6").read()
+  # 36 quarters of 0.6 s; the chorale begins with C#5, E4, A3 and A3 together.
+  assert 20 * SAMPLE_RATE_HZ < len(audio) < 24 * SAMPLE_RATE_HZ
+  spectrum = np.abs(np.fft.rfft(audio[800:4800] * np.hanning(4000), 2**15))
+  frequencies_hz = np.arange(len(spectrum)) * SAMPLE_RATE_HZ / 2**15
+  for frequency_hz in (220.0, 329.6, 554.4):
+    near, around = np.abs(frequencies_hz - frequency_hz) < 8, np.abs(frequencies_hz - frequency_hz) < 60
+    assert spectrum[near].max() == spectrum[around].max()
+  with pytest.raises(UserError, match="no score of 'nobody'"):
+    find_recordings(common.speech_data(source="piano", composers=("nobody",)))

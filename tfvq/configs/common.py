@@ -109,8 +109,9 @@ def speech_data(**changes) -> ConfigDict:
   """Settings of a corpus of speech; which of them matter depends on `source`."""
   settings = ConfigDict(
     {
-      "source": "asterisk",  # or fillets, festvox_ru, espeak, tfds, folder: see tfvq/data/speech_sources.py
+      "source": "asterisk",  # or fillets, festvox_ru, espeak, tfds, folder, piano: see tfvq/data/speech_sources.py
       "languages": ("en",),  # asterisk: en, es, fr, it, ru; fillets: cs, nl
+      "composers": ("bach",),  # piano
       "voices": ("en-us+m1", "en-us+m3", "en-us+f2", "en-us+f4"),  # espeak
       "num_sentences": 100,  # espeak
       "name": "vctk",  # tfds: or librispeech

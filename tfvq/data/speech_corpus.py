@@ -19,9 +19,10 @@ from tfvq.files import read_json, sha256, write_json, written_whole
 from tfvq.ops.mu_law import LEVEL
 
 SPLITS = ("train", "validation", "held_out")
+FRAME_SAMPLES = 160
+NUM_PHONE_FIELDS = 5  # see `phone_frames`
 
-_VERSION = 1
-_FRAME_SAMPLES = 160
+_VERSION = 2
 _SILENCE_DB = -40.0  # below the loud frames of a recording
 _PAUSE_FRAMES = 5  # kept to either side of sound: no silence is longer than twice this
 _LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
@@ -35,6 +36,7 @@ class Clip(NamedTuple):
   sentence: str
   speaker: int
   audio: np.ndarray  # float32 [T] in -1..1
+  phones: np.ndarray  # int32 [T / 160, 5] as `phone_frames` gives them; empty [0, 5] where they are not known
 
 
 class SpeechCorpus:
@@ -64,6 +66,11 @@ class SpeechCorpus:
     return self._manifest["speakers"]
 
   @property
+  def phones(self) -> list[str]:
+    """Names of the phones; their places are their ids. Empty where they are not known."""
+    return self._manifest["phones"]
+
+  @property
   def split_names(self) -> tuple[str, ...]:
     """Names of the splits."""
     return SPLITS
@@ -73,15 +80,33 @@ class SpeechCorpus:
     return sum(shard["num_samples"] for shard in self._shards(split)) / SAMPLE_RATE_HZ
 
   def train(self, batch_size: int, crop_samples: int, seed: int) -> tf.data.Dataset:
-    """Random crops of the split "train" without end, {"audio": float32 [B, crop_samples], "speaker": int32 [B]}."""
+    """Random crops of the split "train" without end.
+
+    Args:
+      batch_size: B.
+      crop_samples: T; a multiple of 160 where phones are known.
+      seed: Seed of the crops and of their order.
+
+    Returns:
+      Batches {"audio": float32 [B, T], "speaker": int32 [B]}, with "phones", int32 [B, T / 160, 5], where known.
+    """
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
     num_stretches = sum(shard["num_records"] for shard in self._shards("train"))
     num_crops = (_STRETCH_SAMPLES - crop_samples) // crop_samples
+    crop_frames = crop_samples // FRAME_SAMPLES
+    if self.phones and crop_samples % FRAME_SAMPLES:
+      raise UserError(f"Crops of {crop_samples} samples are not made of frames of {FRAME_SAMPLES}, as phones are.")
 
     def crops(stretch):
-      offset = tf.random.uniform([], 0, _STRETCH_SAMPLES - num_crops * crop_samples, tf.int32, seed=seed)
+      frames = (_STRETCH_SAMPLES - num_crops * crop_samples) // FRAME_SAMPLES
+      frame = tf.random.uniform([], 0, frames, tf.int32, seed=seed)
+      offset = frame * FRAME_SAMPLES
       audio = tf.reshape(stretch["audio"][offset : offset + num_crops * crop_samples], [num_crops, crop_samples])
-      return {"audio": audio, "speaker": tf.fill([num_crops], stretch["speaker"])}
+      crop = {"audio": audio, "speaker": tf.fill([num_crops], stretch["speaker"])}
+      if self.phones:
+        phones = stretch["phones"][frame : frame + num_crops * crop_frames]
+        crop["phones"] = tf.reshape(phones, [num_crops, crop_frames, NUM_PHONE_FIELDS])
+      return crop
 
     stretches = tf.data.TFRecordDataset(paths).map(_parse).shuffle(min(num_stretches, 512), seed=seed).repeat()
     examples = stretches.map(crops).unbatch().shuffle(2048, seed=seed)
@@ -94,7 +119,8 @@ class SpeechCorpus:
     for shard in self._shards(split):
       for record in tf.data.TFRecordDataset(str(self._folder / shard["file"])).map(_parse):
         audio = _to_float(record["audio"]).numpy()
-        clips.append(Clip(record["sentence"].numpy().decode(), int(record["speaker"]), audio))
+        sentence = record["sentence"].numpy().decode()
+        clips.append(Clip(sentence, int(record["speaker"]), audio, record["phones"].numpy()))
     return clips
 
   def _shards(self, split):
@@ -114,12 +140,12 @@ def prepare_corpus(folder, recordings) -> None:
     UserError: No recording could be read, a split is empty, or the folder cannot be written.
   """
   folder = pathlib.Path(folder)
-  speakers = []  # in order of appearance
+  speakers, phones = [], []  # in order of appearance
   writers = {split: _Shards(folder, split) for split in SPLITS}
   joined = collections.defaultdict(list)
   skipped = []
   progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
-  for recording, audio, error in _read(recordings):
+  for recording, audio, kept, error in _read(recordings):
     progress.update()
     if error:
       skipped.append(f"{recording.speaker}/{recording.sentence}: {error}")
@@ -127,10 +153,11 @@ def prepare_corpus(folder, recordings) -> None:
     if recording.speaker not in speakers:
       speakers.append(recording.speaker)
     split, speaker = split_of(recording.sentence), speakers.index(recording.speaker)
+    frames = phone_frames(recording.phones, len(kept), phones)[kept]
     if split == "train":
-      _join(joined[recording.speaker], audio, speaker, writers[split])
+      _join(joined[recording.speaker], audio, frames, speaker, writers[split])
     else:
-      writers[split].add(audio, speaker, recording.sentence)
+      writers[split].add(audio, frames, speaker, recording.sentence)
   progress.close()
   if len(skipped) == len(recordings):
     raise UserError(f"None of the {len(skipped)} recordings could be used; the first: {skipped[0]}")
@@ -140,7 +167,7 @@ def prepare_corpus(folder, recordings) -> None:
   for split in SPLITS:
     if not any(shard["split"] == split for shard in shards):
       raise UserError(f"The recordings are too few: none is left for the split {split!r}.")
-  manifest = {"version": _VERSION, "sample_rate_hz": SAMPLE_RATE_HZ, "speakers": speakers}
+  manifest = {"version": _VERSION, "sample_rate_hz": SAMPLE_RATE_HZ, "speakers": speakers, "phones": phones}
   write_json(folder / "manifest.json", {**manifest, "skipped": skipped, "shards": shards})
 
 
@@ -150,16 +177,40 @@ def split_of(sentence: str) -> str:
   return "held_out" if place < 2 else "validation" if place == 2 else "train"
 
 
-def without_silence(audio: np.ndarray) -> np.ndarray:
-  """Audio, float [T] -> the same with silences cut to 0.1 s, at the ends to 0.05 s; empty if all is silent."""
-  frames = audio[: len(audio) // _FRAME_SAMPLES * _FRAME_SAMPLES].reshape(-1, _FRAME_SAMPLES)
+def sounding_frames(audio: np.ndarray) -> np.ndarray:
+  """Which frames of 160 samples to keep, so that silences become 0.1 s, at the ends 0.05 s: float [T] -> bool [N]."""
+  frames = _frames(audio)
   if not len(frames):
-    return audio[:0]
+    return np.zeros(0, bool)
   power = np.mean(frames.astype(np.float64) ** 2, axis=1)
   loud = np.percentile(power, 95)
   sounding = power > max(loud * 10 ** (_SILENCE_DB / 10), 1e-9)
-  kept = np.convolve(sounding, np.ones(2 * _PAUSE_FRAMES + 1), mode="same") > 0
-  return frames[kept].reshape(-1)
+  return np.convolve(sounding, np.ones(2 * _PAUSE_FRAMES + 1), mode="full")[_PAUSE_FRAMES:-_PAUSE_FRAMES] > 0
+
+
+def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
+  """What is said in each frame of a recording.
+
+  Args:
+    phones: Pairs (end in seconds, name), one after another; what follows the last one counts to it.
+    num_frames: N, frames of 160 samples.
+    names: Names of the phones met so far; new ones are added at its end.
+
+  Returns:
+    int32 [N, 5]: ids of the phone, of the one before it and of the one after it, how far the frame lies in it (0..100),
+    and its length in frames. [N, 0] if there are no phones.
+  """
+  if not phones:
+    return np.zeros([num_frames, 0], np.int32)
+  names += sorted({name for _, name in phones} - set(names))
+  ids = np.array([names.index(name) for _, name in phones])
+  ends = np.array([round(end * SAMPLE_RATE_HZ / FRAME_SAMPLES) for end, _ in phones])
+  begins, ends = np.concatenate([[0], ends[:-1]]), np.concatenate([ends[:-1], [max(num_frames, ends[-1])]])
+  place = np.minimum(np.searchsorted(ends, np.arange(num_frames), side="right"), len(ids) - 1)
+  lengths = np.maximum(ends - begins, 1)[place]
+  position = 100 * (np.arange(num_frames) - begins[place]) // lengths
+  neighbours = [ids[place], ids[np.maximum(place - 1, 0)], ids[np.minimum(place + 1, len(ids) - 1)]]
+  return np.stack([*neighbours, position, lengths], axis=1).astype(np.int32)
 
 
 def level(audio: np.ndarray) -> np.ndarray:
@@ -171,7 +222,11 @@ def level(audio: np.ndarray) -> np.ndarray:
 
 
 def _read(recordings):
-  """Reads and prepares recordings, several at a time, in order; yields each with its audio or what is wrong with it."""
+  """Reads and prepares recordings, several at a time, in order.
+
+  Yields:
+    `(recording, audio, which frames of the recording are left in it, what is wrong with it or "")`.
+  """
   waiting = {}
 
   def indices():
@@ -181,26 +236,34 @@ def _read(recordings):
 
   def read(index):
     try:
-      audio = level(without_silence(waiting[int(index)].read()))
+      audio = waiting[int(index)].read()
     except UserError as error:
-      return np.zeros(0, np.float32), str(error)
-    return audio, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
+      return np.zeros(0, np.float32), np.zeros(0, bool), str(error)
+    kept = sounding_frames(audio)
+    audio = level(_frames(audio)[kept].reshape(-1))
+    return audio, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
 
   dataset = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec([], tf.int64)).map(
-    lambda index: (index, *tf.py_function(read, [index], [tf.float32, tf.string])),
+    lambda index: (index, *tf.py_function(read, [index], [tf.float32, tf.bool, tf.string])),
     num_parallel_calls=tf.data.AUTOTUNE,
   )
-  for index, audio, error in dataset.as_numpy_iterator():
-    yield waiting.pop(int(index)), audio, error.decode()
+  for index, audio, kept, error in dataset.as_numpy_iterator():
+    yield waiting.pop(int(index)), audio, kept, error.decode()
 
 
-def _join(pending, audio, speaker, writer):
+def _frames(audio):
+  """Audio [T] -> frames [T / 160, 160], what is left over dropped."""
+  return audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+
+
+def _join(pending, audio, phones, speaker, writer):
   """Adds a recording to those of its speaker that are not yet enough for a stretch."""
-  pending.append(audio)
-  while sum(len(part) for part in pending) >= _STRETCH_SAMPLES:
-    together = np.concatenate(pending)
-    writer.add(together[:_STRETCH_SAMPLES], speaker, "")
-    pending[:] = [together[_STRETCH_SAMPLES:]]
+  pending.append((audio, phones))
+  while sum(len(part) for part, _ in pending) >= _STRETCH_SAMPLES:
+    audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+    num_frames = _STRETCH_SAMPLES // FRAME_SAMPLES
+    writer.add(audio[:_STRETCH_SAMPLES], phones[:num_frames], speaker, "")
+    pending[:] = [(audio[_STRETCH_SAMPLES:], phones[num_frames:])]
 
 
 class _Shards:
@@ -210,10 +273,11 @@ class _Shards:
     self._folder, self._split = folder, split
     self._records, self._num_samples, self._shards = [], 0, []
 
-  def add(self, audio, speaker, sentence):
+  def add(self, audio, phones, speaker, sentence):
     feature = {
       "audio": tf.train.Feature(bytes_list=tf.train.BytesList(value=[to_int16(audio).tobytes()])),
       "speaker": tf.train.Feature(int64_list=tf.train.Int64List(value=[speaker])),
+      "phones": tf.train.Feature(bytes_list=tf.train.BytesList(value=[phones.astype("<i2").tobytes()])),
       "sentence": tf.train.Feature(bytes_list=tf.train.BytesList(value=[sentence.encode()])),
     }
     self._records.append(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
@@ -246,12 +310,14 @@ class _Shards:
 def _parse(record):
   features = {
     "audio": tf.io.FixedLenFeature([], tf.string),
+    "phones": tf.io.FixedLenFeature([], tf.string),
     "speaker": tf.io.FixedLenFeature([], tf.int64),
     "sentence": tf.io.FixedLenFeature([], tf.string),
   }
   example = tf.io.parse_single_example(record, features)
   return {
     "audio": tf.io.decode_raw(example["audio"], tf.int16),
+    "phones": tf.cast(tf.reshape(tf.io.decode_raw(example["phones"], tf.int16), [-1, NUM_PHONE_FIELDS]), tf.int32),
     "speaker": tf.cast(example["speaker"], tf.int32),
     "sentence": example["sentence"],
   }

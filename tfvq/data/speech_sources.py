@@ -1,4 +1,4 @@
-"""Recordings of speech, by the name of their source: where they are, who speaks, and how to read them."""
+"""Recordings of speech or music, by the name of their source: where they are, who speaks, and how to read them."""
 
 import pathlib
 import re
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, SUFFIXES, AudioReader, resampled
 from tfvq.data.debian import unpacked
 from tfvq.data.espeak import espeak, sentences
+from tfvq.data.piano import find_scores, play
 from tfvq.errors import UserError
 
 
@@ -20,6 +21,7 @@ class Recording(NamedTuple):
   sentence: str  # what is said, by name: the same for every speaker who says it, so that a split can go by it
   speaker: str
   read: Callable[[], np.ndarray]  # float32 [T] in -1..1, 16 kHz; raises UserError
+  phones: tuple[tuple[float, str], ...] = ()  # (end in seconds, name) of each phone, where they are known
 
 
 def find_recordings(data: ConfigDict):
@@ -77,9 +79,20 @@ def _fillets(data):
 
 
 def _festvox_ru(data):
-  """Read Russian sentences of one man, 16 kHz (Debian's festvox-ru)."""
-  folder = unpacked("festvox-ru", data.cache) / "usr/share/festival/voices/russian/msu_ru_nsh_clunits/wav"
-  return [Recording(path.stem, "nsh", _file_reader(path)) for path in sorted(folder.glob("*.wav"))]
+  """Read Russian sentences of one man, 16 kHz, with their phones (Debian's festvox-ru; free with attribution)."""
+  folder = unpacked("festvox-ru", data.cache) / "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
+  return [
+    Recording(path.stem, "nsh", _file_reader(path), _read_phones(folder / "lab" / f"{path.stem}.lab"))
+    for path in sorted((folder / "wav").glob("*.wav"))
+  ]
+
+
+def _read_phones(path):
+  """Phones of a label file: lines of (end in seconds, colour, name) after a line with #; none if there is no file."""
+  if not path.exists():
+    return ()
+  lines = path.read_text().split("#\n", 1)[-1].splitlines()
+  return tuple((float(end), name) for end, _, name in (line.split() for line in lines if line.strip()))
 
 
 def _folder(data):
@@ -151,6 +164,14 @@ class _TfdsRecordings:
     return [self._builder.as_dataset(split=split) for split in self._splits]
 
 
+def _piano(data):
+  """Scores played on a sampled piano."""
+  return [
+    Recording(f"{score.parent.name}/{score.stem}", "piano", lambda score=score: play(score, SAMPLE_RATE_HZ))
+    for score in find_scores(data.composers)
+  ]
+
+
 def _file_reader(path):
   return lambda: AudioReader(path).read()
 
@@ -161,5 +182,6 @@ _SOURCES = {
   "festvox_ru": _festvox_ru,
   "fillets": _fillets,
   "folder": _folder,
+  "piano": _piano,
   "tfds": _tfds,
 }

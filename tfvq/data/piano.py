@@ -1,0 +1,78 @@
+"""Piano music: scores of music21's corpus, played by a sampled piano; all of it from optional packages.
+
+The scores are Bach's chorales and others in the public domain; the sound font is the one that pretty_midi ships.
+"""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+
+from tfvq.errors import UserError
+
+_SECONDS_PER_QUARTER = 0.6
+_RELEASE_SECONDS = 1.0  # that the last note rings
+_VELOCITY = 80
+
+
+def find_scores(composers: tuple[str, ...]) -> list[pathlib.Path]:
+  """Scores of composers, by the names of the corpus's folders, such as "bach".
+
+  Raises:
+    UserError: A package is missing, or a composer has no score.
+  """
+  for package in ("music21", "pretty_midi", "tinysoundfont"):
+    if importlib.util.find_spec(package) is None:
+      raise UserError(f"The source `piano` needs the package {package}: pip install {package}.")
+  from music21 import corpus
+
+  scores = []
+  for composer in composers:
+    found = sorted(pathlib.Path(path) for path in corpus.getComposer(composer))
+    if not found:
+      raise UserError(f"music21's corpus has no score of {composer!r}.")
+    scores += found
+  return scores
+
+
+def play(score: pathlib.Path, sample_rate_hz: int, max_seconds: float = 60.0) -> np.ndarray:
+  """A score's first `max_seconds` on a piano, float32 [T] in -1..1.
+
+  Raises:
+    UserError: The score cannot be read.
+  """
+  import tinysoundfont
+  from music21 import converter
+
+  try:
+    notes = converter.parse(score).flatten().notes
+  except Exception as error:  # music21 raises many kinds
+    raise UserError(f"{score} could not be read as a score.") from error
+  to_samples = lambda quarters: int(float(quarters) * _SECONDS_PER_QUARTER * sample_rate_hz)
+  events = []  # (sample, whether it begins, key): of one key's end and beginning at once, the end comes first
+  for note in notes:
+    begin, end = to_samples(note.offset), to_samples(note.offset + note.duration.quarterLength)
+    if begin < max_seconds * sample_rate_hz and end > begin:
+      events += [(begin, 1, pitch.midi) for pitch in note.pitches] + [(end, 0, pitch.midi) for pitch in note.pitches]
+  if not events:
+    raise UserError(f"{score} has no notes.")
+  synth = tinysoundfont.Synth(gain=-6, samplerate=sample_rate_hz)
+  sound_font = pathlib.Path(importlib.util.find_spec("pretty_midi").origin).with_name("TimGM6mb.sf2")
+  synth.program_select(0, synth.sfload(str(sound_font)), 0, 0)
+  parts, now = [], 0
+  for sample, begins, key in sorted(events):
+    if sample > now:
+      parts.append(_generate(synth, sample - now))
+      now = sample
+    if begins:
+      synth.noteon(0, key, _VELOCITY)
+    else:
+      synth.noteoff(0, key)
+  parts.append(_generate(synth, int(_RELEASE_SECONDS * sample_rate_hz)))
+  audio = np.concatenate(parts)[: int(max_seconds * sample_rate_hz)]
+  return audio / max(1.0, np.abs(audio).max())
+
+
+def _generate(synth, num_samples):
+  stereo = np.frombuffer(synth.generate(num_samples), np.float32).reshape(-1, 2)
+  return stereo.mean(axis=1)
