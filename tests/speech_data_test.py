@@ -250,6 +250,10 @@ def test_espeak_speaks(tmp_path):
   recordings = find_recordings(data)
   lengths = [len(recording.read()) for recording in recordings]
   assert len(recordings) == 4 and min(lengths) > SAMPLE_RATE_HZ and max(lengths) < 8 * SAMPLE_RATE_HZ
+  for recording, length in zip(recordings, lengths, strict=True):
+    ends, names = zip(*recording.phones(), strict=True)
+    assert np.all(np.diff(ends) >= 0) and abs(ends[-1] - length / SAMPLE_RATE_HZ) < 0.01
+    assert len(set(names)) > 10 and 0.03 < ends[-1] / len(ends) < 0.15  # seconds per phone
   with pytest.raises(UserError, match="has no voice 'nobody'"):
     find_recordings(common.speech_data(source="espeak", voices=("nobody",)))[0].read()
 
@@ -277,7 +281,7 @@ def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):
   silence = np.zeros(SAMPLE_RATE_HZ // 2, np.float32)
   audio = np.concatenate([silence, tone(0.5, frequency_hz=200), silence, tone(0.5, frequency_hz=2000), silence])
   phones = ((0.5, "pau"), (1.0, "low"), (1.5, "pau"), (2.0, "high"), (2.5, "pau"))
-  recordings = [Recording(f"{index:03d}", "ann", lambda: audio, phones) for index in range(60)]
+  recordings = [Recording(f"{index:03d}", "ann", lambda: audio, lambda: phones) for index in range(60)]
   prepare_corpus(tmp_path, recordings)
   corpus = SpeechCorpus(tmp_path)
   assert corpus.phones == ["high", "low", "pau"]

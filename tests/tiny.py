@@ -3,7 +3,8 @@
 import importlib
 
 IMAGES = ("frames", "photos", "cifar10", "imagenet", "pixelcnn")
-NAMES = (*IMAGES, "speech")
+WAVENETS = ("wavenet", "piano", "tts")
+NAMES = (*IMAGES, "speech", *WAVENETS)
 
 
 def config_of(name, variant="small"):
@@ -18,6 +19,8 @@ def tiny(name, folder="", data_dir=""):
     settings.update({"steps": 6, "batch_size": 4, "log_every_steps": 2, "checkpoint_seconds": 0.0})
   if name == "speech":
     return tiny_speech(config)
+  if name in WAVENETS:
+    return tiny_wavenet(config)
   data = {
     "frames": {
       "image_size": 16,
@@ -59,4 +62,13 @@ def tiny_speech(config):
   config.autoencoder.decoder.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8})
   config.prior.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8, "window_codes": 60})
   config.samples.num = 2
+  return config
+
+
+def tiny_wavenet(config):
+  """A config of a WaveNet by itself cut down; two synthetic voices."""
+  config.data.update({"source": "espeak", "voices": ("en-us+m1", "en-us+f2"), "num_sentences": 40, "crop_samples": 800})
+  config.prior.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8})
+  config.samples.num = 2
+  config.samples.seconds = 1
   return config

@@ -153,7 +153,7 @@ def prepare_corpus(folder, recordings) -> None:
     if recording.speaker not in speakers:
       speakers.append(recording.speaker)
     split, speaker = split_of(recording.sentence), speakers.index(recording.speaker)
-    frames = phone_frames(recording.phones, len(kept), phones)[kept]
+    frames = phone_frames(recording.phones(), len(kept), phones)[kept]
     if split == "train":
       _join(joined[recording.speaker], audio, frames, speaker, writers[split])
     else:

@@ -21,7 +21,7 @@ class Recording(NamedTuple):
   sentence: str  # what is said, by name: the same for every speaker who says it, so that a split can go by it
   speaker: str
   read: Callable[[], np.ndarray]  # float32 [T] in -1..1, 16 kHz; raises UserError
-  phones: tuple[tuple[float, str], ...] = ()  # (end in seconds, name) of each phone, where they are known
+  phones: Callable[[], tuple[tuple[float, str], ...]] = tuple  # (end in seconds, name) of each, where they are known
 
 
 def find_recordings(data: ConfigDict):
@@ -82,17 +82,21 @@ def _festvox_ru(data):
   """Read Russian sentences of one man, 16 kHz, with their phones (Debian's festvox-ru; free with attribution)."""
   folder = unpacked("festvox-ru", data.cache) / "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
   return [
-    Recording(path.stem, "nsh", _file_reader(path), _read_phones(folder / "lab" / f"{path.stem}.lab"))
+    Recording(path.stem, "nsh", _file_reader(path), _phone_reader(folder / "lab" / f"{path.stem}.lab"))
     for path in sorted((folder / "wav").glob("*.wav"))
   ]
 
 
-def _read_phones(path):
-  """Phones of a label file: lines of (end in seconds, colour, name) after a line with #; none if there is no file."""
-  if not path.exists():
-    return ()
-  lines = path.read_text().split("#\n", 1)[-1].splitlines()
-  return tuple((float(end), name) for end, _, name in (line.split() for line in lines if line.strip()))
+def _phone_reader(path):
+  """Reads a label file: lines of (end in seconds, colour, name) after a line with #; no phones if there is no file."""
+
+  def read():
+    if not path.exists():
+      return ()
+    lines = path.read_text().split("#\n", 1)[-1].splitlines()
+    return tuple((float(end), name) for end, _, name in (line.split() for line in lines if line.strip()))
+
+  return read
 
 
 def _folder(data):
@@ -117,11 +121,11 @@ def _espeak(data):
   """Synthetic speech: each voice says the same sentences."""
   espeak()  # a missing package is told of at once
 
-  def reader(voice, sentence):
-    return lambda: resampled(espeak().say(voice, sentence), espeak().sample_rate_hz)
+  def recording(voice, sentence):
+    read = lambda: resampled(espeak().say(voice, sentence)[0], espeak().sample_rate_hz)
+    return Recording(sentence, voice, read, lambda: espeak().say(voice, sentence)[1])
 
-  spoken = sentences(data.num_sentences)
-  return [Recording(sentence, voice, reader(voice, sentence)) for voice in data.voices for sentence in spoken]
+  return [recording(voice, sentence) for voice in data.voices for sentence in sentences(data.num_sentences)]
 
 
 def _tfds(data):

@@ -82,7 +82,7 @@ def player(audio: np.ndarray) -> Player:
   """A player for 16 kHz audio, float [T] in -1..1, with its spectrogram."""
   figure, axes = plt.subplots(figsize=(3.6, 1.8), layout="constrained")
   axes.specgram(
-    np.pad(audio, [0, max(0, 512 - len(audio))]) + 1e-7,
+    np.pad(audio, [0, max(0, 512 - len(audio))]) + 1e-6 * np.random.default_rng(0).normal(size=max(512, len(audio))),
     NFFT=512,
     noverlap=384,
     Fs=SAMPLE_RATE_HZ,

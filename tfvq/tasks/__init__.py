@@ -2,6 +2,7 @@
 
 from tfvq.tasks.images import ImageTask
 from tfvq.tasks.speech import SpeechTask
+from tfvq.tasks.wavenet import WaveNetTask
 
 # By the name that a config's field `task` holds.
-TASKS = {"images": ImageTask, "speech": SpeechTask}
+TASKS = {"images": ImageTask, "speech": SpeechTask, "wavenet": WaveNetTask}

@@ -1,35 +1,22 @@
 """Speech: waveform -> codes -> waveform by a WaveNet that is told the speaker, and a WaveNet prior over the codes."""
 
-import functools
-
 import numpy as np
 import tensorflow as tf
 import tqdm
 
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
-from tfvq.data.speech_corpus import SPLITS, SpeechCorpus, prepare_corpus
-from tfvq.data.speech_sources import find_recordings
+from tfvq.data.speech_corpus import SPLITS
 from tfvq.evaluation import figures, sections
 from tfvq.evaluation.speech_figures import likelihoods
-from tfvq.layers import AudioValues, CategoricalHead, LogisticMixtureHead, VectorQuantizer
+from tfvq.layers import AudioValues, VectorQuantizer
 from tfvq.models.speech_codec import SpeechCodec
-from tfvq.tasks.task import Task
+from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
 
 _CONTEXT_FRAMES = 8
 
 
-def build_wavenet(config, **changes) -> models.WaveNet:
-  """The WaveNet that `tfvq.configs.common.wavenet` settings describe."""
-  if config.distribution == "logistic_mixture":
-    head = LogisticMixtureHead(config.num_values, config.num_bands, hidden_units=config.hidden_units)
-  else:
-    head = CategoricalHead(config.num_values, config.num_bands, config.hidden_units)
-  dilation_rates = [2**layer for layer in range(config.layers_per_stack)] * config.num_stacks
-  return models.WaveNet(head, config.channels, dilation_rates, **changes)
-
-
-class SpeechTask(Task):
+class SpeechTask(CorpusTask):
   """Speech systems; the config has `data`, `autoencoder` and `prior`."""
 
   stages = ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
@@ -38,19 +25,6 @@ class SpeechTask(Task):
   def hop_samples(self) -> int:
     """Samples per code."""
     return int(np.prod(self.config.autoencoder.strides))
-
-  @functools.cached_property
-  def corpus(self) -> SpeechCorpus:
-    """The prepared corpus."""
-    return SpeechCorpus(self.data_folder)
-
-  def prepare_data(self):
-    prepare_corpus(self.data_folder, find_recordings(self.config.data))
-    return {"speakers": self.corpus.speakers, "seconds_of": {split: self.corpus.seconds(split) for split in SPLITS}}
-
-  @property
-  def num_classes(self):
-    return len(self.corpus.speakers)
 
   def build_autoencoder(self):
     config = self.config.autoencoder
@@ -85,10 +59,9 @@ class SpeechTask(Task):
     return splits
 
   def build_prior(self, manifest):
-    config = self.config.prior
-    head = CategoricalHead(manifest["num_embeddings"], 1, config.hidden_units)
-    rates = [2**layer for layer in range(config.layers_per_stack)] * config.num_stacks
-    return models.WaveNet(head, config.channels, rates, ordinal=False, num_speakers=self.num_classes)
+    config = self.config.prior.copy_and_resolve_references()
+    config.num_values = manifest["num_embeddings"]
+    return build_wavenet(config, ordinal=False, num_speakers=self.num_classes)
 
   def prior_batches(self, codes, step):
     return codes.train(self.config.train.prior.batch_size, self.config.seed, step).map(self._prior_inputs)

@@ -20,6 +20,7 @@ _TITLES = {
   "xz_bits_per_code": "bits per code, xz -9",
   "prior_bits_per_code": "bits per code, prior",
   "bits_per_dim": "bits/dim",
+  "bits_per_sample": "bits per sample",
   "kilobits_per_second": "kbit/s",
   "nats_per_sample": "nats per sample, given the codes",
   "gain_nats": "... more without codes",

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 from tfvq.errors import UserError
 
 _CHOICES = {
-  "task": ("images", "speech"),
+  "task": ("images", "speech", "wavenet"),
   "strategy": ("auto", "default", "mirrored", "tpu"),
   "precision": ("float32", "float64", "mixed_bfloat16", "mixed_float16"),
   "autoencoder.encoder": ("waveform", "log_mel"),
   "autoencoder.decoder.distribution": ("categorical", "logistic_mixture"),
+  "prior.distribution": ("categorical", "logistic_mixture"),
   "autoencoder.bottleneck": ("vq", "gaussian", "vimco"),
   "autoencoder.distribution": ("gaussian", "logistic"),
   "autoencoder.codebook_update": ("moving_average", "loss"),
@@ -95,14 +96,28 @@ def _validate_speech(config):
       f"config.autoencoder.decoder.num_bands is {num_bands}, which does not divide the {hop_samples} samples of a code "
       "(the product of config.autoencoder.strides)."
     )
+  _validate_temperature(config, num_bands)
+
+
+def _validate_wavenet(config):
+  num_bands = config.prior.num_bands
+  if config.data.crop_samples % num_bands or 160 % num_bands:
+    raise UserError(
+      f"config.prior.num_bands is {num_bands}; it must divide both 160, the samples of a frame, and "
+      f"config.data.crop_samples, which is {config.data.crop_samples}."
+    )
+  _validate_temperature(config, num_bands)
+
+
+def _validate_temperature(config, num_bands):
   if len(config.samples.temperature) not in (1, num_bands):
     raise UserError(
       f"config.samples.temperature has {len(config.samples.temperature)} values; give one, or one for each of the "
-      f"{num_bands} bands (config.autoencoder.decoder.num_bands)."
+      f"{num_bands} bands."
     )
 
 
-_VALIDATE = {"images": _validate_images, "speech": _validate_speech}
+_VALIDATE = {"images": _validate_images, "speech": _validate_speech, "wavenet": _validate_wavenet}
 
 
 def fields(config, prefix="") -> list[tuple[str, object]]:

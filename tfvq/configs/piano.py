@@ -1,0 +1,36 @@
+"""WaveNet by itself: piano music.
+
+Source: arXiv 1609.03499, section 3.3 (60 hours of piano recordings), shown in the VQ-VAE talk; here scores of music21's
+corpus, played by a sampled piano.
+
+  pip install music21 pretty_midi tinysoundfont
+  python train_main.py --config=tfvq/configs/piano.py:small --workdir=runs/piano
+
+`small` (default) models Bach's chorales in four sub-bands on two cores; `paper` is larger, models sample by sample, and
+is meant for your own recordings: --config.data.source=folder --config.data.folder=DIR. The paper gives no figure.
+"""
+
+from ml_collections import ConfigDict
+
+from tfvq.configs import common
+
+
+def get_config(variant=None):
+  return common.choose(variant, {"small": small, "paper": paper})
+
+
+def small():
+  config = common.run_settings("wavenet")
+  config.data = common.speech_data(source="piano", composers=("bach",))
+  config.prior = common.wavenet(num_bands=4, channels=64, num_stacks=2, layers_per_stack=10)
+  config.train.prior = common.training(steps=1500, batch_size=4, learning_rate=4e-3, optimizer="muon")
+  config.samples = ConfigDict({"num": 3, "seconds": 5, "temperature": (0.9,)})
+  return config
+
+
+def paper():
+  config = small()
+  config.data.crop_samples = 32_000
+  config.prior = common.wavenet(channels=256, num_stacks=4, layers_per_stack=10, hidden_units=256)
+  config.train.prior = common.training(steps=500_000, batch_size=16, learning_rate=2e-4)
+  return config

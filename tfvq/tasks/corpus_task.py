@@ -1,0 +1,41 @@
+"""What all systems of sound share: their corpus."""
+
+import functools
+
+from tfvq import models
+from tfvq.data.speech_corpus import SPLITS, SpeechCorpus, prepare_corpus
+from tfvq.data.speech_sources import find_recordings
+from tfvq.layers import CategoricalHead, LogisticMixtureHead
+from tfvq.tasks.task import Task
+
+
+class CorpusTask(Task):
+  """Systems whose data are recordings; the config's `data` is `tfvq.configs.common.speech_data`."""
+
+  @functools.cached_property
+  def corpus(self) -> SpeechCorpus:
+    """The prepared corpus."""
+    return SpeechCorpus(self.data_folder)
+
+  def prepare_data(self):
+    prepare_corpus(self.data_folder, find_recordings(self.config.data))
+    return {"speakers": self.corpus.speakers, "seconds_of": {split: self.corpus.seconds(split) for split in SPLITS}}
+
+  @property
+  def num_classes(self):
+    return len(self.corpus.speakers)
+
+
+def build_wavenet(config, **arguments) -> models.WaveNet:
+  """The WaveNet that `tfvq.configs.common.wavenet` settings describe.
+
+  Args:
+    config: The settings.
+    **arguments: What it is conditioned on, and other arguments of `WaveNet`.
+  """
+  if config.distribution == "logistic_mixture":
+    head = LogisticMixtureHead(config.num_values, config.num_bands, hidden_units=config.hidden_units)
+  else:
+    head = CategoricalHead(config.num_values, config.num_bands, config.hidden_units)
+  dilation_rates = [2**layer for layer in range(config.layers_per_stack)] * config.num_stacks
+  return models.WaveNet(head, config.channels, dilation_rates, **arguments)

@@ -1,0 +1,125 @@
+"""WaveNet by itself: speech of many speakers without text, speech from phones, piano music."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tfvq import models
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
+from tfvq.data.speech_corpus import FRAME_SAMPLES, NUM_PHONE_FIELDS
+from tfvq.evaluation import figures, sections
+from tfvq.layers import AudioValues
+from tfvq.models.sampling import continue_sequence, sequence_start
+from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
+
+_MAX_MEASURED_SECONDS = 4  # of each recording
+
+
+class WaveNetTask(CorpusTask):
+  """WaveNets of sound; the config has `data` and `prior`, which is the WaveNet.
+
+  It is conditioned on the speaker where there are several, and on the phones where they are known: the phone, the ones
+  before and after it, how far it has come, and its length, as in text-to-speech.
+  """
+
+  stages = ("data", "prior", "samples", "evaluation")
+
+  @functools.cached_property
+  def audio_values(self) -> AudioValues:
+    """What the WaveNet models."""
+    values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
+    values.adapt(next(iter(self.corpus.train(128, 10 * FRAME_SAMPLES, self.config.seed)))["audio"])
+    return values
+
+  def build_prior(self, manifest):
+    del manifest
+    num_speakers, num_phones = len(self.corpus.speakers), len(self.corpus.phones)
+    return build_wavenet(
+      self.config.prior,
+      condition_dim=3 * num_phones + 2 if num_phones else 0,
+      num_speakers=num_speakers if num_speakers > 1 else 0,
+    )
+
+  def prior_batches(self, codes, step):
+    del codes
+    batches = self.corpus.train(
+      self.config.train.prior.batch_size, self.config.data.crop_samples, self.config.seed + step
+    )
+    return batches.map(lambda batch: ((self.audio_values(batch["audio"]), self._condition(batch)),))
+
+  def _condition(self, batch):
+    """The condition of {"speaker": [B], "phones": [B, F, 5]}, as `WaveNet` takes it."""
+    condition = {}
+    if len(self.corpus.speakers) > 1:
+      condition["speaker"] = batch["speaker"]
+    if self.corpus.phones:
+      phones = batch["phones"]
+      names = tf.one_hot(phones[..., :3], len(self.corpus.phones))
+      names = tf.reshape(names, [*tf.unstack(tf.shape(phones)[:2]), 3 * len(self.corpus.phones)])
+      position = tf.cast(phones[..., 3:4], tf.float32) / 100
+      length = tf.math.log1p(tf.cast(phones[..., 4:5], tf.float32)) / 3
+      condition["local"] = tf.concat([names, position, length], axis=-1)
+    return condition or None
+
+  def write_samples(self, run, folder):
+    """Sound of each speaker in turn; from phones, what held-out recordings say."""
+    num, seconds = self.config.samples.num, self.config.samples.seconds
+    batch = {"speaker": tf.range(num) % len(self.corpus.speakers)}
+    names = [self.corpus.speakers[speaker] for speaker in batch["speaker"].numpy()]
+    if self.corpus.phones:
+      clips = self._spoken_clips()
+      num_frames = max(len(clip.phones) for clip in clips)
+      batch["phones"] = tf.stack([np.pad(c.phones, [(0, num_frames - len(c.phones)), (0, 0)], "edge") for c in clips])
+      batch["speaker"] = tf.constant([clip.speaker for clip in clips])
+      lengths = [len(clip.audio) for clip in clips]
+      names = [f"{self.corpus.speakers[clip.speaker]}-{clip.sentence}" for clip in clips]
+      seconds = num_frames * FRAME_SAMPLES / SAMPLE_RATE_HZ
+    else:
+      lengths = [int(seconds * SAMPLE_RATE_HZ)] * num
+    audio = self._sample(run.prior, self._condition(batch), len(names), seconds)
+    for index, (name, sound, length) in enumerate(zip(names, audio, lengths, strict=True)):
+      write_wav(folder / f"{index:02d}-{name.replace('/', '-')}.wav", [sound[:length]])
+
+  def _spoken_clips(self):
+    """Held-out recordings whose phones are to be spoken: the shortest ones of two seconds and more."""
+    clips = [clip for clip in self.corpus.clips("held_out") if len(clip.audio) >= 2 * SAMPLE_RATE_HZ]
+    return sorted(clips, key=lambda clip: len(clip.audio))[: self.config.samples.num]
+
+  def _sample(self, model, condition, num, seconds):
+    """Sound, float32 [num, T], made a second at a time: neither the noise nor the compiled loop grows with it."""
+    frames = SAMPLE_RATE_HZ // FRAME_SAMPLES
+    steps = SAMPLE_RATE_HZ // self.config.prior.num_bands
+    proceed = tf.function(
+      lambda start, noise, shares: continue_sequence(model, start, noise, shares, self.config.samples.temperature),
+      jit_compile=True,
+    )
+    start, parts = sequence_start(model, num), []
+    for second in range(int(np.ceil(seconds))):
+      part = dict(condition or {})
+      if "local" in part:
+        local = part["local"][:, second * frames : (second + 1) * frames]
+        part["local"] = tf.pad(local, [[0, 0], [0, frames - local.shape[1]], [0, 0]])
+      noise = models.gumbel_noise(self.config.seed, models.sequence_noise_shape(model, steps, num), second)
+      values, start = proceed(start, noise, model.project_condition(part or None))
+      parts.append(tf.transpose(values, [1, 0, 2]))
+    return self.audio_values.decode(tf.concat(parts, axis=1)).numpy()
+
+  def measure(self, run, split):
+    inputs = []
+    for clip in self.corpus.clips(split):
+      num_frames = min(len(clip.audio) // FRAME_SAMPLES, _MAX_MEASURED_SECONDS * SAMPLE_RATE_HZ // FRAME_SAMPLES)
+      audio = tf.constant(clip.audio[np.newaxis, : num_frames * FRAME_SAMPLES])
+      phones = clip.phones[np.newaxis, :num_frames] if self.corpus.phones else np.zeros([1, 0, NUM_PHONE_FIELDS])
+      condition = self._condition({"speaker": tf.constant([clip.speaker]), "phones": tf.constant(phones)})
+      inputs.append(((self.audio_values(audio), condition),))
+    return {"bits_per_sample": figures.bits_per_value(run.prior, inputs)}
+
+  def report_sections(self, run):
+    paths = sorted(run.workdir.folder("samples").glob("*.wav"))
+    rows = [[path.stem, sections.player(AudioReader(path).read())] for path in paths]
+    columns = ["sample", "sound"]
+    if self.corpus.phones:
+      columns.append("recording of the same phones, not trained on")
+      rows = [[*row, sections.player(clip.audio)] for row, clip in zip(rows, self._spoken_clips(), strict=True)]
+    return [sections.Section("Samples", columns=columns, rows=rows)]
