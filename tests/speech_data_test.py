@@ -120,7 +120,7 @@ def fake_recordings(num_sentences=60, speakers=("ann", "bob"), broken=()):
     return read
 
   return [
-    Recording(f"{sentence:03d}", speaker, reader(sentence, speaker))
+    Recording(f"{speaker}/{sentence:03d}", speaker, reader(sentence, speaker), sentence=f"{sentence:03d}")
     for speaker in speakers
     for sentence in range(num_sentences)
   ]
@@ -135,8 +135,8 @@ def test_a_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
     clips = corpus.clips(split)
     assert {clip.speaker for clip in clips} == {0, 1}
     for clip in clips:
-      assert split_of(clip.sentence) == split
-      assert abs(len(clip.audio) / SAMPLE_RATE_HZ - 1 - 0.01 * int(clip.sentence)) < 0.02
+      assert split_of(clip.name[4:]) == split
+      assert abs(len(clip.audio) / SAMPLE_RATE_HZ - 1 - 0.01 * int(clip.name[4:])) < 0.02
       np.testing.assert_allclose(np.sqrt(np.mean(clip.audio**2)), 0.08, rtol=0.01)
   assert 80 < corpus.seconds("train") < 140
   batches = corpus.train(6, 4096, seed=1)
@@ -174,11 +174,11 @@ def test_a_folders_sub_folders_are_its_speakers(tmp_path):
       soundfile.write(tmp_path / speaker / f"{index}.flac", tone(0.3, 22_050), 22_050)
   (tmp_path / "bob" / "notes.txt").write_text("no audio")
   recordings = find_recordings(common.speech_data(source="folder", folder=str(tmp_path)))
-  assert [(recording.speaker, recording.sentence) for recording in recordings] == [
-    ("ann", "0"),
-    ("ann", "1"),
-    ("bob", "0"),
-    ("bob", "1"),
+  assert [(recording.speaker, recording.name, recording.sentence) for recording in recordings] == [
+    ("ann", "ann/0", "0"),
+    ("ann", "ann/1", "1"),
+    ("bob", "bob/0", "0"),
+    ("bob", "bob/1", "1"),
   ]
   assert abs(len(recordings[0].read()) - 4800) < 20
   with pytest.raises(UserError, match="no audio file"):
@@ -207,13 +207,13 @@ def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
   read.mkdir(parents=True)
   write_wav(read / "ru_0001.wav", [tone(0.5)])
   expected = {
-    "asterisk": (("en",), {("digits/1", "en-es"), ("hello", "en-es")}),
-    "fillets": (("cs",), {("cave/cav-v-one", "cs-big"), ("cave/cav-m-two", "cs-small")}),
+    "asterisk": (("en",), {("en/digits/1", "en-es"), ("en/hello", "en-es")}),
+    "fillets": (("cs",), {("cs/cave/cav-v-one", "cs-big"), ("cs/cave/cav-m-two", "cs-small")}),
     "festvox_ru": ((), {("ru_0001", "nsh")}),
   }
   for source, (languages, names) in expected.items():
     recordings = find_recordings(common.speech_data(source=source, languages=languages, cache=str(tmp_path)))
-    assert {(recording.sentence, recording.speaker) for recording in recordings} == names
+    assert {(recording.name, recording.speaker) for recording in recordings} == names
     for recording in recordings:
       audio = recording.read()
       np.testing.assert_allclose(np.std(audio[1000:7000]), 0.3 / np.sqrt(2), rtol=0.1)
@@ -228,7 +228,7 @@ def test_tfds_sets_have_speakers(name, rate_hz):
     recordings = find_recordings(common.speech_data(source="tfds", name=name, splits=splits, sample_rate_hz=rate_hz))
     assert len(recordings) == 4
     for recording in recordings:
-      assert recording.sentence and recording.speaker.isdigit() and recording.read().dtype == np.float32
+      assert recording.name and recording.speaker.isdigit() and recording.read().dtype == np.float32
   with pytest.raises(UserError, match="data set nonesuch"):
     find_recordings(common.speech_data(source="tfds", name="nonesuch"))
 
@@ -305,7 +305,7 @@ def test_the_piano_plays_its_notes():
   data = common.speech_data(source="piano", composers=("bach",))
   recordings = find_recordings(data)
   assert len(recordings) > 300 and recordings[0].speaker == "piano"
-  audio = next(recording for recording in recordings if recording.sentence == "bach/bwv66.6").read()
+  audio = next(recording for recording in recordings if recording.name == "bach/bwv66.6").read()
   # 36 quarters of 0.6 s; the chorale begins with C#5, E4, A3 and A3 together.
   assert 20 * SAMPLE_RATE_HZ < len(audio) < 24 * SAMPLE_RATE_HZ
   spectrum = np.abs(np.fft.rfft(audio[800:4800] * np.hanning(4000), 2**15))

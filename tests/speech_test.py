@@ -167,9 +167,13 @@ def test_a_tiny_version_runs_through_every_stage(run_folder):
   metrics = json.loads((run_folder / "metrics.json").read_text())
   assert 0 < metrics["prior_bits_per_code"] < 8 and metrics["kilobits_per_second"] == 1.0
   assert {"nats_per_sample", "gain_nats", "gain_over_shuffled_nats", "perplexity"} <= set(metrics)
-  assert len(list((run_folder / "samples").glob("*.wav"))) == 2
+  names = {path.name for path in (run_folder / "samples").glob("*.wav")}
+  assert names == {
+    *("prior-00-en-us+m1.wav", "prior-01-en-us+f2.wav"),
+    *(f"{index:02d}-{kind}.wav" for index in range(2) for kind in ("original", "reconstruction", "conversion")),
+  }
   page = (run_folder / "report.html").read_text()
-  assert page.count("<audio") >= 2 and "data:audio/wav;base64" in page
+  assert page.count("<audio") == 8 and "data:audio/wav;base64" in page
 
 
 def reconstruct(*args):

@@ -33,7 +33,7 @@ _STRETCHES_PER_SHARD = 256
 class Clip(NamedTuple):
   """A whole recording."""
 
-  sentence: str
+  name: str
   speaker: int
   audio: np.ndarray  # float32 [T] in -1..1
   phones: np.ndarray  # int32 [T / 160, 5] as `phone_frames` gives them; empty [0, 5] where they are not known
@@ -114,13 +114,13 @@ class SpeechCorpus:
     return batches.map(lambda batch: {**batch, "audio": _to_float(batch["audio"])}).prefetch(tf.data.AUTOTUNE)
 
   def clips(self, split: str) -> list[Clip]:
-    """The recordings of "validation" or "held_out", in order of speaker and sentence."""
+    """The recordings of "validation" or "held_out", in the order they came in."""
     clips = []
     for shard in self._shards(split):
       for record in tf.data.TFRecordDataset(str(self._folder / shard["file"])).map(_parse):
         audio = _to_float(record["audio"]).numpy()
-        sentence = record["sentence"].numpy().decode()
-        clips.append(Clip(sentence, int(record["speaker"]), audio, record["phones"].numpy()))
+        name = record["name"].numpy().decode()
+        clips.append(Clip(name, int(record["speaker"]), audio, record["phones"].numpy()))
     return clips
 
   def _shards(self, split):
@@ -148,16 +148,17 @@ def prepare_corpus(folder, recordings) -> None:
   for recording, audio, kept, error in _read(recordings):
     progress.update()
     if error:
-      skipped.append(f"{recording.speaker}/{recording.sentence}: {error}")
+      skipped.append(f"{recording.name}: {error}")
       continue
     if recording.speaker not in speakers:
       speakers.append(recording.speaker)
-    split, speaker = split_of(recording.sentence), speakers.index(recording.speaker)
+    split = split_of(recording.sentence or recording.name)
+    speaker = speakers.index(recording.speaker)
     frames = phone_frames(recording.phones(), len(kept), phones)[kept]
     if split == "train":
       _join(joined[recording.speaker], audio, frames, speaker, writers[split])
     else:
-      writers[split].add(audio, frames, speaker, recording.sentence)
+      writers[split].add(audio, frames, speaker, recording.name)
   progress.close()
   if len(skipped) == len(recordings):
     raise UserError(f"None of the {len(skipped)} recordings could be used; the first: {skipped[0]}")
@@ -273,12 +274,12 @@ class _Shards:
     self._folder, self._split = folder, split
     self._records, self._num_samples, self._shards = [], 0, []
 
-  def add(self, audio, phones, speaker, sentence):
+  def add(self, audio, phones, speaker, name):
     feature = {
       "audio": tf.train.Feature(bytes_list=tf.train.BytesList(value=[to_int16(audio).tobytes()])),
       "speaker": tf.train.Feature(int64_list=tf.train.Int64List(value=[speaker])),
       "phones": tf.train.Feature(bytes_list=tf.train.BytesList(value=[phones.astype("<i2").tobytes()])),
-      "sentence": tf.train.Feature(bytes_list=tf.train.BytesList(value=[sentence.encode()])),
+      "name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
     }
     self._records.append(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
     self._num_samples += len(audio)
@@ -312,14 +313,14 @@ def _parse(record):
     "audio": tf.io.FixedLenFeature([], tf.string),
     "phones": tf.io.FixedLenFeature([], tf.string),
     "speaker": tf.io.FixedLenFeature([], tf.int64),
-    "sentence": tf.io.FixedLenFeature([], tf.string),
+    "name": tf.io.FixedLenFeature([], tf.string),
   }
   example = tf.io.parse_single_example(record, features)
   return {
     "audio": tf.io.decode_raw(example["audio"], tf.int16),
     "phones": tf.cast(tf.reshape(tf.io.decode_raw(example["phones"], tf.int16), [-1, NUM_PHONE_FIELDS]), tf.int32),
     "speaker": tf.cast(example["speaker"], tf.int32),
-    "sentence": example["sentence"],
+    "name": example["name"],
   }
 
 

@@ -18,10 +18,11 @@ from tfvq.errors import UserError
 class Recording(NamedTuple):
   """One recording, not read yet."""
 
-  sentence: str  # what is said, by name: the same for every speaker who says it, so that a split can go by it
+  name: str
   speaker: str
   read: Callable[[], np.ndarray]  # float32 [T] in -1..1, 16 kHz; raises UserError
   phones: Callable[[], tuple[tuple[float, str], ...]] = tuple  # (end in seconds, name) of each, where they are known
+  sentence: str = ""  # what is said, where several speakers say it: a split goes by it, else by the name
 
 
 def find_recordings(data: ConfigDict):
@@ -61,7 +62,8 @@ def _asterisk(data):
     for path in sorted(folder.rglob("*.g722")):
       name = "/".join(path.relative_to(folder).parts[1:]).removesuffix(".g722")
       if not re.search(r"silence/|beep|monkeys", name):
-        recordings.append(Recording(name, _ASTERISK_SPEAKERS[language], reader(path)))
+        speaker = _ASTERISK_SPEAKERS[language]
+        recordings.append(Recording(f"{language}/{name}", speaker, reader(path), sentence=name))
   return recordings
 
 
@@ -74,7 +76,8 @@ def _fillets(data):
       fish = re.search(r"-([vm])-", path.name)
       if fish:
         speaker = f"{language}-{'big' if fish[1] == 'v' else 'small'}"
-        recordings.append(Recording(f"{path.parts[-3]}/{path.stem}", speaker, _file_reader(path)))
+        line = f"{path.parts[-3]}/{path.stem}"
+        recordings.append(Recording(f"{language}/{line}", speaker, _file_reader(path), sentence=line))
   return recordings
 
 
@@ -111,7 +114,7 @@ def _folder(data):
     if path.suffix.lower() in SUFFIXES and path.is_file():
       parts = path.relative_to(folder).with_suffix("").parts
       speaker = parts[0] if len(parts) > 1 else folder.resolve().name
-      recordings.append(Recording("/".join(parts[1:] or parts), speaker, _file_reader(path)))
+      recordings.append(Recording("/".join(parts), speaker, _file_reader(path), sentence="/".join(parts[1:] or parts)))
   if not recordings:
     raise UserError(f"There is no audio file ({', '.join(SUFFIXES)}) below {folder}.")
   return recordings
@@ -123,7 +126,7 @@ def _espeak(data):
 
   def recording(voice, sentence):
     read = lambda: resampled(espeak().say(voice, sentence)[0], espeak().sample_rate_hz)
-    return Recording(sentence, voice, read, lambda: espeak().say(voice, sentence)[1])
+    return Recording(f"{voice}/{sentence}", voice, read, lambda: espeak().say(voice, sentence)[1], sentence)
 
   return [recording(voice, sentence) for voice in data.voices for sentence in sentences(data.num_sentences)]
 
@@ -161,8 +164,9 @@ class _TfdsRecordings:
     for dataset in self._datasets():
       for example in dataset.as_numpy_iterator():
         audio = example["speech"].astype(np.float32) / 32768
-        sentence = example["text"].decode() if "text" in example else example["id"].decode()
-        yield Recording(sentence, str(example[self._speaker_key]), lambda audio=audio: resampled(audio, self._rate_hz))
+        read = lambda audio=audio: resampled(audio, self._rate_hz)
+        name, speaker = example["id"].decode(), str(example[self._speaker_key])
+        yield Recording(name, speaker, read, sentence=example["text"].decode() if "text" in example else "")
 
   def _datasets(self):
     return [self._builder.as_dataset(split=split) for split in self._splits]

@@ -1,5 +1,7 @@
 """Speech: waveform -> codes -> waveform by a WaveNet that is told the speaker, and a WaveNet prior over the codes."""
 
+import itertools
+
 import numpy as np
 import tensorflow as tf
 import tqdm
@@ -70,16 +72,43 @@ class SpeechTask(CorpusTask):
     return ((batch["codes"][..., tf.newaxis], {"speaker": batch["label"]}),)
 
   def write_samples(self, run, folder):
-    """Unconditional speech: codes from the prior, decoded, for each speaker in turn."""
+    """Writes speech from the prior, held-out recordings, what their codes give, and the same in other voices."""
+    codec = SpeechCodec(run.autoencoder)
+    temperature = self.config.samples.temperature
+    for name, sound in self._prior_samples(run, codec).items():
+      write_wav(folder / f"prior-{name}.wav", [sound])
+    clips = self._shown_clips()
+    num_samples = max(len(clip.audio) for clip in clips)
+    audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in clips])
+    codes = run.autoencoder.encode(np.stack([self._whole_frames(sound) for sound in audio])).numpy()
+    speakers = np.array([clip.speaker for clip in clips])
+    others = (speakers + 1) % self.num_classes
+    voices = np.concatenate([speakers, others])
+    spoken = codec.decode(np.concatenate([codes, codes]), voices, self.config.seed, temperature)
+    for index, clip in enumerate(clips):
+      length = len(clip.audio)
+      write_wav(folder / f"{index:02d}-original.wav", [clip.audio])
+      write_wav(folder / f"{index:02d}-reconstruction.wav", [spoken[index, :length]])
+      write_wav(folder / f"{index:02d}-conversion.wav", [spoken[len(clips) + index, :length]])
+
+  def _prior_samples(self, run, codec):
+    """Unconditional speech of each speaker in turn."""
     num = self.config.samples.num
     speakers = np.arange(num, dtype=np.int32) % self.num_classes
     noise_shape = models.sequence_noise_shape(run.prior, self.config.prior.window_codes, num)
-    noise = models.gumbel_noise(self.config.seed, noise_shape)
     sample = tf.function(models.sample_sequence, jit_compile=True)
+    noise = models.gumbel_noise(self.config.seed, noise_shape)
     codes = sample(run.prior, noise, {"speaker": tf.constant(speakers)})[..., 0].numpy()
-    audio = SpeechCodec(run.autoencoder).decode(codes, speakers, self.config.seed, self.config.samples.temperature)
-    for index, (speaker, clip) in enumerate(zip(speakers, audio, strict=True)):
-      write_wav(folder / f"{index:02d}-{self.corpus.speakers[speaker]}.wav", [clip])
+    audio = codec.decode(codes, speakers, self.config.seed, self.config.samples.temperature)
+    names = [f"{index:02d}-{self.corpus.speakers[speaker]}" for index, speaker in enumerate(speakers)]
+    return dict(zip(names, audio, strict=True))
+
+  def _shown_clips(self):
+    """For each speaker in turn a held-out recording, of about three seconds."""
+    clips = sorted(self.corpus.clips("held_out"), key=lambda clip: abs(len(clip.audio) / SAMPLE_RATE_HZ - 3))
+    of_speaker = [[clip for clip in clips if clip.speaker == speaker] for speaker in range(self.num_classes)]
+    in_turn = [clip for row in itertools.zip_longest(*of_speaker) for clip in row if clip is not None]
+    return in_turn[: self.config.samples.num]
 
   def measure(self, run, split):
     clips = self.corpus.clips(split)
@@ -92,9 +121,18 @@ class SpeechTask(CorpusTask):
 
   def report_sections(self, run):
     folder = run.workdir.folder("samples")
-    samples = [[path.stem, sections.player(AudioReader(path).read())] for path in sorted(folder.glob("*.wav"))]
+    play = lambda path: sections.player(AudioReader(path).read())
+    spoken = []
+    for index, clip in enumerate(self._shown_clips()):
+      speaker, other = (self.corpus.speakers[(clip.speaker + shift) % self.num_classes] for shift in (0, 1))
+      kinds = ("original", "reconstruction", "conversion")
+      sounds = [play(folder / f"{index:02d}-{kind}.wav") for kind in kinds]
+      spoken.append([f"{clip.name}, {speaker}", *sounds[:2], f"{other}:", sounds[2]])
+    samples = [[path.stem.removeprefix("prior-"), play(path)] for path in sorted(folder.glob("prior-*.wav"))]
+    columns = ["recording not trained on", "original", "from its codes", "in another voice", ""]
     return [
-      sections.Section("Samples from the prior", columns=["sample and speaker", "sound"], rows=samples),
+      sections.Section("Recordings through their codes", columns=columns, rows=spoken),
+      sections.Section("Samples from the prior", columns=["sample, speaker", "sound"], rows=samples),
       sections.usage_section(run.codes.splits["held_out"]["codes"], run.manifest["num_embeddings"]),
     ]
 

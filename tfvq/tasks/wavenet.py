@@ -73,7 +73,7 @@ class WaveNetTask(CorpusTask):
       batch["phones"] = tf.stack([np.pad(c.phones, [(0, num_frames - len(c.phones)), (0, 0)], "edge") for c in clips])
       batch["speaker"] = tf.constant([clip.speaker for clip in clips])
       lengths = [len(clip.audio) for clip in clips]
-      names = [f"{self.corpus.speakers[clip.speaker]}-{clip.sentence}" for clip in clips]
+      names = [clip.name for clip in clips]
       seconds = num_frames * FRAME_SAMPLES / SAMPLE_RATE_HZ
     else:
       lengths = [int(seconds * SAMPLE_RATE_HZ)] * num

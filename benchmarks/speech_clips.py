@@ -1,0 +1,67 @@
+"""Writes held-out recordings of a speech model and what it makes of them, for benchmarks/speech_quality.py.
+
+  python -m benchmarks.speech_clips --workdir=runs/speech --out=clips
+  python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.5,0.8,0.8,0.8
+
+The clips are of the first speaker in --language, 1.2 to 7 seconds long; `out` gets the folders original, tfvq, and converted, where the
+second speaker says what the first one said; a third one, second, holds the second speaker's own recordings.
+"""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from absl import app, flags
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "A speech run's folder, for its corpus.", required=True)
+_OUT = flags.DEFINE_string("out", "", "Folder to write.", required=True)
+_MODEL = flags.DEFINE_string("model", "", "A released model; the run's own if empty.")
+_SPLIT = flags.DEFINE_string("split", "held_out", "Split of the corpus.")
+_LANGUAGE = flags.DEFINE_string("language", "en/", "What the names of the clips begin with.")
+_NUM = flags.DEFINE_integer("num", 20, "Number of clips.")
+_TEMPERATURE = flags.DEFINE_list("temperature", ["0.4", "0.7", "0.8", "0.8"], "One for each band.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+
+
+def main(argv):
+  from ml_collections import ConfigDict
+
+  from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
+  from tfvq.files import read_json
+  from tfvq.models.speech_codec import SpeechCodec
+  from tfvq.release import load_released
+  from tfvq.training.stages import Run
+  from tfvq.training.workdir import Workdir
+
+  del argv
+  config = read_json(pathlib.Path(_WORKDIR.value) / "config.json")
+  run = Run(ConfigDict(config), Workdir(_WORKDIR.value, config), command="")
+  model = load_released(_MODEL.value)[0] if _MODEL.value else run.autoencoder
+  clips = [clip for clip in run.task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
+  first = [clip for clip in clips if clip.speaker == 0 and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]
+  out = pathlib.Path(_OUT.value)
+  num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples
+  audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
+  codes = model.encode(audio).numpy()
+  codec = SpeechCodec(model)
+  temperature = [float(value) for value in _TEMPERATURE.value]
+  for folder, speaker in (("tfvq", 0), ("converted", 1)):
+    if speaker and _SPLIT.value != "held_out":
+      continue
+    spoken = codec.decode(codes, np.full(len(first), speaker), _SEED.value, temperature)
+    for clip, sound in zip(first, spoken, strict=True):
+      write_wav(out / folder / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
+  for folder, chosen in (("original", first), ("second", [clip for clip in clips if clip.speaker == 1][: _NUM.value])):
+    for clip in chosen:
+      write_wav(out / folder / f"{_name(clip)}.wav", [clip.audio])
+
+
+def _name(clip):
+  return clip.name.removeprefix(_LANGUAGE.value).replace("/", "-")
+
+
+if __name__ == "__main__":
+  app.run(main)

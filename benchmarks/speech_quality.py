@@ -1,0 +1,206 @@
+"""Measures speech codecs on the clips that benchmarks/speech_clips.py wrote, beside Codec2; prints tables.
+
+  pip install -r requirements-eval.txt    # in an environment of its own; Codec2 comes with Debian's package codec2
+  python benchmarks/speech_quality.py clips --transcripts=core-sounds-en.txt.gz
+
+For every codec, aligned in the same way: ViSQOL (speech mode), PESQ (wide band), STOI, word error rates by pocketsphinx
+with a language model of the prompts and with its general one, hiss (natural logarithm of mel magnitudes in the quietest
+tenth of the frames, output less original), and from clips/converted the share of clips whose voice is nearer to the
+target speaker than to the source. Transcripts are lines of `name: text`.
+"""
+
+import argparse
+import collections
+import gzip
+import math
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import librosa
+import numpy as np
+import pesq
+import pocketsphinx
+import pystoi
+import soundfile
+
+RATE_HZ = 16_000
+MAX_DELAY = 800  # samples that a codec may be late or early
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("clips", type=pathlib.Path)
+  parser.add_argument("--transcripts", type=pathlib.Path)
+  parser.add_argument("--only", default="", help="comma-separated figures, such as stoi,hiss; all if empty")
+  arguments = parser.parse_args()
+  originals = read_folder(arguments.clips / "original")
+  codecs = {"original": originals, "tfvq": read_folder(arguments.clips / "tfvq")}
+  for mode in ("2400", "1200"):
+    codecs[f"Codec2 {mode}"] = {name: codec2(audio, mode) for name, audio in originals.items()}
+  figures = {"visqol": visqol(), "pesq": wide_band_pesq, "stoi": stoi, "hiss": hiss}
+  if arguments.transcripts:
+    texts = read_transcripts(arguments.transcripts)
+    figures["wer_closed"], figures["wer_general"] = word_errors(texts, closed=True), word_errors(texts, closed=False)
+  chosen = [name for name in figures if not arguments.only or name in arguments.only.split(",")]
+  print(f"{len(originals)} clips, {sum(map(len, originals.values())) / RATE_HZ:.0f} s")
+  print("codec".ljust(14) + "".join(name.rjust(13) for name in chosen))
+  for codec, clips in codecs.items():
+    aligned = {name: align(original, clips[name]) for name, original in originals.items()}
+    values = [figures[name](originals, aligned) for name in chosen]
+    print(codec.ljust(14) + "".join(f"{value:13.3f}" for value in values), flush=True)
+  if (arguments.clips / "converted").exists() and not arguments.only:
+    print_conversion(arguments.clips)
+
+
+def read_folder(folder):
+  return {path.stem: soundfile.read(path, dtype="float32")[0] for path in sorted(folder.glob("*.wav"))}
+
+
+def read_transcripts(path):
+  texts = {}
+  with gzip.open(path, "rt") as file:
+    for line in file:
+      name, _, text = line.partition(":")
+      if text and not line.startswith(";"):
+        texts[name.strip().replace("/", "-")] = re.sub(r"[^a-z' ]", " ", text.lower()).split()
+  return texts
+
+
+def codec2(audio, mode):
+  """Audio through Codec2, which works at 8 kHz."""
+  with tempfile.TemporaryDirectory() as folder:
+    raw, bits, out = (pathlib.Path(folder) / name for name in ("a.raw", "a.bit", "b.raw"))
+    narrow = librosa.resample(audio, orig_sr=RATE_HZ, target_sr=8000)
+    raw.write_bytes((np.clip(narrow, -1, 1) * 32767).astype("<i2").tobytes() + bytes(2 * 640))
+    subprocess.run(["c2enc", mode, raw, bits], check=True, capture_output=True)
+    subprocess.run(["c2dec", mode, bits, out], check=True, capture_output=True)
+    decoded = np.frombuffer(out.read_bytes(), "<i2").astype(np.float32) / 32768
+  return librosa.resample(decoded, orig_sr=8000, target_sr=RATE_HZ)
+
+
+def align(original, decoded):
+  """The decoded clip moved to where its envelope fits the original's best, and cut to the same length."""
+  padded = np.pad(decoded, [MAX_DELAY, MAX_DELAY + max(0, len(original) - len(decoded))])
+  envelope = lambda audio: np.sqrt(np.convolve(audio**2, np.ones(80) / 80, mode="same"))
+  reference, candidate = envelope(original), envelope(padded)
+  scores = [np.dot(reference, candidate[delay : delay + len(original)]) for delay in range(0, 2 * MAX_DELAY, 8)]
+  delay = 8 * int(np.argmax(scores))
+  return padded[delay : delay + len(original)]
+
+
+def visqol():
+  from visqol import VisqolApi
+
+  api = VisqolApi()
+  api.create(mode="speech")
+  measure = lambda original, decoded: (
+    api.measure_from_arrays(original.astype(np.float64), decoded.astype(np.float64), RATE_HZ).moslqo
+  )
+  return lambda originals, decoded: np.mean([measure(originals[name], decoded[name]) for name in originals])
+
+
+def wide_band_pesq(originals, decoded):
+  return np.mean([pesq.pesq(RATE_HZ, originals[name], decoded[name], "wb") for name in originals])
+
+
+def stoi(originals, decoded):
+  return np.mean([pystoi.stoi(originals[name], decoded[name], RATE_HZ) for name in originals])
+
+
+def hiss(originals, decoded):
+  excess = []
+  for name in originals:
+    original, output = log_mel(originals[name]), log_mel(decoded[name])
+    loudness = original.mean(axis=0)
+    quiet = loudness <= np.quantile(loudness, 0.1)
+    excess.append((output[:, quiet] - original[:, quiet]).mean())
+  return np.mean(excess)
+
+
+def log_mel(audio):
+  mel = librosa.feature.melspectrogram(y=audio, sr=RATE_HZ, n_fft=512, win_length=400, hop_length=160, power=1.0)
+  return np.log(np.maximum(mel, 1e-3))
+
+
+def word_errors(texts, closed):
+  """A figure: word error rate over the clips all of whose words the recogniser knows."""
+  with tempfile.TemporaryDirectory() as folder:
+    settings = {"samprate": RATE_HZ, "loglevel": "FATAL"}
+    if closed:
+      path = pathlib.Path(folder) / "prompts.arpa"
+      path.write_text(bigrams(texts.values()))
+      settings["lm"] = str(path)
+    decoder = pocketsphinx.Decoder(**settings)
+    known = pocketsphinx.Decoder(samprate=RATE_HZ, loglevel="FATAL")
+
+  def measure(originals, decoded):
+    errors = words = 0
+    for name in originals:
+      text = texts.get(name)
+      if not text or any(known.lookup_word(word) is None for word in text):
+        continue
+      decoder.start_utt()
+      decoder.process_raw((np.clip(decoded[name], -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
+      decoder.end_utt()
+      hypothesis = decoder.hyp()
+      heard = re.sub(r"\(\d+\)", "", hypothesis.hypstr).split() if hypothesis else []
+      errors += edit_distance(text, heard)
+      words += len(text)
+    return errors / max(words, 1)
+
+  return measure
+
+
+def bigrams(sentences):
+  """A back-off bigram model with absolute discounting, as ARPA text."""
+  pairs, singles = collections.Counter(), collections.Counter()
+  for sentence in sentences:
+    marked = ["<s>", *sentence, "</s>"]
+    singles.update(marked[1:])
+    pairs.update(zip(marked, marked[1:], strict=False))
+  followers = collections.Counter(first for first, _ in pairs)
+  totals = collections.Counter()
+  for (first, _), count in pairs.items():
+    totals[first] += count
+  lines = ["\\data\\", f"ngram 1={len(singles) + 1}", f"ngram 2={len(pairs)}", "", "\\1-grams:"]
+  for word in ["<s>", *sorted(singles)]:
+    probability = math.log10(singles[word] / sum(singles.values())) if singles[word] else -99
+    back_off = math.log10(0.5 * followers[word] / totals[word]) if totals[word] else 0
+    lines.append(f"{probability:.4f} {word} {back_off:.4f}")
+  lines += ["", "\\2-grams:"]
+  for (first, second), count in sorted(pairs.items()):
+    lines.append(f"{math.log10((count - 0.5) / totals[first]):.4f} {first} {second}")
+  return "\n".join([*lines, "", "\\end\\", ""])
+
+
+def edit_distance(reference, heard):
+  row = list(range(len(heard) + 1))
+  for i, word in enumerate(reference, 1):
+    previous, row[0] = row[0], i
+    for j, other in enumerate(heard, 1):
+      previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
+  return row[-1]
+
+
+def print_conversion(clips):
+  """Whether converted clips sound like the target: by the cosine to the mean voice of either speaker."""
+  from resemblyzer import VoiceEncoder
+
+  encoder = VoiceEncoder("cpu", verbose=False)
+  embed = lambda audio: encoder.embed_utterance(0.056 * audio / max(np.sqrt(np.mean(audio**2)), 1e-6))
+  voices = {name: [embed(audio) for audio in read_folder(clips / name).values()] for name in _VOICES}
+  mean = {name: np.mean(voices[name], axis=0) / np.linalg.norm(np.mean(voices[name], axis=0)) for name in _VOICES}
+  print("\nsimilarity of".ljust(15) + "to the source".rjust(15) + "to the target".rjust(15) + "nearer target".rjust(15))
+  for name in _VOICES:
+    to_source, to_target = (
+      np.array([voice @ mean[other] for voice in voices[name]]) for other in ("original", "second")
+    )
+    print(name.ljust(14) + f"{to_source.mean():15.3f}{to_target.mean():15.3f}{np.mean(to_target > to_source):15.0%}")
+
+
+_VOICES = ("original", "second", "tfvq", "converted")
+
+if __name__ == "__main__":
+  main()
