@@ -1,14 +1,18 @@
 # make demo      trains, samples and measures the small frames system, and writes a report
+# make speech    trains the small speech system: hours
 # make test      the fast tests; make test-all adds the slow ones
 PYTHON ?= python3.11
 WORKDIR ?= runs/frames
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint
+.PHONY: demo speech test test-all lint
 
 demo: .venv/.installed
 	@if [ -n "$(FRESH)" ]; then rm -rf "$(WORKDIR)"; fi
 	@$(BIN)/python train_main.py --config=tfvq/configs/frames.py:small --workdir="$(WORKDIR)"
+
+speech: .venv/.installed
+	@$(BIN)/python train_main.py --config=tfvq/configs/speech.py:small --workdir=runs/speech
 
 test: .venv/.installed-dev
 	@$(BIN)/python -m pytest -n 2 -m "not slow"

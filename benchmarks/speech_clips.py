@@ -3,8 +3,8 @@
   python -m benchmarks.speech_clips --workdir=runs/speech --out=clips
   python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.5,0.8,0.8,0.8
 
-The clips are of the first speaker in --language, 1.2 to 7 seconds long; `out` gets the folders original, tfvq, and converted, where the
-second speaker says what the first one said; a third one, second, holds the second speaker's own recordings.
+The clips are of the first speaker in --language, 1.2 to 7 seconds long. `out` gets the folders original, tfvq,
+converted (the second speaker says what the first one said), and second (the second speaker's own recordings).
 """
 
 import os

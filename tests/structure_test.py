@@ -7,7 +7,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYERS = ("errors", "files", "ops", "layers", "models", "data", "tasks", "training")
+LAYERS = ("errors", "files", "ops", "layers", "models", "data", "evaluation", "tasks", "training")
 
 
 def imported_modules(path):

@@ -14,7 +14,7 @@ from tfvq.ops.mu_law import compress, expand
 class WaveNetState(NamedTuple):
   """What generation carries from step to step."""
 
-  pasts: tuple[tf.Tensor, ...]  # per layer a ring of its last inputs, [dilation_rate, B, C]
+  rings: tf.Tensor  # for each layer its last dilation_rate inputs, one layer after another, [sum of the rates, B, C]
   time: tf.Tensor  # steps done, int scalar
 
 
@@ -162,8 +162,8 @@ class WaveNet(keras.Model):
 
   def initial_state(self, batch_size: int) -> WaveNetState:
     """The state before the first step."""
-    pasts = [tf.zeros([rate, batch_size, self.channels], self.compute_dtype) for rate in self.dilation_rates]
-    return WaveNetState(pasts=tuple(pasts), time=tf.constant(0))
+    shape = [sum(self.dilation_rates), batch_size, self.channels]
+    return WaveNetState(rings=tf.zeros(shape, self.compute_dtype), time=tf.constant(0))
 
   def step(self, x_before, state: WaveNetState, shares) -> tuple[tf.Tensor, WaveNetState]:
     """One step of generation.
@@ -176,15 +176,23 @@ class WaveNet(keras.Model):
     Returns:
       `(features [B, L C], state after this step)`; `head` turns the features into a distribution.
     """
+    rates = np.array(self.dilation_rates)
+    places = (np.cumsum(rates) - rates + state.time % rates)[:, tf.newaxis]
     x = self._embed(x_before)
     x = tf.where(state.time > 0, x, tf.zeros_like(x))
-    skips, pasts = [], []
-    for block, ring, share in zip(self.blocks, state.pasts, shares, strict=True):
-      place = state.time % block.dilation_rate
-      pasts.append(tf.tensor_scatter_nd_update(ring, [[place]], x[tf.newaxis]))
-      x, skip = block.step(x, ring[place], share)
+    # All layers' pasts are known before the step begins: one gather and one scatter serve them all.
+    features, inputs = self.advance(x, tf.unstack(tf.gather_nd(state.rings, places)), shares)
+    rings = tf.tensor_scatter_nd_update(state.rings, places, tf.stack(inputs))
+    return features, WaveNetState(rings=rings, time=state.time + 1)
+
+  def advance(self, x, pasts, shares):
+    """The layers' part of a step: x [B, C], for each layer its past and its share -> (features, each layer's input)."""
+    inputs, skips = [], []
+    for block, past, share in zip(self.blocks, pasts, shares, strict=True):
+      inputs.append(x)
+      x, skip = block.step(x, past, share)
       skips.append(skip)
-    return tf.concat(skips, axis=-1), WaveNetState(pasts=tuple(pasts), time=state.time + 1)
+    return tf.concat(skips, axis=-1), inputs
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
     del y, sample_weight
