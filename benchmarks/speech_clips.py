@@ -16,8 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from absl import app, flags
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "A speech run's folder, for its corpus.", required=True)
-_OUT = flags.DEFINE_string("out", "", "Folder to write.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "A speech run's folder, for its corpus.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _MODEL = flags.DEFINE_string("model", "", "A released model; the run's own if empty.")
 _SPLIT = flags.DEFINE_string("split", "held_out", "Split of the corpus.")
 _LANGUAGE = flags.DEFINE_string("language", "en/", "What the names of the clips begin with.")
