@@ -14,7 +14,7 @@ from tests.tiny import tiny
 from tfvq.configs import common
 from tfvq.data.arrays import ArraySource
 from tfvq.errors import UserError
-from tfvq.training import evaluation
+from tfvq.evaluation import figures
 from tfvq.training.callbacks import read_curves
 from tfvq.training.muon import ConvMuon
 from tfvq.training.stages import Run, run_stages
@@ -116,11 +116,29 @@ def test_training_that_is_done_is_not_done_again(tmp_path):
 
 def test_prepare_runs_before_the_first_step_only(tmp_path):
   prepared = []
+
+  def prepare(model, fit_steps):
+    fit_steps(3)
+    prepared.append(int(model.optimizer.iterations))
+
   interrupted_fit(tmp_path, settings(), 6)
-  fit(tmp_path, settings(), prepare=prepared.append)
+  fit(tmp_path, settings(), prepare=prepare)
   assert not prepared
-  fit(tmp_path / "new", settings(), prepare=prepared.append)
-  assert len(prepared) == 1
+  model, _ = fit(tmp_path / "new", settings(), prepare=prepare)
+  assert prepared == [3] and int(model.optimizer.iterations) == 12
+
+
+def test_initial_weights_are_where_training_starts(tmp_path):
+  first, _ = fit(tmp_path / "first", settings())
+  weights = str(tmp_path / "first" / "checkpoint.keras")
+  again = settings(initial_weights=weights, steps=1, learning_rate=1e-9)
+  prepared = []
+  second, _ = fit(tmp_path / "second", again, prepare=lambda model, fit_steps: prepared.append(model))
+  np.testing.assert_allclose(second.dense.kernel, first.dense.kernel, atol=1e-6)
+  assert int(second.optimizer.iterations) == 1 and not prepared
+  with pytest.raises(UserError, match="is damaged, or another model's"):
+    (tmp_path / "broken.keras").write_bytes(b"no zip file")
+    fit(tmp_path / "third", settings(initial_weights=str(tmp_path / "broken.keras")))
 
 
 def test_a_lost_loss_stops_the_run_with_all_that_helps(tmp_path):
@@ -196,7 +214,7 @@ def test_metrics_are_those_of_the_models_in_the_workdir(frames_run):
   model = keras.saving.load_model(frames_run.workdir.folder("autoencoder") / "checkpoint.keras", compile=False)
   error = images.astype(np.float64) - np.clip(np.round(model.reconstruct(images)), 0, 255)
   np.testing.assert_allclose(metrics["reconstruction_psnr_db"], 10 * np.log10(255**2 / np.mean(error**2)), rtol=1e-3)
-  codes = frames_run.values.splits["held_out"]["codes"]
+  codes = frames_run.codes.splits["held_out"]["codes"]
   np.testing.assert_array_equal(codes, model.encode(images))
   prior = keras.saving.load_model(frames_run.workdir.folder("prior") / "checkpoint.keras", compile=False)
   bits = -float(tf.reduce_sum(prior.log_prob(codes))) / codes.size / np.log(2)
@@ -225,7 +243,7 @@ def test_samples_are_the_decoded_draws_of_the_prior(frames_run):
   with np.load(frames_run.workdir.folder("samples") / "samples.npz") as samples:
     values, images = samples["values"], samples["images"]
   assert values.shape == (3, 4, 4) and images.shape == (3, 16, 16, 3)
-  np.testing.assert_array_equal(images, evaluation.to_uint8(frames_run.autoencoder.decode(values)))
+  np.testing.assert_array_equal(images, figures.to_uint8(frames_run.autoencoder.decode(values)))
 
 
 def test_the_prior_refuses_codes_of_another_autoencoder(frames_run, tmp_path):
@@ -247,7 +265,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_fields_named(tmp_path):
 
 def test_code_statistics_by_hand():
   codes = np.repeat(np.arange(4), 1000).reshape(4, 1000)
-  statistics = evaluation.code_statistics(codes, 8)
+  statistics = figures.code_statistics(codes, 8)
   assert statistics["codes_used_fraction"] == 0.5
   assert statistics["perplexity"] == pytest.approx(4)
   assert statistics["order0_bits_per_code"] == pytest.approx(2)
@@ -257,5 +275,5 @@ def test_code_statistics_by_hand():
 
 def test_psnr_by_hand_weighs_all_values_alike_and_rounds():
   batches = [np.full([3, 2], 100, np.uint8), np.full([1, 2], 200, np.uint8)]
-  psnr = evaluation.psnr_db(batches, lambda x: x.astype(np.float32) + np.where(x > 150, 4.0, 0.4))
+  psnr = figures.psnr_db(batches, lambda x: x.astype(np.float32) + np.where(x > 150, 4.0, 0.4))
   assert psnr == pytest.approx(10 * np.log10(255**2 / (16 * 2 / 8)))
