@@ -285,7 +285,7 @@ def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):
   prepare_corpus(tmp_path, recordings)
   corpus = SpeechCorpus(tmp_path)
   assert corpus.phones == ["high", "low", "pau"]
-  batch = next(iter(corpus.train(8, 3200, seed=0)))
+  batch = next(iter(corpus.train(8, 3200, seed=0, with_phones=True)))
   assert batch["phones"].shape == (8, 20, 5)
   clip = corpus.clips("held_out")[0]
   pairs = [(clip.audio, clip.phones), *zip(batch["audio"].numpy(), batch["phones"].numpy(), strict=True)]
@@ -298,7 +298,7 @@ def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):
       seen.add(fields[0])
   assert seen == {0, 1, 2}
   with pytest.raises(UserError, match="not made of frames"):
-    corpus.train(8, 1000, seed=0)
+    corpus.train(8, 1000, seed=0, with_phones=True)
 
 
 def test_the_piano_plays_its_notes():

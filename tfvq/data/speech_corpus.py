@@ -79,22 +79,23 @@ class SpeechCorpus:
     """Length of a split's audio."""
     return sum(shard["num_samples"] for shard in self._shards(split)) / SAMPLE_RATE_HZ
 
-  def train(self, batch_size: int, crop_samples: int, seed: int) -> tf.data.Dataset:
+  def train(self, batch_size: int, crop_samples: int, seed: int, with_phones: bool = False) -> tf.data.Dataset:
     """Random crops of the split "train" without end.
 
     Args:
       batch_size: B.
-      crop_samples: T; a multiple of 160 where phones are known.
+      crop_samples: T; with phones a multiple of 160.
       seed: Seed of the crops and of their order.
+      with_phones: Whether to give the phones too; they must be known.
 
     Returns:
-      Batches {"audio": float32 [B, T], "speaker": int32 [B]}, with "phones", int32 [B, T / 160, 5], where known.
+      Batches {"audio": float32 [B, T], "speaker": int32 [B]}, with phones "phones", int32 [B, T / 160, 5].
     """
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
     num_stretches = sum(shard["num_records"] for shard in self._shards("train"))
     num_crops = (_STRETCH_SAMPLES - crop_samples) // crop_samples
     crop_frames = crop_samples // FRAME_SAMPLES
-    if self.phones and crop_samples % FRAME_SAMPLES:
+    if with_phones and crop_samples % FRAME_SAMPLES:
       raise UserError(f"Crops of {crop_samples} samples are not made of frames of {FRAME_SAMPLES}, as phones are.")
 
     def crops(stretch):
@@ -103,7 +104,7 @@ class SpeechCorpus:
       offset = frame * FRAME_SAMPLES
       audio = tf.reshape(stretch["audio"][offset : offset + num_crops * crop_samples], [num_crops, crop_samples])
       crop = {"audio": audio, "speaker": tf.fill([num_crops], stretch["speaker"])}
-      if self.phones:
+      if with_phones:
         phones = stretch["phones"][frame : frame + num_crops * crop_frames]
         crop["phones"] = tf.reshape(phones, [num_crops, crop_frames, NUM_PHONE_FIELDS])
       return crop

@@ -44,7 +44,10 @@ class WaveNetTask(CorpusTask):
   def prior_batches(self, codes, step):
     del codes
     batches = self.corpus.train(
-      self.config.train.prior.batch_size, self.config.data.crop_samples, self.config.seed + step
+      self.config.train.prior.batch_size,
+      self.config.data.crop_samples,
+      self.config.seed + step,
+      with_phones=bool(self.corpus.phones),
     )
     return batches.map(lambda batch: ((self.audio_values(batch["audio"]), self._condition(batch)),))
 
