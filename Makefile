@@ -32,6 +32,7 @@ lint: .venv/.installed-dev
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.txt || $(BIN)/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-dev.txt
+.venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-piano.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements-dev.txt || $(BIN)/pip install --quiet --requirement requirements-dev.txt
+	@$(BIN)/pip install --quiet --no-deps --requirement requirements-piano.txt
 	@touch $@

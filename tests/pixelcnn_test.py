@@ -161,7 +161,8 @@ def test_head_log_prob_by_hand():
     output.kernel.assign(tf.zeros_like(output.kernel))
   head.outputs[0].bias.assign(np.log([0.5, 0.25, 0.25]))
   head.outputs[1].bias.assign(np.log([0.1, 0.2, 0.7]))
-  log_prob = head.log_prob(tf.ones([2, 5]), tf.constant([[0, 2], [1, 0]]))
+  x = tf.constant([[0, 2], [1, 0]])
+  log_prob = head.log_prob(head(tf.ones([2, 5]), x), x)
   np.testing.assert_allclose(np.exp(log_prob), [0.35, 0.025], rtol=1e-5)
 
 

@@ -73,7 +73,7 @@ def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, rn
   rows = model.fit(tf.data.Dataset.from_tensors(batch).repeat(60), epochs=2, verbose=0).history
   assert rows["nats_per_sample"][1] < rows["nats_per_sample"][0]
   assert rows["mel_error"][1] < rows["mel_error"][0] and rows["perplexity"][1] > 2
-  clips = [Clip("a", 0, audio[0]), Clip("b", 1, audio[1])]
+  clips = [Clip("a", 0, audio[0], np.zeros([0, 5])), Clip("b", 1, audio[1], np.zeros([0, 5]))]
   measured = likelihoods(model, clips, num_speakers=2)
   np.testing.assert_allclose(
     measured["nats_per_sample"], np.mean(model.nats_per_sample(audio[:2], tf.constant([0, 1]))), rtol=1e-4

@@ -3,7 +3,7 @@
 Source: arXiv 1609.03499, section 3.3 (60 hours of piano recordings), shown in the VQ-VAE talk; here scores of music21's
 corpus, played by a sampled piano.
 
-  pip install music21 pretty_midi tinysoundfont
+  pip install --no-deps -r requirements-piano.txt
   python train_main.py --config=tfvq/configs/piano.py:small --workdir=runs/piano
 
 `small` (default) models Bach's chorales in four sub-bands on two cores; `paper` is larger, models sample by sample, and

@@ -23,7 +23,9 @@ def find_scores(composers: tuple[str, ...]) -> list[pathlib.Path]:
   """
   for package in ("music21", "pretty_midi", "tinysoundfont"):
     if importlib.util.find_spec(package) is None:
-      raise UserError(f"The source `piano` needs the package {package}: pip install {package}.")
+      raise UserError(
+        f"The source `piano` needs the package {package}: pip install --no-deps -r requirements-piano.txt."
+      )
   from music21 import corpus
 
   scores = []

@@ -61,6 +61,10 @@ class Workdir:
     """
     began_at = time.monotonic()
     facts = {}
+    try:
+      self.folder(stage).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(f"{self.folder(stage)} could not be made ({error.strerror}).") from error
     yield facts
     write_json(self._marker(stage), {"seconds": round(time.monotonic() - began_at, 2), **facts})
 
