@@ -10,8 +10,7 @@ from tfvq import models
 from tfvq.data.image_sources import open_image_source
 from tfvq.evaluation import figures, sections
 from tfvq.files import written_whole
-from tfvq.layers import VectorQuantizer
-from tfvq.tasks.task import Task
+from tfvq.tasks.task import Task, build_quantizer
 
 _BATCH_SIZE = 64  # where nothing is trained
 
@@ -77,14 +76,7 @@ class ImageTask(Task):
         num_samples=config.num_vimco_samples,
         seed=self.config.seed,
       )
-    quantizer = VectorQuantizer(
-      config.num_embeddings,
-      config.embedding_dim,
-      commitment_cost=config.commitment_cost,
-      decay=config.decay if config.codebook_update == "moving_average" else None,
-      revival_threshold=config.revival_threshold,
-      seed=self.config.seed,
-    )
+    quantizer = build_quantizer(config, self.config.seed)
     return models.VQVAE(encoder(config.embedding_dim), quantizer, decoder, distribution)
 
   def autoencoder_batches(self, step):

@@ -11,9 +11,10 @@ from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
 from tfvq.data.speech_corpus import SPLITS
 from tfvq.evaluation import figures, sections
 from tfvq.evaluation.speech_figures import likelihoods
-from tfvq.layers import AudioValues, VectorQuantizer
+from tfvq.layers import AudioValues
 from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
+from tfvq.tasks.task import build_quantizer
 
 _CONTEXT_FRAMES = 8
 
@@ -146,17 +147,9 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
     encoder = models.waveform_encoder(config.embedding_dim, tuple(config.strides), config.encoder_units)
   else:
     encoder = models.log_mel_encoder(config.embedding_dim, int(np.prod(config.strides)), config.encoder_units)
-  quantizer = VectorQuantizer(
-    config.num_embeddings,
-    config.embedding_dim,
-    commitment_cost=config.commitment_cost,
-    decay=config.decay if config.codebook_update == "moving_average" else None,
-    revival_threshold=config.revival_threshold,
-    seed=seed,
-  )
   return models.SpeechVQVAE(
     encoder,
-    quantizer,
+    build_quantizer(config, seed),
     models.conditioner(config.embedding_dim, num_speakers, config.condition_dim),
     AudioValues(config.decoder.num_bands, config.decoder.num_values),
     build_wavenet(config.decoder, condition_dim=config.condition_dim),

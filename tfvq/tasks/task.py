@@ -4,6 +4,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from tfvq.layers import VectorQuantizer
+
 
 class Task:
   """Data, networks and conditions of a kind of system, and what is written and measured of it.
@@ -79,3 +81,15 @@ class Task:
   def report_sections(self, run) -> list:
     """What the report shows beside figures and curves: `tfvq.evaluation.sections.Section`s."""
     raise NotImplementedError
+
+
+def build_quantizer(config: ConfigDict, seed: int) -> VectorQuantizer:
+  """The quantiser that an autoencoder's settings describe, see `tfvq.configs.common`."""
+  return VectorQuantizer(
+    config.num_embeddings,
+    config.embedding_dim,
+    commitment_cost=config.commitment_cost,
+    decay=config.decay if config.codebook_update == "moving_average" else None,
+    revival_threshold=config.revival_threshold,
+    seed=seed,
+  )
