@@ -14,10 +14,10 @@ import sys
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags  # noqa: E402  TensorFlow reads the environment when it is imported
+from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 from ml_collections import config_flags  # noqa: E402
 
-from tfvq.errors import UserError  # noqa: E402
+from tfvq.errors import UserError, run_program  # noqa: E402
 from tfvq.training.validation import fields, validate  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of tfvq/configs, with :small or :paper after it.")
@@ -75,18 +75,5 @@ def _print_help(config):
     print(f"  --config.{name}={value}")
 
 
-def run():
-  """Runs `main`; an error that the user can mend becomes one sentence and exit code 2."""
-  try:
-    app.run(main, flags_parser=_parse_flags)
-  except UserError as error:
-    sys.exit(_say(error))
-
-
-def _say(error):
-  print(f"error: {error}", file=sys.stderr)
-  return 2
-
-
 if __name__ == "__main__":
-  run()
+  run_program(main, _parse_flags)

@@ -14,9 +14,9 @@ import time
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags  # noqa: E402  TensorFlow reads the environment when it is imported
+from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 
-from tfvq.errors import UserError  # noqa: E402
+from tfvq.errors import UserError, run_program  # noqa: E402
 
 _MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; the package's own if empty.")
 _SPEAKER = flags.DEFINE_string("speaker", "", "Whose voice to speak with; the model's first if empty.")
@@ -70,15 +70,6 @@ def main(argv):
   )
 
 
-def run():
-  """Runs `main`; an error that the user can mend becomes one sentence and exit code 2."""
-  try:
-    app.run(main, flags_parser=_parse_flags)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
 def _parse_flags(argv):
   if any(argument.lstrip("-") in ("h", "help") for argument in argv[1:]):
     print(__doc__)
@@ -92,4 +83,4 @@ def _parse_flags(argv):
 
 
 if __name__ == "__main__":
-  run()
+  run_program(main, _parse_flags)

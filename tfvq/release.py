@@ -9,14 +9,13 @@ the speakers and the temperature.
 import io
 import os
 import pathlib
-import sys
 import zipfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags  # noqa: E402  TensorFlow reads the environment when it is imported
+from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 
-from tfvq.errors import UserError  # noqa: E402
+from tfvq.errors import UserError, run_program  # noqa: E402
 from tfvq.files import read_json, write_json, written_whole  # noqa: E402
 
 RELEASED = pathlib.Path(__file__).with_name("released") / "speech.keras"
@@ -50,27 +49,25 @@ def load_released(path=""):
 
 def write_released(run, path) -> None:
   """Writes the trained autoencoder of a `tfvq.training.stages.Run`."""
-  import h5py
-
   path = pathlib.Path(path)
-  whole = io.BytesIO()
-  model = run.autoencoder
   with written_whole(path) as temporary:
-    model.save(temporary)
+    run.autoencoder.save(temporary)
     whole = io.BytesIO(temporary.read_bytes())
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as target:
       for name in source.namelist():
         content = source.read(name)
         if name.endswith(".weights.h5"):
-          content = _rounded(content, h5py)
+          content = _rounded(content)
         # A fixed date: the same weights make the same bytes.
         target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
   facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
   write_json(path.with_suffix(".json"), facts)
 
 
-def _rounded(content, h5py):
+def _rounded(content):
   """An HDF5 file's bytes with every float32 array made float16."""
+  import h5py
+
   source, target = h5py.File(io.BytesIO(content)), io.BytesIO()
   with h5py.File(target, "w") as file:
 
@@ -105,8 +102,4 @@ def main(argv):
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "A speech run's folder.", required=True)
   flags.DEFINE_string("out", str(RELEASED), "The file to write.")
-  try:
-    app.run(main)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+  run_program(main)

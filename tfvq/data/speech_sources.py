@@ -40,13 +40,8 @@ def find_recordings(data: ConfigDict):
   return recordings
 
 
-_ASTERISK_SPEAKERS = {
-  "en": "en-es",
-  "es": "en-es",
-  "fr": "fr",
-  "it": "it",
-  "ru": "ru",
-}  # English and Spanish: one woman
+# One woman speaks English and Spanish.
+_ASTERISK_SPEAKERS = {"en": "en-es", "es": "en-es", "fr": "fr", "it": "it", "ru": "ru"}
 
 
 def _asterisk(data):

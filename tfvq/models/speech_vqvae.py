@@ -101,15 +101,15 @@ class SpeechVQVAE(keras.Model):
     mel_error = tf.math.divide_no_nan(tf.reduce_sum(mel_error * heard), tf.reduce_sum(heard))
     self.add_loss(self.mel_weight * mel_error)
     self._mel_error.update_state(mel_error)
-    nats_per_sample = self._nats_per_sample_of(audio, condition, inside)
+    context = self.context_frames * self.steps_per_frame
+    nats_per_sample = self._nats(self.audio_values(audio)[:, context : -context or None], condition[:, inside])
     self._nats_per_sample.update_state(nats_per_sample, sample_weight=heard)
     self._null_nats.update_state(nats_per_sample, sample_weight=1 - heard)
     return nats_per_sample
 
-  def _nats_per_sample_of(self, audio, condition, inside):
-    context = self.context_frames * self.steps_per_frame
-    values = self.audio_values(audio)[:, context : -context or None]
-    log_prob = self.decoder.log_prob(values, {"local": condition[:, inside]})
+  def _nats(self, values, condition):
+    """Negative log-likelihood in nats per sample, values [B, T / N, N] and their condition -> [B]."""
+    log_prob = self.decoder.log_prob(values, {"local": condition})
     return -log_prob / tf.cast(tf.size(values[0]), log_prob.dtype)
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -145,8 +145,7 @@ class SpeechVQVAE(keras.Model):
     elif isinstance(z_q, str):
       shape = [tf.shape(audio)[0], tf.shape(audio)[1] // self.hop_samples, self.quantizer.embedding_dim]
       z_q = tf.broadcast_to(tf.convert_to_tensor(self.null), shape)
-    log_prob = self.decoder.log_prob(self.audio_values(audio), {"local": self.conditioner((z_q, speaker))})
-    return -log_prob / tf.cast(tf.shape(audio)[1], log_prob.dtype)
+    return self._nats(self.audio_values(audio), self.conditioner((z_q, speaker)))
 
   def adapt(self, audio) -> None:
     """Sets the codebook to the k-means centres of the encoder's output, and the levels of the bands."""

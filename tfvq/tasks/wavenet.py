@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
-from tfvq.data.speech_corpus import FRAME_SAMPLES, NUM_PHONE_FIELDS
+from tfvq.data.speech_corpus import FRAME_SAMPLES
 from tfvq.evaluation import figures, sections
 from tfvq.layers import AudioValues
 from tfvq.models.sampling import continue_sequence, sequence_start
@@ -113,9 +113,8 @@ class WaveNetTask(CorpusTask):
     for clip in self.corpus.clips(split):
       num_frames = min(len(clip.audio) // FRAME_SAMPLES, _MAX_MEASURED_SECONDS * SAMPLE_RATE_HZ // FRAME_SAMPLES)
       audio = tf.constant(clip.audio[np.newaxis, : num_frames * FRAME_SAMPLES])
-      phones = clip.phones[np.newaxis, :num_frames] if self.corpus.phones else np.zeros([1, 0, NUM_PHONE_FIELDS])
-      condition = self._condition({"speaker": tf.constant([clip.speaker]), "phones": tf.constant(phones)})
-      inputs.append(((self.audio_values(audio), condition),))
+      batch = {"speaker": tf.constant([clip.speaker]), "phones": tf.constant(clip.phones[np.newaxis, :num_frames])}
+      inputs.append(((self.audio_values(audio), self._condition(batch)),))
     return {"bits_per_sample": figures.bits_per_value(run.prior, inputs)}
 
   def report_sections(self, run):
