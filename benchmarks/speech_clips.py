@@ -27,18 +27,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 
 
 def main(argv):
-  from ml_collections import ConfigDict
-
   from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
-  from tfvq.files import read_json
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import load_released
-  from tfvq.training.stages import Run
-  from tfvq.training.workdir import Workdir
+  from tfvq.training.stages import open_run
 
   del argv
-  config = read_json(pathlib.Path(_WORKDIR.value) / "config.json")
-  run = Run(ConfigDict(config), Workdir(_WORKDIR.value, config), command="")
+  run = open_run(_WORKDIR.value)
   model = load_released(_MODEL.value)[0] if _MODEL.value else run.autoencoder
   clips = [clip for clip in run.task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
   first = [clip for clip in clips if clip.speaker == 0 and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]

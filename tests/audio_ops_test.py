@@ -62,6 +62,23 @@ def test_log_mel_of_a_tone_peaks_at_its_frequency_and_frames_are_centred():
   assert np.all(np.isfinite(layer(np.zeros([1, 640], np.float32))))
 
 
+@pytest.mark.parametrize(("hop_samples", "window_samples"), [(64, 400), (128, 400), (640, 640), (32, 64)])
+def test_log_mel_is_that_of_a_plain_transform(hop_samples, window_samples, rng):
+  audio = 0.1 * rng.normal(size=hop_samples * 20)
+  fft_size = 2 ** int(np.ceil(np.log2(window_samples)))
+  window = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(window_samples) + 0.5) / window_samples)
+  mel = tf.signal.linear_to_mel_weight_matrix(20, fft_size // 2 + 1, 16_000, 40.0, 8000.0).numpy()
+  expected = []
+  for frame in range(5, 15):
+    start = frame * hop_samples + hop_samples // 2 - window_samples // 2
+    spectrum = np.abs(np.fft.rfft(audio[start : start + window_samples] * window / window.sum(), fft_size))
+    expected.append(np.log(np.maximum(spectrum @ mel, 1e-5)) / 4 + 1.4)
+  layer = LogMel(num_bands=20, hop_samples=hop_samples, window_samples=window_samples)
+  np.testing.assert_allclose(layer(audio[np.newaxis].astype(np.float32))[0, 5:15], expected, atol=1e-4)
+  with pytest.raises(ValueError, match="even"):
+    LogMel(window_samples=401)
+
+
 @pytest.mark.parametrize(("num_bands", "num_values", "least_db"), [(1, 256, 30), (4, 256, 30), (1, 65_536, 70)])
 def test_audio_values_give_the_audio_back(num_bands, num_values, least_db, rng):
   audio = np.cumsum(rng.normal(size=(2, 4000)), axis=1)

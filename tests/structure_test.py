@@ -3,6 +3,7 @@ import doctest
 import importlib
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -32,6 +33,13 @@ def test_each_layer_imports_only_those_before_it(layer):
 def test_configs_import_nothing_heavy():
   for path in (ROOT / "tfvq" / "configs").glob("*.py"):
     assert set(imported_modules(path)).isdisjoint({"tensorflow", "keras", "numpy"}), path
+
+
+def test_the_device_package_imports_numpy_and_litert_only():
+  for path in (ROOT / "export" / "device").glob("*.py"):
+    for module in imported_modules(path):
+      name = module.split(".")[0]
+      assert name in {*sys.stdlib_module_names, "numpy", "ai_edge_litert"} or module.startswith("export.device"), module
 
 
 MODULES = [

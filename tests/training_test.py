@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.tiny import tiny
 from tfvq.configs import common
 from tfvq.data.arrays import ArraySource
 from tfvq.errors import UserError
@@ -174,17 +173,6 @@ def test_muon_updates_of_kernels_are_near_orthogonal(rng):
   optimizer.apply([tf.constant(rng.normal(size=kernel.shape).astype(np.float32))], [kernel])
   singular_values = np.linalg.svd(kernel.numpy().reshape(36, 8), compute_uv=False)
   assert singular_values.min() > 0.6 and singular_values.max() < 1.3
-
-
-@pytest.fixture(scope="module")
-def frames_run(tmp_path_factory):
-  """A tiny run of the frames system, all stages done."""
-  keras.utils.set_random_seed(0)
-  config = tiny("frames")
-  workdir = Workdir(tmp_path_factory.mktemp("frames"), config.to_dict())
-  run = Run(config, workdir, command="python train_main.py --config=frames")
-  run_stages(run, "all")
-  return run
 
 
 def test_a_run_leaves_metrics_and_a_report(frames_run):

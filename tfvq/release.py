@@ -87,15 +87,10 @@ def _rounded(content):
 
 def main(argv):
   """Reads a workdir's model and writes it."""
-  from ml_collections import ConfigDict
-
-  from tfvq.training.stages import Run
-  from tfvq.training.workdir import Workdir
+  from tfvq.training.stages import open_run
 
   del argv
-  config = read_json(pathlib.Path(flags.FLAGS.workdir) / "config.json")
-  run = Run(ConfigDict(config), Workdir(flags.FLAGS.workdir, config), command="")
-  write_released(run, flags.FLAGS.out)
+  write_released(open_run(flags.FLAGS.workdir), flags.FLAGS.out)
   print(f"{flags.FLAGS.out}: {pathlib.Path(flags.FLAGS.out).stat().st_size / 1e6:.2f} MB")
 
 

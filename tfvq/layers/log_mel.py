@@ -11,13 +11,13 @@ _FLOOR = 1e-5  # of a mel band's magnitude: some 20 dB below the noise of a quie
 class LogMel(keras.layers.Layer):
   """Logarithms of mel band magnitudes, a frame every `hop_samples`.
 
-  The transform is one matrix product, so that it runs wherever products do. Frame f is centred on the samples that it
-  stands for, f * hop .. (f + 1) * hop - 1, and looks at `window_samples` around them.
+  Frame f is centred on the samples that it stands for, f * hop .. (f + 1) * hop - 1, and looks at `window_samples`
+  around them. The transform is made of matrix products, so that it runs wherever those do.
 
   Args:
     num_bands: Number of mel bands from 40 Hz to half the sample rate.
     hop_samples: Samples per frame.
-    window_samples: Length of the Hann window, >= `hop_samples`.
+    window_samples: Length of the Hann window, even, >= `hop_samples`.
     sample_rate_hz: Sample rate of the audio.
     **kwargs: As for `keras.layers.Layer`.
 
@@ -37,37 +37,58 @@ class LogMel(keras.layers.Layer):
     **kwargs,
   ):
     super().__init__(**{**kwargs, "trainable": False})
-    if window_samples < hop_samples:
-      raise ValueError(f"window_samples ({window_samples}) must be at least hop_samples ({hop_samples}).")
+    if window_samples < hop_samples or window_samples % 2:
+      raise ValueError(f"window_samples ({window_samples}) must be even, and at least hop_samples ({hop_samples}).")
     self.num_bands = num_bands
     self.hop_samples = hop_samples
     self.window_samples = window_samples
     self.sample_rate_hz = sample_rate_hz
-    # A frame is made of whole hops, an odd number, so that its own hop is in the middle.
+    # A frame is cut out of whole hops, an odd number, so that its own hop is in the middle.
     self.reach = -(-(window_samples - hop_samples) // (2 * hop_samples))
     fft_size = 2 ** int(np.ceil(np.log2(window_samples)))
-    frame_samples = (2 * self.reach + 1) * hop_samples
-    margin = (frame_samples - window_samples) // 2
-    window = np.zeros(frame_samples)
-    window[margin : margin + window_samples] = 0.5 - 0.5 * np.cos(
-      2 * np.pi * (np.arange(window_samples) + 0.5) / window_samples
-    )
-    angles = 2 * np.pi * np.outer(np.arange(frame_samples), np.arange(fft_size // 2 + 1)) / fft_size
-    self._transform = window[:, np.newaxis] * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
-    self._transform /= window.sum()
+    # Samples of a frame by their distance from its middle, 0.5, 1.5, ...
+    distance = np.arange(window_samples // 2) + 0.5
+    window = 0.5 + 0.5 * np.cos(2 * np.pi * distance / window_samples)
+    self._window = window / (2 * window.sum())
+    self._quarter = fft_size // 4
+    angle = 2 * np.pi * np.outer(np.arange(self._quarter) + 0.5, np.arange(fft_size // 2 + 1)) / fft_size
+    self._cosines = np.cos(angle[:, ::2]), np.cos(angle[:, 1::2])
+    self._sines = np.sin(angle[:, ::2]), np.sin(angle[:, 1::2])
     mel = tf.signal.linear_to_mel_weight_matrix(num_bands, fft_size // 2 + 1, sample_rate_hz, 40.0, sample_rate_hz / 2)
-    self._mel = mel.numpy()
+    self._mel = np.concatenate([mel[::2], mel[1::2]])
 
   def call(self, audio):
     pieces = tf.reshape(audio, [tf.shape(audio)[0], -1, self.hop_samples])
     num_frames = tf.shape(pieces)[1]
     pieces = tf.pad(pieces, [[0, 0], [self.reach, self.reach], [0, 0]])
     frames = tf.concat([pieces[:, k : k + num_frames] for k in range(2 * self.reach + 1)], axis=-1)
-    spectrum = tf.matmul(tf.reshape(frames, [-1, frames.shape[-1]]), tf.constant(self._transform, audio.dtype))
-    cosine, sine = tf.split(spectrum, 2, axis=-1)
-    mel = tf.matmul(tf.sqrt(cosine**2 + sine**2 + 1e-12), tf.constant(self._mel, audio.dtype))
+    margin = (frames.shape[-1] - self.window_samples) // 2
+    frames = tf.reshape(frames, [-1, frames.shape[-1]])[:, margin : margin + self.window_samples]
+    mel = tf.matmul(self._magnitudes(frames), tf.constant(self._mel, audio.dtype))
     log_mel = tf.math.log(tf.maximum(mel, _FLOOR)) / 4 + 1.4
     return tf.reshape(log_mel, [tf.shape(audio)[0], num_frames, self.num_bands])
+
+  def _magnitudes(self, frames):
+    """Magnitudes of the spectrum, [N, window_samples] -> [N, bins], the even bins before the odd ones.
+
+    Cosines are alike and sines opposite to either side of the middle, and again to either side of a quarter of the
+    transform: folding there leaves products of an eighth of the size.
+    """
+    half, quarter = self.window_samples // 2, self._quarter
+    before, after = tf.reverse(frames[:, :half], [1]), frames[:, half:]
+    window = tf.constant(self._window, frames.dtype)
+
+    def folded(x):
+      x *= window
+      far = tf.reverse(tf.pad(x[:, quarter:], [[0, 0], [0, 2 * quarter - half]]), [1])
+      return x[:, :quarter] + far, x[:, :quarter] - far
+
+    def projected(parts, tables):
+      return tf.concat([tf.matmul(x, tf.constant(y, x.dtype)) for x, y in zip(parts, tables, strict=True)], axis=-1)
+
+    cosine = projected(folded(after + before), self._cosines)
+    sine = projected(folded(after - before)[::-1], self._sines)
+    return tf.sqrt(cosine**2 + sine**2 + 1e-12)
 
   def get_config(self):
     return {

@@ -30,14 +30,14 @@ def sample_grid(model: PixelCNN, noise, condition=None, temperature=1.0) -> tf.T
 
   Args:
     model: The model.
-    noise: Gumbel noise, float [H, W, B, G, K], B static.
+    noise: Gumbel noise, float [H, W, B, G, K].
     condition: As for `model.log_prob`.
     temperature: 1 samples the model as it is, less makes likely values likelier, 0 takes the likeliest.
 
   Returns:
     Values, int32 [B, H, W], or [B, H, W, G] if the model's grid has G.
   """
-  batch_size = noise.shape[2]
+  batch_size = _sizes(noise)[2]
   row_shape = (model.width, batch_size, model.num_variables)
 
   def draw_row(row, state, rows):
@@ -98,7 +98,7 @@ def sample_sequence(model: WaveNet, noise, condition=None, temperature=1.0) -> t
 
   Args:
     model: The model.
-    noise: Gumbel noise, float [T, B, G, ...], T and B static; see `sequence_noise_shape`.
+    noise: Gumbel noise, float [T, B, G, ...]; see `sequence_noise_shape`.
     condition: As for `model.log_prob`.
     temperature: 1 samples the model as it is, less makes likely values likelier, 0 takes the likeliest; a scalar, or
       one for each of a step's values, [G].
@@ -106,7 +106,7 @@ def sample_sequence(model: WaveNet, noise, condition=None, temperature=1.0) -> t
   Returns:
     Values, int32 [B, T, G].
   """
-  start = sequence_start(model, noise.shape[1])
+  start = sequence_start(model, _sizes(noise)[1])
   values, _ = continue_sequence(model, start, noise, model.project_condition(condition), temperature)
   return tf.transpose(values, [1, 0, 2])
 
@@ -122,14 +122,14 @@ def continue_sequence(model: WaveNet, start, noise, shares, temperature=1.0):
   Args:
     model: The model.
     start: `sequence_start`, or what this function returned before.
-    noise: Gumbel noise of these steps, float [T, B, G, ...], T and B static.
+    noise: Gumbel noise of these steps, float [T, B, G, ...].
     shares: `model.project_condition` of these steps, F frames with T a multiple of F.
     temperature: As for `sample_sequence`.
 
   Returns:
     `(values int32 [T, B, G], start of the steps that follow)`.
   """
-  num_steps, batch_size = noise.shape[:2]
+  num_steps, batch_size = _sizes(noise)[:2]
   shares = tf.concat(shares, axis=-1)
   steps_per_frame = num_steps // tf.shape(shares)[0]
 
@@ -159,3 +159,8 @@ def sample_sequence_naive(model: WaveNet, noise, condition=None, temperature=1.0
   values = tf.zeros([num_steps, batch_size, model.head.num_variables], tf.int32)
   _, values = tf.while_loop(lambda time, _: time < num_steps, draw, (0, values))
   return tf.transpose(values, [1, 0, 2])
+
+
+def _sizes(x):
+  """The sizes of a tensor's dimensions, each a number where it is known."""
+  return [tf.shape(x)[axis] if size is None else size for axis, size in enumerate(x.shape)]

@@ -9,8 +9,7 @@ from tfvq.models.sampling import continue_sequence, gumbel_noise, sequence_start
 from tfvq.models.speech_vqvae import SpeechVQVAE
 from tfvq.ops.mu_law import LEVEL
 
-_ENCODER_CONTEXT_FRAMES = 8  # at least as many as an encoder sees to either side
-_CONDITIONER_CONTEXT_FRAMES = 3
+CODES_OF_CONTEXT = 3  # that the decoder's condition at a frame depends on, to either side
 _PART_SAMPLES = 160_000  # that are encoded at once
 _FRAME_SAMPLES = 160  # over which power is measured
 _CONTEXT_STEPS = 8  # band samples that a synthesised sample depends on, to either side
@@ -32,14 +31,14 @@ class SpeechCodec:
       lambda start, noise, shares, temperature: continue_sequence(model.decoder, start, noise, shares, temperature),
       jit_compile=jit_compile,
     )
-    self._encode = tf.function(model.encode, reduce_retracing=True)
-    self._shares = tf.function(lambda codes, speaker: self._project(codes, speaker), reduce_retracing=True)
+    self._encode = tf.function(lambda audio: encode_inside(model, audio), reduce_retracing=True)
+    self._shares = tf.function(lambda codes, speaker: shares_inside(model, codes, speaker), reduce_retracing=True)
 
   def gain_of(self, reader) -> float:
     """What audio is to be multiplied by to have the level that the model was trained on.
 
     Args:
-      reader: Something with `num_samples` and `read(start, stop) -> float32 [T]`, see `tfvq.data.audio_files`.
+      reader: `AudioReader` or `AudioArray` of `tfvq.data.audio_files`.
     """
     powers = [
       _frame_powers(reader.read(start, start + _PART_SAMPLES)) for start in range(0, reader.num_samples, _PART_SAMPLES)
@@ -49,17 +48,19 @@ class SpeechCodec:
     return float(LEVEL / np.sqrt(np.mean(sounding))) if np.any(sounding > 1e-10) else 1.0
 
   def encode(self, reader, gain: float = 1.0) -> np.ndarray:
-    """Codes of audio, int32 [F], F = ceil(num_samples / hop_samples); `reader` as for `gain_of`."""
+    """Codes of audio, int32 [F], F = ceil(num_samples / hop_samples); `reader` as for `gain_of`.
+
+    The recording is taken to stand in silence, so that parts of any size have the codes of the whole.
+    """
     hop_samples = self.model.hop_samples
-    context = _ENCODER_CONTEXT_FRAMES * hop_samples
+    context = self.model.context_frames * hop_samples
     part_samples = _PART_SAMPLES // hop_samples * hop_samples
     codes = []
     for start in range(0, reader.num_samples, part_samples):
-      begin, end = max(0, start - context), min(reader.num_samples, start + part_samples + context)
-      audio = gain * reader.read(begin, end)
-      audio = np.pad(audio, [0, -len(audio) % hop_samples])
-      first = (start - begin) // hop_samples
-      codes.append(self._encode(tf.constant(audio[np.newaxis]))[0, first : first + part_samples // hop_samples].numpy())
+      stop = min(start + part_samples, -(-reader.num_samples // hop_samples) * hop_samples)
+      begin, end = max(0, start - context), min(reader.num_samples, stop + context)
+      audio = np.pad(gain * reader.read(begin, end), [begin - (start - context), stop + context - end])
+      codes.append(self._encode(tf.constant(audio[np.newaxis]))[0].numpy())
     return np.concatenate(codes)
 
   def decode(self, codes, speaker, seed: int = 0, temperature=1.0) -> np.ndarray:
@@ -79,15 +80,18 @@ class SpeechCodec:
     batch_size, num_frames = codes.shape
     temperature = tf.broadcast_to(tf.cast(temperature, tf.float32), [model.decoder.head.num_variables])
     num_parts = -(-num_frames // self.frames_per_part)
-    # The last part is filled up with its last code, so that every part has the shape that was compiled for.
-    filled = np.pad(codes, [(0, 0), (0, num_parts * self.frames_per_part - num_frames)], mode="edge")
+    # Before the first code and after the last there is more of them; every part has the shape that was compiled for.
+    left_over = num_parts * self.frames_per_part - num_frames
+    filled = np.pad(codes, [(0, 0), (CODES_OF_CONTEXT, left_over + CODES_OF_CONTEXT)], mode="edge")
     start = sequence_start(model.decoder, batch_size)
     num_steps = self.frames_per_part * model.steps_per_frame
     bands = np.zeros([batch_size, _CONTEXT_STEPS, model.audio_values.num_bands], np.float32)
     samples_left = num_frames * model.hop_samples
     for part in range(num_parts):
       noise = gumbel_noise(seed, [num_steps, batch_size, *model.decoder.head.noise_shape], part)
-      shares = self._shares_of(filled, speaker, part * self.frames_per_part)
+      first = part * self.frames_per_part
+      window = filled[:, first : first + self.frames_per_part + 2 * CODES_OF_CONTEXT]
+      shares = self._shares(tf.constant(window), tf.constant(speaker, tf.int32))
       values, start = self._continue(start, noise, shares, temperature)
       new_bands = model.audio_values.bands(tf.transpose(values, [1, 0, 2])).numpy()
       # Samples near the end depend on bands to come: they are held back until those are there.
@@ -100,16 +104,25 @@ class SpeechCodec:
       yield audio[:, :samples_left]
       samples_left -= audio.shape[1]
 
-  def _shares_of(self, codes, speaker, first_frame):
-    """The condition's shares of one part, from its codes and some to either side."""
-    begin = max(0, first_frame - _CONDITIONER_CONTEXT_FRAMES)
-    window = codes[:, begin : first_frame + self.frames_per_part + _CONDITIONER_CONTEXT_FRAMES]
-    shares = self._shares(tf.constant(window), tf.constant(speaker, tf.int32))
-    inside = slice(first_frame - begin, first_frame - begin + self.frames_per_part)
-    return [share[inside] for share in shares]
 
-  def _project(self, codes, speaker):
-    return self.model.decoder.project_condition({"local": self.model.condition(codes, speaker)})
+def encode_inside(model: SpeechVQVAE, audio) -> tf.Tensor:
+  """Codes of audio but for the context at its ends, float [B, (F + 2 context_frames) hop_samples] -> int32 [B, F]."""
+  return model.encode(audio)[:, model.context_frames : -model.context_frames or None]
+
+
+def shares_inside(model: SpeechVQVAE, codes, speaker) -> list[tf.Tensor]:
+  """The condition's share of each layer's pre-activations, but for the context at the ends.
+
+  Args:
+    model: The model.
+    codes: Integers [B, F + 2 CODES_OF_CONTEXT].
+    speaker: Integers [B].
+
+  Returns:
+    What `tfvq.models.WaveNet.project_condition` gives for F frames.
+  """
+  condition = model.condition(codes, speaker)[:, CODES_OF_CONTEXT:-CODES_OF_CONTEXT]
+  return model.decoder.project_condition({"local": condition})
 
 
 def _frame_powers(audio):

@@ -134,7 +134,7 @@ class WaveNet(keras.Model):
 
   def features(self, x, batch_size, condition=None):
     """What the network says of each step given those before it, time-major integers [T B, G] -> float [T B, L C]."""
-    x = self._embed(x)
+    x = self.embed(x)
     # From here on a step may look at itself: the input has moved on by one step.
     x = tf.concat([tf.zeros([batch_size, self.channels], x.dtype), x[:-batch_size]], axis=0)
     skips = []
@@ -142,6 +142,14 @@ class WaveNet(keras.Model):
       x, skip = block((x, share[:, tf.newaxis]), batch_size=batch_size)
       skips.append(skip)
     return tf.concat(skips, axis=-1)
+
+  def embed(self, x):
+    """What the values of a step are to the first layer, integers [..., G] -> float [..., C]."""
+    if not self.ordinal:
+      rows = x + self.head.num_values * tf.range(self.head.num_variables)
+      return tf.reduce_sum(self.embedding(rows), axis=-2)
+    numbers = (tf.cast(x, self.compute_dtype) + 0.5) * (2 / self.head.num_values) - 1
+    return self.embedding(tf.concat([numbers, expand(numbers), compress(numbers)], axis=-1))
 
   def project_condition(self, condition) -> list[tf.Tensor]:
     """The condition's share of each layer's pre-activations, float [F or 1, B or 1, 2C]; zeros if there is none."""
@@ -178,7 +186,7 @@ class WaveNet(keras.Model):
     """
     rates = np.array(self.dilation_rates)
     places = (np.cumsum(rates) - rates + state.time % rates)[:, tf.newaxis]
-    x = self._embed(x_before)
+    x = self.embed(x_before)
     x = tf.where(state.time > 0, x, tf.zeros_like(x))
     # All layers' pasts are known before the step begins: one gather and one scatter serve them all.
     features, inputs = self.advance(x, tf.unstack(tf.gather_nd(state.rings, places)), shares)
@@ -214,14 +222,6 @@ class WaveNet(keras.Model):
   @classmethod
   def from_config(cls, config):
     return cls(**{**config, "head": keras.saving.deserialize_keras_object(config["head"])})
-
-  def _embed(self, x):
-    """Integers [..., G] -> float [..., C]."""
-    if not self.ordinal:
-      rows = x + self.head.num_values * tf.range(self.head.num_variables)
-      return tf.reduce_sum(self.embedding(rows), axis=-2)
-    numbers = (tf.cast(x, self.compute_dtype) + 0.5) * (2 / self.head.num_values) - 1
-    return self.embedding(tf.concat([numbers, expand(numbers), compress(numbers)], axis=-1))
 
 
 def _time_major(x):

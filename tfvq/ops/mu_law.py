@@ -26,7 +26,7 @@ def mu_law_decode(values, num_values: int = 256) -> tf.Tensor:
 
 def compress(x) -> tf.Tensor:
   """The companding itself, float [...] in -1..1 -> the same."""
-  return tf.sign(x) * tf.math.log1p(_MU * tf.abs(x)) / np.log1p(_MU)
+  return tf.sign(x) * tf.math.log(1 + _MU * tf.abs(x)) / np.log1p(_MU)  # ONNX has no log1p
 
 
 def expand(x) -> tf.Tensor:

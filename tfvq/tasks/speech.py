@@ -7,7 +7,7 @@ import tensorflow as tf
 import tqdm
 
 from tfvq import models
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, AudioReader, write_wav
 from tfvq.data.speech_corpus import SPLITS
 from tfvq.evaluation import figures, sections
 from tfvq.evaluation.speech_figures import likelihoods
@@ -49,12 +49,12 @@ class SpeechTask(CorpusTask):
     model.quantizer.adapt(model.encoder(batch["audio"]))
 
   def encode_splits(self, autoencoder):
-    encode = tf.function(autoencoder.encode, reduce_retracing=True)
+    codec = SpeechCodec(autoencoder)
     splits = {}
     for split in SPLITS:
       codes = {speaker: [] for speaker in range(self.num_classes)}
       for clip in tqdm.tqdm(self.corpus.clips(split), desc=f"codes {split}", unit="clip", dynamic_ncols=True):
-        codes[clip.speaker].append(encode(self._whole_frames(clip.audio)[np.newaxis])[0].numpy())
+        codes[clip.speaker].append(codec.encode(AudioArray(clip.audio)))
       window = self.config.prior.window_codes
       windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
       labels = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
@@ -81,7 +81,7 @@ class SpeechTask(CorpusTask):
     clips = self._shown_clips()
     num_samples = max(len(clip.audio) for clip in clips)
     audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in clips])
-    codes = run.autoencoder.encode(np.stack([self._whole_frames(sound) for sound in audio])).numpy()
+    codes = np.stack([codec.encode(AudioArray(sound)) for sound in audio])
     speakers = np.array([clip.speaker for clip in clips])
     others = (speakers + 1) % self.num_classes
     voices = np.concatenate([speakers, others])
@@ -136,9 +136,6 @@ class SpeechTask(CorpusTask):
       sections.Section("Samples from the prior", columns=["sample, speaker", "sound"], rows=samples),
       sections.usage_section(run.codes.splits["held_out"]["codes"], run.manifest["num_embeddings"]),
     ]
-
-  def _whole_frames(self, audio):
-    return np.pad(audio, [0, -len(audio) % self.hop_samples])
 
 
 def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.SpeechVQVAE:

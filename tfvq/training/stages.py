@@ -6,6 +6,7 @@ metrics.json, report.html
 
 import dataclasses
 import functools
+import pathlib
 import time
 
 import keras
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from tfvq.data.arrays import ArraySource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.errors import UserError
-from tfvq.files import sha256, write_json
+from tfvq.files import read_json, sha256, write_json
 from tfvq.tasks import TASKS
 from tfvq.training import report
 from tfvq.training.training import load_weights, make_strategy, train
@@ -61,6 +62,21 @@ class Run:
   def codes(self) -> ArraySource | None:
     """The codes, a source of {"codes", "label"}; None if the prior models data."""
     return read_codes(self.workdir.folder("codes"), self.manifest) if self.task.has_codes else None
+
+
+def open_run(path) -> Run:
+  """The run whose workdir this is.
+
+  Raises:
+    UserError: It is no run's folder, or one that another version made.
+  """
+  config_path = pathlib.Path(path) / "config.json"
+  if not config_path.exists():
+    raise UserError(f"{path} is not the folder of a run: it has no config.json.")
+  config = read_json(config_path)
+  if config.get("task") not in TASKS:
+    raise UserError(f"{path} was made by another version of this package: train it again.")
+  return Run(ConfigDict(config), Workdir(path, config), command="")
 
 
 def run_stages(run: Run, stage: str) -> None:

@@ -1,0 +1,13 @@
+"""A codec of speech for devices: numpy and LiteRT are all it needs.
+
+>>> codec = SpeechCodec()
+>>> codes = codec.encode(np.zeros(16_000, np.float32))
+>>> codes.shape
+(250,)
+>>> codec.decode(codes, speaker="fr").shape
+(16000,)
+"""
+
+from export.device.codec import CodecError, SpeechCodec
+
+__all__ = ["CodecError", "SpeechCodec"]

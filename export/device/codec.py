@@ -1,0 +1,317 @@
+"""Speech to codes and back with TFLite files, in one piece or as it comes in."""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+SHIPPED = pathlib.Path(__file__).with_name("speech")
+
+_SIGNATURE = "serving_default"
+_LEVEL = 0.08  # root mean square of the sounding parts of the speech that models are trained on
+_POWER_FRAME = 160  # samples over which power is measured
+
+
+class CodecError(Exception):
+  """Something the user can mend: one sentence saying what was wrong, where, and what to do."""
+
+
+class SpeechCodec:
+  """Codes of speech, and speech from codes.
+
+  Args:
+    folder: What `export.export_main` wrote for one kind of quantisation; the model of this package by default.
+
+  Raises:
+    CodecError: A file is missing, damaged, or not the one that the others belong to.
+  """
+
+  def __init__(self, folder=SHIPPED):
+    folder = pathlib.Path(folder)
+    try:
+      self.facts = json.loads((folder / "codec.json").read_text())
+      contents = {name: (folder / name).read_bytes() for name in self.facts["files"]}
+    except (OSError, ValueError, KeyError) as error:
+      raise CodecError(f"{folder} does not hold a whole codec ({error}): export it again.") from error
+    for name, content in contents.items():
+      if hashlib.sha256(content).hexdigest() != self.facts["files"][name]:
+        raise CodecError(f"{folder / name} is not the file that was written: export the codec again.")
+    self._contents = contents
+
+  @property
+  def sample_rate_hz(self) -> int:
+    """Sample rate of the audio."""
+    return self.facts["sample_rate_hz"]
+
+  @property
+  def hop_samples(self) -> int:
+    """Samples per code."""
+    return self.facts["hop_samples"]
+
+  @property
+  def num_embeddings(self) -> int:
+    """K: codes are 0..K-1."""
+    return self.facts["num_embeddings"]
+
+  @property
+  def speakers(self) -> list[str]:
+    """Names of the speakers."""
+    return self.facts["speakers"]
+
+  @property
+  def model_id(self) -> bytes:
+    """Eight bytes that tell models apart, however they are quantised."""
+    return bytes.fromhex(self.facts["autoencoder_sha256"])[:8]
+
+  def encode(self, samples) -> np.ndarray:
+    """Codes of speech, float [T] in -1..1 -> int32 [ceil(T / hop_samples)].
+
+    Speech is understood best at the level that the model was trained on: multiply it by `gain_of` first.
+    """
+    stream = self.encoder()
+    return np.concatenate([stream.push(samples), stream.finish()])
+
+  def decode(self, codes, speaker: str = "", seed: int = 0, temperature=None) -> np.ndarray:
+    """Speech from codes, integers [F] -> float32 [F * hop_samples]; the arguments are those of `decoder`."""
+    stream = self.decoder(speaker, seed, temperature)
+    return np.concatenate([stream.push(codes), stream.finish()])
+
+  def encoder(self) -> "Encoder":
+    """Encodes speech as it comes in."""
+    return Encoder(self.facts, self._model("encoder.tflite"))
+
+  def decoder(self, speaker: str = "", seed: int = 0, temperature=None, noise=None) -> "Decoder":
+    """Decodes codes as they come in.
+
+    Args:
+      speaker: Whose voice to speak with; the first by default.
+      seed: Seed of the noise; the same one gives the same speech.
+      temperature: One number, or one for each band; the model's own by default.
+      noise: In place of noise of that seed: called with a number of steps, gives Gumbel noise for the next ones.
+
+    Raises:
+      CodecError: There is no such speaker, or the temperature does not suit.
+    """
+    speaker = speaker or self.speakers[0]
+    if speaker not in self.speakers:
+      raise CodecError(f"The model has no speaker {speaker!r}; choose one of {', '.join(self.speakers)}.")
+    num_bands = self.facts["num_bands"]
+    temperature = np.asarray(self.facts["temperature"] if temperature is None else temperature, np.float32)
+    if temperature.shape not in ((), (1,), (num_bands,)):
+      raise CodecError(
+        f"temperature has shape {temperature.shape}; give one number, or one for each of {num_bands} bands."
+      )
+    return Decoder(
+      self.facts,
+      {name: self._model(f"{name}.tflite") for name in ("condition", "step", "synthesis")},
+      self.speakers.index(speaker),
+      np.broadcast_to(temperature, [num_bands]),
+      noise or GumbelNoise(seed, self.facts["noise_shape"]),
+    )
+
+  def gain_of(self, samples) -> float:
+    """What speech is to be multiplied by to have the level that the model was trained on; samples float [T]."""
+    samples = np.asarray(samples, np.float64)
+    frames = np.pad(samples, [0, -len(samples) % _POWER_FRAME]).reshape(-1, _POWER_FRAME)
+    powers = np.mean(np.square(frames), axis=1)
+    if not len(powers):
+      return 1.0
+    sounding = powers[powers >= 1e-4 * np.percentile(powers, 95)]  # silences do not count
+    return float(_LEVEL / np.sqrt(np.mean(sounding))) if np.any(sounding > 1e-10) else 1.0
+
+  def _model(self, name):
+    return _Model(self._contents[name])
+
+
+class Encoder:
+  """Turns speech into codes as it comes in; made by `SpeechCodec.encoder`."""
+
+  def __init__(self, facts, model):
+    self._model = model
+    self._hop = facts["hop_samples"]
+    self._frames = facts["encoder_frames"]
+    context = facts["context_frames"] * self._hop
+    self._window = self._frames * self._hop + 2 * context
+    # A recording stands in silence.
+    self._pending = np.zeros(context, np.float32)
+    self._num_samples = self._num_codes = 0
+
+  def push(self, samples) -> np.ndarray:
+    """Takes float [T] in -1..1; gives the codes that are settled by now, int32."""
+    samples = np.asarray(samples, np.float32)
+    self._num_samples += len(samples)
+    self._pending = np.concatenate([self._pending, samples])
+    return self._settled()
+
+  def finish(self) -> np.ndarray:
+    """The remaining codes, int32."""
+    num_codes = -(-self._num_samples // self._hop)
+    self._pending = np.concatenate([self._pending, np.zeros(self._window, np.float32)])
+    return self._settled(limit=num_codes - self._num_codes)
+
+  def _settled(self, limit=None):
+    codes, step = [np.zeros(0, np.int32)], self._frames * self._hop
+    start = num_codes = 0
+    while start + self._window <= len(self._pending) and (limit is None or num_codes < limit):
+      codes.append(self._model(audio=self._pending[np.newaxis, start : start + self._window])["codes"][0])
+      start, num_codes = start + step, num_codes + self._frames
+    self._pending = self._pending[start:]
+    self._num_codes += num_codes
+    return np.concatenate(codes)[:limit]
+
+
+class Decoder:
+  """Turns codes into speech as they come in; made by `SpeechCodec.decoder`."""
+
+  def __init__(self, facts, models, speaker, temperature, noise):
+    self._facts, self._models, self._noise = facts, models, noise
+    self._speaker = np.array([speaker], np.int32)
+    self._temperature = np.ascontiguousarray(temperature, np.float32)
+    self._pending = np.zeros(0, np.int32)
+    self._num_codes = self._num_codes_done = 0
+    self._loop = _StepLoop(models["step"], facts)
+    # Before the first step there is nothing.
+    self._values = np.full([facts["synthesis_context"], facts["num_bands"]], -1, np.int32)
+
+  def push(self, codes) -> np.ndarray:
+    """Takes integers [F]; gives the speech that is settled by now, float32.
+
+    Raises:
+      CodecError: A code is not one of the model's.
+    """
+    codes = np.asarray(codes)
+    if codes.size and (codes.min() < 0 or codes.max() >= self._facts["num_embeddings"]):
+      raise CodecError(f"Codes must be 0..{self._facts['num_embeddings'] - 1}, but there are others among them.")
+    codes = codes.astype(np.int32)
+    if not self._num_codes and len(codes):
+      # Before the first code there is more of it.
+      self._pending = np.repeat(codes[:1], self._facts["context_codes"])
+    self._num_codes += len(codes)
+    self._pending = np.concatenate([self._pending, codes])
+    return self._settled()
+
+  def finish(self) -> np.ndarray:
+    """The remaining speech, float32."""
+    if not self._num_codes:
+      return np.zeros(0, np.float32)
+    num_samples = (self._num_codes - self._num_codes_done) * self._facts["hop_samples"] + self._held_back
+    window = self._facts["condition_frames"] + 2 * self._facts["context_codes"]
+    self._pending = np.concatenate([self._pending, np.repeat(self._pending[-1:], window)])
+    settled = self._settled(self._num_codes - self._num_codes_done)
+    # After the last step there is nothing.
+    self._values = np.concatenate(
+      [self._values, np.full([self._synthesis_window, self._facts["num_bands"]], -1, np.int32)]
+    )
+    return np.concatenate([settled, self._synthesize()])[:num_samples]
+
+  @property
+  def _synthesis_window(self):
+    return self._facts["synthesis_steps"] + 2 * self._facts["synthesis_context"]
+
+  @property
+  def _held_back(self):
+    """Samples that wait for steps after them."""
+    return (len(self._values) - self._facts["synthesis_context"]) * self._facts["num_bands"]
+
+  def _settled(self, num_frames_left=None):
+    frames, context = self._facts["condition_frames"], self._facts["context_codes"]
+    speech, start = [np.zeros(0, np.float32)], 0
+    while start + frames + 2 * context <= len(self._pending) and num_frames_left != 0:
+      window = self._pending[np.newaxis, start : start + frames + 2 * context]
+      share = self._models["condition"](codes=window, speaker=self._speaker)["share"]
+      if num_frames_left is not None:
+        share = share[:num_frames_left]
+        num_frames_left -= len(share)
+      noise = self._noise(len(share) * self._facts["steps_per_frame"])
+      self._values = np.concatenate([self._values, self._loop.run(share, noise, self._temperature)])
+      start, self._num_codes_done = start + len(share), self._num_codes_done + len(share)
+      speech.append(self._synthesize())
+    self._pending = self._pending[start:]
+    return np.concatenate(speech)
+
+  def _synthesize(self):
+    speech, steps = [np.zeros(0, np.float32)], self._facts["synthesis_steps"]
+    while len(self._values) >= self._synthesis_window:
+      speech.append(self._models["synthesis"](values=self._values[np.newaxis, : self._synthesis_window])["audio"][0])
+      self._values = self._values[steps:]
+    return np.concatenate(speech)
+
+
+class _StepLoop:
+  """The decoder's generation: a step of the network again and again, and its layers' pasts in between."""
+
+  def __init__(self, model, facts):
+    self._model = model
+    self._steps_per_frame = facts["steps_per_frame"]
+    rates = np.array(facts["dilation_rates"])
+    # A ring buffer for each layer, one after another.
+    self._rates, self._first = rates, np.cumsum(rates) - rates
+    self._rings = np.zeros([rates.sum(), facts["channels"]], np.float32)
+    self._x = np.zeros([1, facts["channels"]], np.float32)
+    self._time = 0
+
+  def run(self, share, noise, temperature):
+    """Steps of some frames: share [F, 2CL], noise [T, ...] -> values int32 [T, G]."""
+    model, values = self._model, []
+    model.set("temperature", temperature)
+    for frame, frame_noise in zip(
+      share, noise.reshape(len(share), self._steps_per_frame, *noise.shape[1:]), strict=True
+    ):
+      model.set("share", frame[np.newaxis])
+      for step_noise in frame_noise:
+        places = self._first + self._time % self._rates
+        model.set("noise", step_noise[np.newaxis])
+        model.set("past", self._rings[places])
+        model.set("x", self._x)
+        model.invoke()
+        self._rings[places] = model.get("inputs")
+        self._x = model.get("x_next")
+        values.append(model.get("values"))
+        self._time += 1
+    return np.concatenate(values)
+
+
+class GumbelNoise:
+  """Standard Gumbel noise, drawn from 65,536 quantiles: several times as fast as two logarithms a number.
+
+  Args:
+    seed: Seed.
+    shape: Shape of the noise of a step.
+  """
+
+  def __init__(self, seed: int, shape):
+    self._shape = tuple(shape)
+    self._generator = np.random.Generator(np.random.PCG64(seed))
+    self._quantiles = -np.log(-np.log((np.arange(2**16) + 0.5) / 2**16)).astype(np.float32)
+
+  def __call__(self, num_steps: int) -> np.ndarray:
+    size = num_steps * int(np.prod(self._shape))
+    words = self._generator.bit_generator.random_raw(-(-size // 4))
+    return self._quantiles[words.view(np.uint16)[:size]].reshape(num_steps, *self._shape)
+
+
+class _Model:
+  """A TFLite file that runs on one thread; arrays go in and out by name."""
+
+  def __init__(self, content):
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    runner = interpreter.get_signature_runner(_SIGNATURE)
+    self._inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
+    self._outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
+    self._interpreter = interpreter
+    self.set, self.get, self.invoke = self._set, self._get, interpreter.invoke
+
+  def __call__(self, **inputs):
+    for name, value in inputs.items():
+      self.set(name, value)
+    self.invoke()
+    return {name: self.get(name) for name in self._outputs}
+
+  def _set(self, name, value):
+    self._interpreter.set_tensor(self._inputs[name], value)
+
+  def _get(self, name):
+    return self._interpreter.get_tensor(self._outputs[name])

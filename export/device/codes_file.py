@@ -1,0 +1,98 @@
+"""Files of codes: a header, the codes as packed bits, and a checksum over all of it.
+
+  4 bytes  "TFVQ"
+  1        version, 1
+  1        bits per code
+  8        which model, `SpeechCodec.model_id`
+  1        length of the speaker's name in bytes; the name follows
+  4        float32: what the speech was multiplied by before it was encoded
+  8        number of samples, unsigned
+  ...      codes, each in that many bits, the highest first
+  4        CRC-32 of everything before it
+
+All numbers are little-endian.
+"""
+
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from export.device.codec import CodecError
+
+_MAGIC = b"TFVQ"
+_VERSION = 1
+_HEADER = struct.Struct("<4sBB8sB")
+_LENGTHS = struct.Struct("<fQ")
+
+
+class EncodedSpeech(NamedTuple):
+  """What a file of codes holds."""
+
+  codes: np.ndarray  # int32 [F]
+  model_id: bytes
+  speaker: str
+  gain: float
+  num_samples: int
+
+
+def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
+  """The bytes of a file.
+
+  Args:
+    speech: What to write.
+    num_embeddings: K, number of codes.
+    hop_samples: Samples per code.
+
+  Raises:
+    ValueError: There are more or fewer codes than the samples ask for, or a code is not in 0..K-1.
+  """
+  codes = np.asarray(speech.codes)
+  if len(codes) != -(-speech.num_samples // hop_samples) or (
+    len(codes) and not 0 <= codes.min() <= codes.max() < num_embeddings
+  ):
+    raise ValueError("Codes and number of samples do not agree, or a code is out of its range.")
+  num_bits = bits_per_code(num_embeddings)
+  bits = (codes[:, np.newaxis] >> np.arange(num_bits - 1, -1, -1)) & 1
+  name = speech.speaker.encode()
+  content = _HEADER.pack(_MAGIC, _VERSION, num_bits, speech.model_id, len(name)) + name
+  content += _LENGTHS.pack(speech.gain, speech.num_samples) + np.packbits(bits.astype(np.uint8)).tobytes()
+  return content + struct.pack("<I", zlib.crc32(content))
+
+
+def unpack(content: bytes, num_embeddings: int, hop_samples: int) -> EncodedSpeech:
+  """What a file's bytes say.
+
+  Raises:
+    CodecError: They are no file of codes, of another version, cut short, or altered.
+  """
+  if content[:4] != _MAGIC:
+    raise CodecError("It is not a file of codes.")
+  if len(content) < _HEADER.size + _LENGTHS.size + 4:
+    raise CodecError("It is cut short.")
+  _, version, num_bits, model_id, name_length = _HEADER.unpack_from(content)
+  if version != _VERSION:
+    raise CodecError(f"It is of version {version}; this program reads version {_VERSION}.")
+  if zlib.crc32(content[:-4]) != struct.unpack("<I", content[-4:])[0]:
+    raise CodecError("It is cut short or altered: its checksum does not agree.")
+  begin = _HEADER.size + name_length
+  try:
+    speaker = content[_HEADER.size : begin].decode()
+    gain, num_samples = _LENGTHS.unpack_from(content, begin)
+  except (UnicodeDecodeError, struct.error) as error:
+    raise CodecError("It is altered: its header makes no sense.") from error
+  packed = np.frombuffer(content[begin + _LENGTHS.size : -4], np.uint8)
+  num_codes = -(-num_samples // hop_samples)
+  if num_bits != bits_per_code(num_embeddings) or len(packed) != -(-num_codes * num_bits // 8) or not 0 < gain < np.inf:
+    raise CodecError("It is altered: its header does not agree with what follows.")
+  bits = np.unpackbits(packed, count=num_codes * num_bits).reshape(num_codes, num_bits)
+  codes = bits.astype(np.int32) @ (1 << np.arange(num_bits - 1, -1, -1, dtype=np.int32))
+  if num_codes and codes.max() >= num_embeddings:
+    raise CodecError(f"It holds codes outside 0..{num_embeddings - 1}.")
+  return EncodedSpeech(codes, model_id, speaker, gain, num_samples)
+
+
+def bits_per_code(num_embeddings: int) -> int:
+  """Bits that a code is packed into."""
+  return max(1, (num_embeddings - 1).bit_length())

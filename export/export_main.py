@@ -1,0 +1,80 @@
+"""Exports a trained system: TFLite files for devices, a SavedModel for servers, ONNX for other runtimes.
+
+  python -m export.export_main --workdir=runs/frames --out=exported
+  python -m export.export_main --workdir=runs/speech --out=exported --formats=tflite --quantize=none,dynamic
+
+`out` gets tflite/QUANTISATION/*.tflite, onnx/*.onnx, saved_model/, and export.json, which tells of every file its
+signature, its checksum, and how far it is from the trained model on recordings or images not trained on. Each folder of
+TFLite files of a speech system is a codec that `export.device` runs.
+"""
+
+import os
+import pathlib
+import shutil
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import flags, logging  # noqa: E402  TensorFlow reads the environment when it is imported
+
+from tfvq.errors import UserError, run_program  # noqa: E402
+
+_FORMATS = ("tflite", "saved_model", "onnx")
+_QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write; what an export wrote there before is replaced.")
+_CHOSEN_FORMATS = flags.DEFINE_list("formats", list(_FORMATS), f"Of {', '.join(_FORMATS)}.")
+_CHOSEN_QUANTIZATIONS = flags.DEFINE_list(
+  "quantize",
+  list(_QUANTIZATIONS),
+  "Of TFLite files: none (float32), float16 (weights), dynamic (int8 weights, activations rounded as they come), int8 "
+  "(activations' ranges fixed beforehand).",
+)
+
+
+def main(argv):
+  """Reads a workdir and writes `out`."""
+  from export.exporter import export
+  from tfvq.training.stages import open_run
+
+  del argv
+  logging.set_verbosity(logging.WARNING)  # converters tell of every step
+  run = open_run(_WORKDIR.value)
+  out = pathlib.Path(_OUT.value)
+  if out.exists() and any(out.iterdir()) and not (out / "export.json").exists():
+    raise UserError(f"{out} holds files that no export wrote: choose another --out.")
+  partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
+  try:
+    rows = export(run, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.replace(out)
+  except OSError as error:
+    raise UserError(f"{out} could not be written ({error.strerror or error}).") from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+  for name, size, told in rows:
+    print(f"{out / name}: {size / 1e6:.2f} MB{told}")
+
+
+def _parse_flags(argv):
+  if any(argument.lstrip("-") in ("h", "help") for argument in argv[1:]):
+    print(__doc__)
+    for holder in (_WORKDIR, _OUT, _CHOSEN_FORMATS, _CHOSEN_QUANTIZATIONS):
+      print(f"  --{holder.name}: {flags.FLAGS[holder.name].help}")
+    sys.exit(0)
+  try:
+    remaining = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(" ".join(str(error).split())) from error
+  if _WORKDIR.value is None or _OUT.value is None or len(remaining) > 1:
+    raise UserError("Both --workdir=DIR and --out=DIR are needed, and nothing else but flags; --help tells more.")
+  for flag, allowed in ((_CHOSEN_FORMATS, _FORMATS), (_CHOSEN_QUANTIZATIONS, _QUANTIZATIONS)):
+    unknown = [value for value in flag.value if value not in allowed]
+    if unknown or not flag.value:
+      raise UserError(f"--{flag.name} has {', '.join(unknown) or 'no value'}; choose of {', '.join(allowed)}.")
+  return remaining
+
+
+if __name__ == "__main__":
+  run_program(main, _parse_flags)

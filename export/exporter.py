@@ -1,0 +1,147 @@
+"""Writes everything that is exported of a run, and what is to be known of it."""
+
+import pathlib
+
+import numpy as np
+import tqdm
+
+from export import onnx, saved_model, tflite
+from export.endpoints import (
+  CONDITION_FRAMES,
+  ENCODER_FRAMES,
+  SYNTHESIS_CONTEXT,
+  Endpoint,
+  device_endpoints,
+  prior_endpoints,
+  synthesis_steps,
+)
+from export.parity import measure_parity
+from tfvq import models
+from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tfvq.files import sha256, write_json
+from tfvq.models.speech_codec import CODES_OF_CONTEXT
+
+_NUM_PARITY_EXAMPLES = 100
+_CODEC_FACTS = ("sample_rate_hz", "hop_samples", "num_embeddings", "speakers", "autoencoder_sha256")
+
+
+def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, int, str]]:
+  """Exports a run.
+
+  Args:
+    run: `tfvq.training.stages.Run`.
+    out: A new folder.
+    formats: Of "tflite", "saved_model" and "onnx".
+    quantizations: Of `tflite.MODES`.
+
+  Returns:
+    For each file its name, its size in bytes, and its parity in words.
+  """
+  run.workdir.require("autoencoder")
+  endpoints = device_endpoints(run)
+  jobs = []
+  if "tflite" in formats:
+    jobs += [("tflite", mode, endpoint) for mode in quantizations for endpoint in endpoints]
+  if "onnx" in formats:
+    jobs += [("onnx", "none", endpoint) for endpoint in (*endpoints, *prior_endpoints(run))]
+  examples, files = {}, []
+  out.mkdir(parents=True)
+  for kind, mode, endpoint in tqdm.tqdm(jobs, desc="export", unit="file", dynamic_ncols=True):
+    if endpoint.name not in examples:
+      examples[endpoint.name] = tflite.spread(endpoint.examples("held_out"), _NUM_PARITY_EXAMPLES)
+    if kind == "tflite":
+      name = f"tflite/{mode}/{endpoint.name}.tflite"
+      content = tflite.quantize(tflite.convert(endpoint), mode, endpoint)
+      runners = {"parity": tflite.Runner(content), "parity_builtin_kernels": tflite.Runner(content, xnnpack=False)}
+    else:
+      name = f"onnx/{endpoint.name}.onnx"
+      content = onnx.convert(endpoint)
+      runners = {"parity": onnx.Runner(content)}
+    path = out / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    parity = {key: measure_parity(endpoint, runner, examples[endpoint.name]) for key, runner in runners.items()}
+    files.append({"file": name, "quantization": mode, **_signature(endpoint), **_file_facts(path), **parity})
+  facts = _facts(run)
+  if "tflite" in formats and "sample_rate_hz" in facts:
+    for mode in quantizations:
+      _write_codec(run, facts, out / "tflite" / mode)
+  if "saved_model" in formats:
+    signatures = saved_model.write_saved_model(run, out / "saved_model")
+    size = sum(path.stat().st_size for path in (out / "saved_model").rglob("*") if path.is_file())
+    files.append({"file": "saved_model", "quantization": "none", "signatures": signatures, "bytes": size})
+  write_json(out / "export.json", {**facts, "files": files})
+  return [(file["file"], file["bytes"], _in_words(file)) for file in files]
+
+
+def _facts(run):
+  """What is to be known of the model as a whole."""
+  model = run.autoencoder
+  num_embeddings = model.quantizer.num_embeddings
+  facts = {
+    "task": run.config.task,
+    "num_embeddings": num_embeddings,
+    "autoencoder_sha256": sha256(run.workdir.folder("autoencoder") / "checkpoint.keras"),
+  }
+  if isinstance(model, models.SpeechVQVAE):
+    codes_per_second = SAMPLE_RATE_HZ / model.hop_samples
+    return {
+      **facts,
+      "sample_rate_hz": SAMPLE_RATE_HZ,
+      "hop_samples": model.hop_samples,
+      "codes_per_second": codes_per_second,
+      "kilobits_per_second": float(codes_per_second * np.log2(num_embeddings) / 1000),
+      "speakers": run.task.corpus.speakers,
+    }
+  return {**facts, "code_shape": list(model.encoder.output_shape[1:-1]), "image_shape": list(run.task.image_shape)}
+
+
+def _write_codec(run, facts, folder):
+  """What `export.device` needs to know of the files of a codec."""
+  model = run.autoencoder
+  write_json(
+    folder / "codec.json",
+    {
+      **{
+        key: facts[key] for key in ("sample_rate_hz", "hop_samples", "num_embeddings", "speakers", "autoencoder_sha256")
+      },
+      "temperature": np.broadcast_to(run.config.samples.temperature, [model.decoder.head.num_variables]).tolist(),
+      "context_frames": model.context_frames,
+      "encoder_frames": ENCODER_FRAMES,
+      "context_codes": CODES_OF_CONTEXT,
+      "condition_frames": CONDITION_FRAMES,
+      "steps_per_frame": model.steps_per_frame,
+      "channels": model.decoder.channels,
+      "dilation_rates": list(model.decoder.dilation_rates),
+      "noise_shape": list(model.decoder.head.noise_shape),
+      "num_bands": model.audio_values.num_bands,
+      "synthesis_steps": synthesis_steps(model),
+      "synthesis_context": SYNTHESIS_CONTEXT,
+      "files": {path.name: sha256(path) for path in sorted(folder.glob("*.tflite"))},
+    },
+  )
+
+
+def _signature(endpoint: Endpoint):
+  return {
+    "inputs": {name: [spec.shape.as_list(), spec.dtype.name] for name, spec in endpoint.inputs.items()},
+    "outputs": {
+      name: [output.shape.as_list(), output.dtype.name]
+      for name, output in endpoint.concrete().structured_outputs.items()
+    },
+  }
+
+
+def _file_facts(path):
+  return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _in_words(file):
+  words, errors = [], []
+  for name, figures in file.get("parity", {}).items():
+    if "share_equal" in figures:
+      words.append(f"{100 * figures['share_equal']:.1f} % of {name} equal")
+    else:
+      errors.append(figures["relative_rms_error"])
+  words += [f"relative error {max(errors):.0e}"] if errors else []
+  return f"; {', '.join(words)}" if words else ""

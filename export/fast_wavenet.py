@@ -1,0 +1,139 @@
+"""A WaveNet's generation as graphs that run on a phone: one step, or several at a time, with the past kept outside.
+
+Reference: arXiv 1611.09482 (each layer remembers its last inputs).
+"""
+
+import tensorflow as tf
+
+from tfvq.models import WaveNet
+from tfvq.ops.gated import gated_activation
+
+
+class WaveNetStep:
+  """One step of generation; the caller keeps the past.
+
+  The caller has a ring buffer for each layer, `dilation_rate` vectors long: at each step it hands in the oldest vector
+  of every ring and puts what it gets in that place.
+
+  Args:
+    model: The model.
+  """
+
+  def __init__(self, model: WaveNet):
+    self.model = model
+
+  def __call__(self, x, past, share, noise, temperature):
+    """One step.
+
+    Args:
+      x: The embedded values of the step before, float [1, C]; zeros in the first step.
+      past: For each layer its input of `dilation_rate` steps before, float [L, C]; zeros where there was none.
+      share: The condition's share of the pre-activations, float [1, 2 C L].
+      noise: Gumbel noise, float [1, *model.head.noise_shape].
+      temperature: Float [G].
+
+    Returns:
+      {"values": int32 [1, G], "x_next": float [1, C], "inputs": float [L, C]}.
+    """
+    num_layers = len(self.model.blocks)
+    pasts, shares = tf.split(past, num_layers), tf.split(share, num_layers, axis=-1)
+    features, inputs = self.model.advance(x, pasts, shares)
+    values = self.model.head.sample(features, noise, temperature)
+    return {"values": values, "x_next": self.model.embed(values), "inputs": tf.concat(inputs, axis=0)}
+
+
+class WaveNetSteps:
+  """Several steps of generation at once; the past is kept in variables, one for each layer.
+
+  Fewer calls, and where a layer's past is known before the first of the steps, its share of all steps is one product.
+
+  Args:
+    model: The model.
+    num_steps: N, steps that are done at once.
+  """
+
+  def __init__(self, model: WaveNet, num_steps: int):
+    self.model = model
+    self.num_steps = num_steps
+    self.x = tf.Variable(tf.zeros([1, model.channels]), name="x")
+    self.pasts = [
+      tf.Variable(tf.zeros([block.dilation_rate, model.channels]), name=f"past_{layer}")
+      for layer, block in enumerate(model.blocks)
+    ]
+
+  def reset(self):
+    """Goes back to before the first step."""
+    for variable in (self.x, *self.pasts):
+      variable.assign(tf.zeros(variable.shape))
+    return {"done": tf.constant(True)}
+
+  def __call__(self, share, noise, temperature):
+    """The next steps.
+
+    Args:
+      share: The condition's share of the pre-activations in all of these steps, float [1, 2 C L].
+      noise: Gumbel noise, float [N, *model.head.noise_shape].
+      temperature: Float [G].
+
+    Returns:
+      Values, int32 [N, G].
+    """
+    shares = tf.split(share, len(self.model.blocks), axis=-1)
+    layers = [
+      _Layer(block, variable.read_value(), share, self.num_steps)
+      for block, variable, share in zip(self.model.blocks, self.pasts, shares, strict=True)
+    ]
+    x, values = self.x.read_value(), []
+    for step_noise in tf.split(noise, self.num_steps):
+      skips = []
+      for layer in layers:
+        x, skip = layer.step(x)
+        skips.append(skip)
+      values.append(self.model.head.sample(tf.concat(skips, axis=-1), step_noise, temperature))
+      x = self.model.embed(values[-1])
+    self.x.assign(x)
+    for variable, layer in zip(self.pasts, layers, strict=True):
+      variable.assign(layer.past())
+    return tf.concat(values, axis=0)
+
+
+class _Layer:
+  """One layer of a WaveNet during some steps.
+
+  Args:
+    block: The `tfvq.layers.DilatedBlock`.
+    past: Its last inputs, oldest first, [dilation_rate, C].
+    share: The condition's share, [1, 2C].
+    num_steps: Number of steps.
+  """
+
+  def __init__(self, block, past, share, num_steps):
+    self.block = block
+    self.inputs = []
+    self.old = past
+    kernel = tf.convert_to_tensor(block.conv.kernel)
+    self.from_past, self.from_present = kernel[: block.channels], kernel[block.channels :]
+    self.bias = block.conv.bias + share
+    # tf.slice: a strided slice is slow in TFLite.
+    self.known = min(block.dilation_rate, num_steps)
+    known = tf.slice(past, [0, 0], [self.known, block.channels])
+    self.shares = tf.split(tf.matmul(known, self.from_past) + self.bias, self.known)
+
+  def step(self, x):
+    """The next step, x [1, C] -> (x, skip)."""
+    index = len(self.inputs)
+    if index < self.known:
+      share = self.shares[index]
+    else:
+      share = tf.matmul(self.inputs[index - self.block.dilation_rate], self.from_past) + self.bias
+    self.inputs.append(x)
+    skip = gated_activation(tf.matmul(x, self.from_present) + share)
+    return (x if self.block.last else x + self.block.residual(skip)), skip
+
+  def past(self):
+    """The last inputs after these steps."""
+    rate, num_steps = self.block.dilation_rate, len(self.inputs)
+    if rate <= num_steps:
+      return tf.concat(self.inputs[num_steps - rate :], axis=0)
+    kept = tf.slice(self.old, [num_steps, 0], [rate - num_steps, self.block.channels])
+    return tf.concat([kept, *self.inputs], axis=0)

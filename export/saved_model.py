@@ -1,0 +1,186 @@
+"""SavedModels for servers: encode, decode and sample with open batch size and length, and warm-up requests."""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+from tfvq import models
+from tfvq.models.sampling import continue_sequence, gumbel_noise, sample_grid, sample_sequence, sequence_start
+from tfvq.models.speech_codec import CODES_OF_CONTEXT, encode_inside, shares_inside
+
+_FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
+
+
+def write_saved_model(run, folder: pathlib.Path) -> dict[str, dict]:
+  """Writes the SavedModel of a trained run, with one warm-up request for each signature.
+
+  Args:
+    run: `tfvq.training.stages.Run`.
+    folder: A new folder.
+
+  Returns:
+    For each signature its inputs and outputs: {"encode": {"inputs": {name: [shape, dtype]}, "outputs": {...}}, ...}.
+  """
+  functions = _speech_functions(run) if isinstance(run.autoencoder, models.SpeechVQVAE) else _image_functions(run)
+  holder = tf.Module()
+  holder.tracked = [variable.value for model in (run.autoencoder, run.prior) for variable in model.variables]
+  signatures = {
+    name: tf.function(function).get_concrete_function(**specs) for name, (function, specs, _) in functions.items()
+  }
+  tf.saved_model.save(holder, str(folder), signatures)
+  _write_warmup(folder, {name: request for name, (_, _, request) in functions.items()})
+  return {
+    name: {
+      "inputs": _described(function.structured_input_signature[1]),
+      "outputs": _described(function.structured_outputs),
+    }
+    for name, function in signatures.items()
+  }
+
+
+def _image_functions(run):
+  """For each signature its function, the specs of its inputs, and a request."""
+  model, prior = run.autoencoder, run.prior
+  code_shape = list(model.encoder.output_shape[1:-1])
+  image_shape = list(run.task.image_shape)
+  labelled = bool(prior.num_classes)
+
+  def encode(image):
+    return {"codes": model.encode(image)}
+
+  def decode(codes):
+    return {"image": model.decode(codes)}
+
+  def sample(num, seed, temperature, label=None):
+    noise = gumbel_noise(seed, [*prior.grid_shape[:2], num, prior.num_variables, prior.num_values])
+    codes = sample_grid(prior, noise, label, temperature)
+    return {"codes": codes, "image": model.decode(codes)}
+
+  def sample_labelled(label, seed, temperature):
+    return sample(tf.shape(label)[0], seed, temperature, label)
+
+  drawn = {"seed": _spec([], tf.int32, "seed"), "temperature": _spec([], tf.float32, "temperature")}
+  if labelled:
+    sampling = (
+      sample_labelled,
+      {"label": _spec([None], tf.int32, "label"), **drawn},
+      {"label": np.zeros([1], np.int32), "seed": np.int32(0), "temperature": np.float32(1)},
+    )
+  else:
+    sampling = (
+      lambda num, seed, temperature: sample(num, seed, temperature),
+      {"num": _spec([], tf.int32, "num"), **drawn},
+      {"num": np.int32(1), "seed": np.int32(0), "temperature": np.float32(1)},
+    )
+  return {
+    "encode": (
+      encode,
+      {"image": _spec([None, *image_shape], tf.float32, "image")},
+      {"image": np.zeros([1, *image_shape], np.float32)},
+    ),
+    "decode": (
+      decode,
+      {"codes": _spec([None, *code_shape], tf.int32, "codes")},
+      {"codes": np.zeros([1, *code_shape], np.int32)},
+    ),
+    "sample": sampling,
+  }
+
+
+def _speech_functions(run):
+  model, prior = run.autoencoder, run.prior
+  context = model.context_frames * model.hop_samples
+  num_bands = model.audio_values.num_bands
+
+  def encode(audio):
+    missing = -tf.shape(audio)[1] % model.hop_samples
+    return {"codes": encode_inside(model, tf.pad(audio, [[0, 0], [context, context + missing]]))}
+
+  def decode(codes, speaker, seed, temperature):
+    return {"audio": decode_speech(model, codes, speaker, seed, temperature)}
+
+  def sample(speaker, num_codes, seed, temperature):
+    noise = gumbel_noise(seed, [num_codes, tf.shape(speaker)[0], *prior.head.noise_shape], part=-1)
+    codes = sample_sequence(prior, noise, {"speaker": speaker})[..., 0]
+    return {"codes": codes, "audio": decode_speech(model, codes, speaker, seed, temperature)}
+
+  drawn = {"seed": _spec([], tf.int32, "seed"), "temperature": _spec([num_bands], tf.float32, "temperature")}
+  speaker = _spec([None], tf.int32, "speaker")
+  request = {
+    "speaker": np.zeros([1], np.int32),
+    "seed": np.int32(0),
+    "temperature": np.array(run.config.samples.temperature, np.float32),
+  }
+  return {
+    "encode": (encode, {"audio": _spec([None, None], tf.float32, "audio")}, {"audio": np.zeros([1, 1600], np.float32)}),
+    "decode": (
+      decode,
+      {"codes": _spec([None, None], tf.int32, "codes"), "speaker": speaker, **drawn},
+      {"codes": np.zeros([1, 5], np.int32), **request},
+    ),
+    "sample": (
+      sample,
+      {"speaker": speaker, "num_codes": _spec([], tf.int32, "num_codes"), **drawn},
+      {"num_codes": np.int32(5), **request},
+    ),
+  }
+
+
+def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) -> tf.Tensor:
+  """What `tfvq.models.speech_codec.SpeechCodec(model, frames_per_part=25).decode` gives, as a graph.
+
+  Args:
+    model: The model.
+    codes: Integers [B, F], F >= 1.
+    speaker: Integers [B].
+    seed: Integer scalar.
+    temperature: Float [G].
+
+  Returns:
+    Audio, float32 [B, F * hop_samples].
+  """
+  batch_size, num_frames = tf.shape(codes)[0], tf.shape(codes)[1]
+  num_parts = -(-num_frames // _FRAMES_PER_PART)
+  left_over = num_parts * _FRAMES_PER_PART - num_frames
+  first, last = codes[:, :1], codes[:, -1:]
+  filled = [tf.repeat(first, CODES_OF_CONTEXT, axis=1), codes, tf.repeat(last, left_over + CODES_OF_CONTEXT, axis=1)]
+  filled = tf.concat(filled, axis=1)
+  num_steps = _FRAMES_PER_PART * model.steps_per_frame
+  noise_shape = [num_steps, batch_size, *model.decoder.head.noise_shape]
+
+  def decode_part(part, state, before, values):
+    begin = part * _FRAMES_PER_PART
+    window = filled[:, begin : begin + _FRAMES_PER_PART + 2 * CODES_OF_CONTEXT]
+    shares = shares_inside(model, window, speaker)
+    noise = gumbel_noise(seed, noise_shape, part)
+    part_values, (state, before) = continue_sequence(model.decoder, (state, before), noise, shares, temperature)
+    return part + 1, state, before, values.write(part, part_values)
+
+  values = tf.TensorArray(tf.int32, num_parts, element_shape=[num_steps, None, model.audio_values.num_bands])
+  start = sequence_start(model.decoder, batch_size)
+  *_, values = tf.while_loop(lambda part, *_: part < num_parts, decode_part, (0, *start, values))
+  audio = model.audio_values.decode(tf.transpose(values.concat(), [1, 0, 2]))
+  return audio[:, : num_frames * model.hop_samples]
+
+
+def _write_warmup(folder, requests):
+  path = folder / "assets.extra" / "tf_serving_warmup_requests"
+  path.parent.mkdir()
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for signature, inputs in requests.items():
+      request = predict_pb2.PredictRequest(
+        model_spec=model_pb2.ModelSpec(signature_name=signature),
+        inputs={name: tf.make_tensor_proto(value) for name, value in inputs.items()},
+      )
+      log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+      writer.write(log.SerializeToString())
+
+
+def _spec(shape, dtype, name):
+  return tf.TensorSpec(shape, dtype, name)
+
+
+def _described(specs):
+  return {name: [spec.shape.as_list(), spec.dtype.name] for name, spec in specs.items()}

@@ -1,0 +1,96 @@
+"""TFLite files: writing them, with or without quantisation, and running them."""
+
+import contextlib
+import io
+import itertools
+import pathlib
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_quantizer import quantizer, recipe_manager
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.qtyping import TFLOperationName
+
+from export.endpoints import Endpoint
+
+MODES = ("none", "float16", "dynamic", "int8")
+
+_QUANTIZED_OPS = (TFLOperationName.CONV_2D, TFLOperationName.CONV_2D_TRANSPOSE, TFLOperationName.FULLY_CONNECTED)
+_NUM_CALIBRATION_EXAMPLES = 200
+_SIGNATURE = "serving_default"
+_OUTPUTS = "StatefulPartitionedCall.*"  # a layer that makes an output stays as it is
+
+
+def convert(endpoint: Endpoint) -> bytes:
+  """A float32 TFLite file of an endpoint, of builtin operations only."""
+  # The variables of Keras are none to TensorFlow's bookkeeping: they are named one by one.
+  holder = tf.Module()
+  holder.tracked = [variable.value for variable in endpoint.model.variables]
+  converter = tf.lite.TFLiteConverter.from_concrete_functions([endpoint.concrete()], holder)
+  return converter.convert()
+
+
+def quantize(content: bytes, mode: str, endpoint: Endpoint) -> bytes:
+  """Quantises a float32 TFLite file.
+
+  Args:
+    content: The file.
+    mode: "none"; "float16": weights are kept in float16; "dynamic": int8 weights, each row of the activations rounded
+      to int8 where it meets them; "int8": the range of the activations is fixed beforehand on examples of the split
+      "train".
+    endpoint: What was converted.
+
+  Returns:
+    The new file.
+  """
+  if mode == "none":
+    return content
+  recipe = recipe_manager.RecipeManager()
+  for operation in _QUANTIZED_OPS:
+    if mode == "float16":
+      recipe.add_weight_only_config(".*", operation, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+    elif mode == "dynamic":
+      recipe.add_dynamic_config(".*", operation, 8)
+    else:
+      recipe.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
+    if mode != "float16":
+      for part in (*endpoint.kept_in_float, _OUTPUTS):
+        recipe.add_quantization_config(part, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    path = pathlib.Path(folder) / "model.tflite"
+    path.write_bytes(content)
+    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # it tells of each step
+    machine = quantizer.Quantizer(str(path))
+    machine.load_quantization_recipe(recipe.get_quantization_recipe())
+    calibration = None
+    if machine.need_calibration:
+      examples = spread(endpoint.examples("train"), _NUM_CALIBRATION_EXAMPLES)
+      calibration = machine.calibrate({_SIGNATURE: examples})
+    return bytes(machine.quantize(calibration).quantized_model)
+
+
+def spread(examples, num: int) -> list:
+  """At most `num` of some examples, evenly spread over the first ten times as many: neighbours are much alike."""
+  seen = list(itertools.islice(examples, 10 * num))
+  return seen[:: -(-len(seen) // num) or 1]
+
+
+class Runner:
+  """Runs a TFLite file as a function of arrays by name.
+
+  Args:
+    content: The file.
+    xnnpack: Whether XNNPACK's kernels are used, as they are on devices, or the builtin ones.
+  """
+
+  def __init__(self, content: bytes, xnnpack: bool = True):
+    resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    self._interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=resolver)
+    self._interpreter.allocate_tensors()
+    self._run = self._interpreter.get_signature_runner(_SIGNATURE)
+
+  def __call__(self, **inputs) -> dict[str, np.ndarray]:
+    return self._run(**inputs)

@@ -1,0 +1,225 @@
+import pathlib
+import struct
+import subprocess
+import sys
+import wave
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.device import CodecError, SpeechCodec, codes_file
+from export.device.codec import GumbelNoise
+from export.exporter import export
+from tfvq.data.audio_files import AudioArray
+from tfvq.models import gumbel_noise
+from tfvq.models import speech_codec as keras_codec
+from tfvq.training.stages import open_run
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def codec_folder(speech_run_folder, tmp_path_factory):
+  """The exported codec of a tiny run."""
+  folder = tmp_path_factory.mktemp("codec") / "out"
+  export(open_run(speech_run_folder), folder, ("tflite",), ("none",))
+  return folder / "tflite" / "none"
+
+
+def speech(num_samples, rng):
+  """Noise whose loudness swells and falls, float32 [num_samples]."""
+  return (0.1 * np.abs(np.sin(np.arange(num_samples) / 3000)) * rng.normal(size=num_samples)).astype(np.float32)
+
+
+def test_it_does_what_the_codec_of_keras_does(codec_folder, speech_run_folder, rng):
+  codec = SpeechCodec(codec_folder)
+  expected = keras_codec.SpeechCodec(open_run(speech_run_folder).autoencoder, frames_per_part=50, jit_compile=False)
+  audio = speech(7777, rng)
+  np.testing.assert_array_equal(codec.encode(audio), expected.encode(AudioArray(audio)))
+  np.testing.assert_allclose(codec.gain_of(audio), expected.gain_of(AudioArray(audio)), rtol=1e-6)
+  codes = rng.integers(0, 16, 120)
+  parts = iter(range(10))
+
+  def noise(num_steps):
+    return gumbel_noise(3, [800, 1, *codec.facts["noise_shape"]], next(parts)).numpy()[:num_steps, 0]
+
+  stream = codec.decoder(codec.speakers[1], temperature=0.7, noise=noise)
+  spoken = np.concatenate([stream.push(codes), stream.finish()])
+  reference = expected.decode(codes[np.newaxis], [1], seed=3, temperature=0.7)[0]
+  assert spoken.shape == reference.shape == (7680,)
+  # Keras goes on to the end of the part, which the last samples hear of.
+  np.testing.assert_allclose(spoken[:-32], reference[:-32], atol=1e-4)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 63, 64, 65, 3200, 3201, 10_007])
+def test_speech_in_chunks_is_speech_in_one_piece(num_samples, codec_folder, rng):
+  codec = SpeechCodec(codec_folder)
+  audio = speech(num_samples, rng)
+  codes = codec.encode(audio)
+  assert codes.shape == (-(-num_samples // 64),) and codes.dtype == np.int32
+  spoken = codec.decode(codes, seed=4)
+  assert spoken.shape == (64 * len(codes),) and spoken.dtype == np.float32
+  encoder, decoder = codec.encoder(), codec.decoder(seed=4)
+  some_codes, some_speech = [], []
+  for start in range(0, num_samples, 997):
+    some_codes.append(encoder.push(audio[start : start + 997]))
+  some_codes = np.concatenate([*some_codes, encoder.finish()])
+  np.testing.assert_array_equal(some_codes, codes)
+  for start in range(0, len(codes), 13):
+    some_speech.append(decoder.push(codes[start : start + 13]))
+  np.testing.assert_array_equal(np.concatenate([*some_speech, decoder.finish()]), spoken)
+
+
+def test_voice_seed_and_temperature_matter(codec_folder, rng):
+  codec, codes = SpeechCodec(codec_folder), rng.integers(0, 16, 30)
+  first = codec.decode(codes)
+  np.testing.assert_array_equal(first, codec.decode(codes, codec.speakers[0], seed=0))
+  for other in (
+    codec.decode(codes, codec.speakers[1]),
+    codec.decode(codes, seed=1),
+    codec.decode(codes, temperature=1.2),
+  ):
+    assert np.abs(other - first).max() > 1e-3
+
+
+def test_the_noise_is_standard_gumbel():
+  noise = GumbelNoise(0, [4, 50])(5000)
+  assert noise.shape == (5000, 4, 50) and noise.dtype == np.float32
+  np.testing.assert_allclose(noise.mean(), np.euler_gamma, atol=5e-3)
+  np.testing.assert_allclose(noise.var(), np.pi**2 / 6, atol=2e-2)
+  probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+  draws = np.argmax(np.log(probabilities) + noise.reshape(-1, 4), axis=-1)
+  np.testing.assert_allclose(np.bincount(draws) / len(draws), probabilities, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+  ("codes", "arguments", "sentence"),
+  [
+    ([16], {}, "Codes must be 0..15"),
+    ([-1], {}, "Codes must be 0..15"),
+    ([0], {"speaker": "nobody"}, "The model has no speaker 'nobody'"),
+    ([0], {"temperature": [1, 1]}, "temperature has shape"),
+  ],
+)
+def test_what_cannot_be_decoded_is_refused(codes, arguments, sentence, codec_folder):
+  with pytest.raises(CodecError, match=sentence):
+    SpeechCodec(codec_folder).decode(codes, **arguments)
+
+
+def test_a_damaged_folder_is_refused(codec_folder, tmp_path):
+  with pytest.raises(CodecError, match="does not hold a whole codec"):
+    SpeechCodec(tmp_path)
+  for path in codec_folder.iterdir():
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  content = bytearray((tmp_path / "step.tflite").read_bytes())
+  content[1000] ^= 1
+  (tmp_path / "step.tflite").write_bytes(bytes(content))
+  with pytest.raises(CodecError, match="step.tflite is not the file that was written"):
+    SpeechCodec(tmp_path)
+
+
+def encoded(codes, hop_samples=64, less=0):
+  return codes_file.EncodedSpeech(np.array(codes, np.int32), b"12345678", "", 1.5, len(codes) * hop_samples - less)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_codes_come_back_from_a_file(num_embeddings, data):
+  codes = data.draw(st.lists(st.integers(0, num_embeddings - 1), max_size=50))
+  written = encoded(codes, less=data.draw(st.integers(0, 63)) if codes else 0)
+  content = codes_file.pack(written, num_embeddings, 64)
+  read = codes_file.unpack(content, num_embeddings, 64)
+  np.testing.assert_array_equal(read.codes, written.codes)
+  assert read[1:] == written[1:]
+  assert len(content) == 31 + -(-len(codes) * codes_file.bits_per_code(num_embeddings) // 8)
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_a_damaged_file_is_told_of_never_decoded(data):
+  """Any change is found; one with its checksum mended is refused or decodes to codes that are in their range."""
+  content = bytearray(codes_file.pack(encoded(range(100, 140)), 500, 64))
+  kind = data.draw(st.sampled_from(["cut", "change", "mend", "garbage"]))
+  if kind == "cut":
+    content = content[: data.draw(st.integers(0, len(content) - 1))]
+  elif kind == "garbage":
+    content = bytearray(data.draw(st.binary(max_size=80)))
+  else:
+    for _ in range(data.draw(st.integers(1, 5))):
+      content[data.draw(st.integers(0, len(content) - 5))] ^= data.draw(st.integers(1, 255))
+    if kind == "mend":
+      content[-4:] = struct.pack("<I", zlib.crc32(content[:-4]))
+  try:
+    read = codes_file.unpack(bytes(content), 500, 64)
+  except CodecError:
+    return
+  unchanged = bytes(content) == codes_file.pack(encoded(range(100, 140)), 500, 64)
+  assert kind == "mend" or unchanged
+  assert not len(read.codes) or (read.codes.min() >= 0 and read.codes.max() < 500)
+
+
+_NEVER = """
+import runpy, sys
+sys.argv = ["device", *sys.argv[1:]]
+try:
+  runpy.run_module("export.device", run_name="__main__")
+except SystemExit as end:
+  code = end.code
+loaded = {name.split(".")[0] for name in sys.modules}
+assert not loaded & {"tensorflow", "keras", "tfvq", "absl", "tqdm"}, sorted(loaded)
+sys.exit(code)
+"""
+
+
+def device(*arguments):
+  command = [sys.executable, "-c", _NEVER, *map(str, arguments)]
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+  return result.returncode, result.stdout, result.stderr
+
+
+def write_wav(path, audio, rate_hz=16_000, channels=1, width=2):
+  with wave.open(str(path), "wb") as file:
+    file.setframerate(rate_hz)
+    file.setnchannels(channels)
+    file.setsampwidth(width)
+    file.writeframes((audio * 2**15).astype("<i2").tobytes())
+
+
+def test_the_commands_work_without_tensorflow(codec_folder, tmp_path, rng):
+  write_wav(tmp_path / "in.wav", speech(5000, rng))
+  code, out, told = device("encode", tmp_path / "in.wav", tmp_path / "a.codes", f"--model={codec_folder}")
+  assert code == 0 and "kbit/s" in out and "times real time" in told, told
+  code, out, told = device(
+    "decode", tmp_path / "a.codes", tmp_path / "out.wav", f"--model={codec_folder}", "--speaker=en-us+f2"
+  )
+  assert code == 0 and "times real time" in told, told
+  with wave.open(str(tmp_path / "out.wav")) as file:
+    assert (file.getframerate(), file.getnchannels(), file.getsampwidth(), file.getnframes()) == (16_000, 1, 2, 5000)
+  assert {path.name for path in tmp_path.iterdir()} == {"in.wav", "a.codes", "out.wav"}
+
+
+def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
+  audio, model = speech(2000, rng), f"--model={codec_folder}"
+  write_wav(tmp_path / "44.wav", audio, rate_hz=44_100)
+  write_wav(tmp_path / "stereo.wav", audio, channels=2)
+  write_wav(tmp_path / "empty.wav", audio[:0])
+  (tmp_path / "text.wav").write_text("hello")
+  (tmp_path / "text.codes").write_text("hello")
+  codes = encoded([1, 2, 3])
+  (tmp_path / "other.codes").write_bytes(codes_file.pack(codes, 16, 64))
+  cases = [
+    ("encode", "44.wav", "44.wav has 44100 Hz, 1 channels, 16 bits: it must be a WAV file of 16000 Hz"),
+    ("encode", "stereo.wav", "2 channels"),
+    ("encode", "empty.wav", "is empty or breaks off"),
+    ("encode", "text.wav", "text.wav cannot be encoded"),
+    ("encode", "nothing.wav", "nothing.wav could not be read"),
+    ("decode", "text.codes", "text.codes cannot be decoded. It is not a file of codes"),
+    ("decode", "other.codes", "was made with another model"),
+    ("decode", "nothing.codes", "nothing.codes could not be read"),
+  ]
+  for command, name, sentence in cases:
+    code, _, told = device(command, tmp_path / name, tmp_path / "out", model)
+    assert code == 2 and sentence in told and "Traceback" not in told, (name, told)
+    assert not (tmp_path / "out").exists()

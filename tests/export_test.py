@@ -1,0 +1,245 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export import tflite
+from export.endpoints import device_endpoints
+from export.exporter import export
+from export.fast_wavenet import WaveNetStep, WaveNetSteps
+from export.parity import measure_parity, sure_codes
+from tfvq.layers import CategoricalHead, LogisticMixtureHead
+from tfvq.models import (
+  WaveNet,
+  gumbel_noise,
+  sample_grid,
+  sample_sequence,
+  sequence_noise_shape,
+)
+from tfvq.models.speech_codec import SpeechCodec
+from tfvq.training.stages import open_run
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def wavenet(num_bands, rng, **changes):
+  """A WaveNet with random weights."""
+  head = CategoricalHead(16, num_bands, hidden_units=8)
+  model = WaveNet(head, channels=8, dilation_rates=(1, 2, 4, 1, 2), condition_dim=3, **changes)
+  for variable in model.variables:
+    variable.assign(0.3 * rng.normal(size=variable.shape))
+  return model
+
+
+def generation(model, num_frames, steps_per_frame, rng):
+  """A condition, noise, and what the Keras sampler draws with them: (shares [F, 2CL], noise, values [T, G])."""
+  noise = gumbel_noise(3, sequence_noise_shape(model, num_frames * steps_per_frame, 1))
+  condition = {"local": tf.constant(rng.normal(size=[1, num_frames, 3]), tf.float32)}
+  values = sample_sequence(model, noise, condition, 0.7)[0]
+  return tf.concat(model.project_condition(condition), axis=-1)[:, 0], noise, values.numpy()
+
+
+@pytest.mark.parametrize("num_bands", [1, 3])
+@pytest.mark.parametrize("ordinal", [True, False])
+def test_a_step_whose_caller_keeps_the_rings_draws_what_keras_draws(num_bands, ordinal, rng):
+  model = wavenet(num_bands, rng, ordinal=ordinal)
+  shares, noise, expected = generation(model, num_frames=6, steps_per_frame=4, rng=rng)
+  step, x = WaveNetStep(model), tf.zeros([1, 8])
+  rings = [[tf.zeros([8])] * rate for rate in model.dilation_rates]
+  for time in range(24):
+    past = tf.stack([ring[time % len(ring)] for ring in rings])
+    outputs = step(x, past, shares[tf.newaxis, time // 4], noise[time], tf.fill([num_bands], 0.7))
+    np.testing.assert_array_equal(outputs["values"][0], expected[time])
+    for ring, new in zip(rings, outputs["inputs"], strict=True):
+      ring[time % len(ring)] = new
+    x = outputs["x_next"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("num_bands", [1, 3])
+def test_several_steps_at_once_draw_what_keras_draws(num_steps, num_bands, rng):
+  model = wavenet(num_bands, rng)
+  shares, noise, expected = generation(model, num_frames=3, steps_per_frame=24, rng=rng)
+  steps = WaveNetSteps(model, num_steps)
+  run = tf.function(lambda share, noise: steps(share, noise, tf.fill([num_bands], 0.7)))
+  for _ in range(2):
+    steps.reset()
+    for time in range(0, 72, num_steps):
+      values = run(shares[tf.newaxis, time // 24], noise[time : time + num_steps, 0])
+      np.testing.assert_array_equal(values, expected[time : time + num_steps])
+
+
+def test_a_step_is_exported_with_a_mixture_of_logistics_too(rng):
+  model = WaveNet(LogisticMixtureHead(65_536, 1, hidden_units=8), channels=8, dilation_rates=(1, 2), condition_dim=3)
+  shares, noise, expected = generation(model, num_frames=2, steps_per_frame=4, rng=rng)
+  outputs = WaveNetStep(model)(tf.zeros([1, 8]), tf.zeros([2, 8]), shares[:1], noise[0], tf.fill([1], 0.7))
+  np.testing.assert_array_equal(outputs["values"][0], expected[0])
+
+
+def test_codes_are_sure_where_the_error_does_not_reach_the_border(rng):
+  codebook = np.array([[0.0, 0.0], [1.0, 0.0]])
+  z_e = np.array([[0.3, 0.0], [0.3, 0.0], [0.3, 5.0]])
+  given = np.array([[0.45, 0.0], [0.3, 0.25], [0.3, 4.85]])
+  np.testing.assert_array_equal(sure_codes(z_e, given, codebook), [True, False, True])
+  codebook, z_e = rng.normal(size=[20, 4]), rng.normal(size=[2000, 4])
+  given = z_e + 0.05 * rng.normal(size=z_e.shape)
+  nearest = lambda vectors: np.argmin(np.linalg.norm(vectors[:, np.newaxis] - codebook, axis=-1), axis=-1)
+  sure, equal = sure_codes(z_e, given, codebook), nearest(z_e) == nearest(given)
+  assert equal[sure].all() and not equal.all() and 0.5 < sure.mean() < 1
+
+
+@pytest.fixture(scope="module")
+def exported_frames(frames_run, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("export") / "frames"
+  export(frames_run, folder, ("tflite", "saved_model", "onnx"), tflite.MODES)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def exported_speech(speech_run_folder, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("export") / "speech"
+  export(open_run(speech_run_folder), folder, ("tflite", "saved_model", "onnx"), ("none", "dynamic"))
+  return folder
+
+
+def test_the_list_tells_of_every_file(exported_frames, frames_run):
+  facts = json.loads((exported_frames / "export.json").read_text())
+  assert facts["task"] == "images" and facts["num_embeddings"] == 16 and facts["code_shape"] == [4, 4]
+  files = {file["file"]: file for file in facts["files"]}
+  assert set(files) == {
+    "saved_model",
+    *(f"tflite/{mode}/{name}.tflite" for mode in tflite.MODES for name in ("encoder", "decoder")),
+    *(f"onnx/{name}.onnx" for name in ("encoder", "decoder", "prior_row", "prior_step")),
+  }
+  encoder = files["tflite/int8/encoder.tflite"]
+  assert encoder["inputs"] == {"image": [[1, 16, 16, 3], "float32"]}
+  assert encoder["outputs"] == {"codes": [[1, 4, 4], "int32"], "z_e": [[1, 4, 4, 4], "float32"]}
+  assert files["saved_model"]["signatures"]["decode"]["inputs"] == {"codes": [[None, 4, 4], "int32"]}
+
+
+def test_float_files_agree_with_keras(exported_frames, exported_speech):
+  for folder in (exported_frames, exported_speech):
+    for file in json.loads((folder / "export.json").read_text())["files"]:
+      if file["quantization"] != "none" or file["file"] == "saved_model":
+        continue
+      for kernels in ("parity", "parity_builtin_kernels"):
+        for name, figures in file.get(kernels, {}).items():
+          assert figures.get("share_equal", 1) == 1, (file["file"], name)
+          assert figures.get("relative_rms_error", 0) < 1e-5, (file["file"], name)
+
+
+@pytest.mark.parametrize("xnnpack", [True, False])
+@pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])
+def test_quantised_codes_differ_only_where_the_error_allows_it(mode, xnnpack, frames_run, exported_frames):
+  endpoint = device_endpoints(frames_run)[0]
+  runner = tflite.Runner((exported_frames / "tflite" / mode / "encoder.tflite").read_bytes(), xnnpack)
+  codebook = np.array(frames_run.autoencoder.quantizer.codebook)
+  num_equal = num_codes = 0
+  for example in tflite.spread(endpoint.examples("held_out"), 100):
+    expected = endpoint.function(tf.constant(example["image"]))
+    given = runner(**example)
+    sure = sure_codes(expected["z_e"].numpy().reshape(-1, 4), given["z_e"].reshape(-1, 4), codebook)
+    equal = (expected["codes"].numpy() == given["codes"]).ravel()
+    assert equal[sure].all()
+    num_equal, num_codes = num_equal + equal.sum(), num_codes + equal.size
+  assert num_equal > 0.8 * num_codes
+
+
+def test_the_same_run_gives_the_same_bytes(frames_run, exported_frames, tmp_path):
+  export(frames_run, tmp_path / "again", ("tflite", "onnx"), ("none", "int8"))
+  for path in (tmp_path / "again").rglob("*.*"):
+    if path.suffix in (".tflite", ".onnx"):
+      assert path.read_bytes() == (exported_frames / path.relative_to(tmp_path / "again")).read_bytes(), path
+
+
+_SERVE = """
+import sys
+import numpy as np, tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+inputs = {name: tf.constant(value) for name, value in np.load(sys.argv[2]).items()}
+outputs = model.signatures[sys.argv[3]](**inputs)
+np.savez(sys.argv[4], **{name: value.numpy() for name, value in outputs.items()})
+assert not any(name.split(".")[0] in ("tfvq", "export") for name in sys.modules)
+"""
+
+
+def serve(folder, signature, tmp_path, **inputs):
+  """Runs a signature in a process that has nothing but TensorFlow."""
+  np.savez(tmp_path / "inputs.npz", **inputs)
+  command = [
+    sys.executable,
+    "-c",
+    _SERVE,
+    folder / "saved_model",
+    tmp_path / "inputs.npz",
+    signature,
+    tmp_path / "o.npz",
+  ]
+  subprocess.run([str(part) for part in command], check=True, cwd=tmp_path, timeout=300)
+  return dict(np.load(tmp_path / "o.npz"))
+
+
+def test_a_server_of_images_needs_tensorflow_only(exported_frames, frames_run, tmp_path, rng):
+  images = rng.uniform(0, 255, [3, 16, 16, 3]).astype(np.float32)
+  codes = serve(exported_frames, "encode", tmp_path, image=images)["codes"]
+  np.testing.assert_array_equal(codes, frames_run.autoencoder.encode(images))
+  decoded = serve(exported_frames, "decode", tmp_path, codes=codes)["image"]
+  np.testing.assert_allclose(decoded, frames_run.autoencoder.decode(codes), atol=1e-3)
+  drawn = serve(exported_frames, "sample", tmp_path, num=np.int32(2), seed=np.int32(7), temperature=np.float32(0.9))
+  noise = gumbel_noise(7, [4, 4, 2, 1, 16])
+  np.testing.assert_array_equal(drawn["codes"], sample_grid(frames_run.prior, noise, None, 0.9))
+
+
+def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_folder, tmp_path, rng):
+  model = open_run(speech_run_folder).autoencoder
+  audio = (0.1 * rng.normal(size=[2, 6401])).astype(np.float32)
+  codes = serve(exported_speech, "encode", tmp_path, audio=audio)["codes"]
+  padded = np.pad(audio, [(0, 0), (8 * 64, 63 + 8 * 64)])
+  np.testing.assert_array_equal(codes, model.encode(padded)[:, 8:-8])
+  drawn = {"speaker": np.array([1, 0], np.int32), "seed": np.int32(5), "temperature": np.full([4], 0.8, np.float32)}
+  spoken = serve(exported_speech, "decode", tmp_path, codes=codes[:, :60], **drawn)["audio"]
+  expected = SpeechCodec(model, frames_per_part=25, jit_compile=False).decode(codes[:, :60], [1, 0], 5, 0.8)
+  # Rounding decides a draw now and then; up to the first such draw both say the same.
+  assert spoken.shape == expected.shape == (2, 3840)
+  np.testing.assert_allclose(spoken[:, :640], expected[:, :640], atol=1e-4)
+  sampled = serve(exported_speech, "sample", tmp_path, num_codes=np.int32(30), **drawn)
+  assert sampled["codes"].shape == (2, 30) and sampled["audio"].shape == (2, 1920)
+
+
+def test_warm_up_requests_can_be_read(exported_speech):
+  from tensorflow_serving.apis import prediction_log_pb2
+
+  path = exported_speech / "saved_model" / "assets.extra" / "tf_serving_warmup_requests"
+  requests = [prediction_log_pb2.PredictionLog.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
+  names = [request.predict_log.request.model_spec.signature_name for request in requests]
+  assert names == ["encode", "decode", "sample"]
+  assert set(requests[1].predict_log.request.inputs) == {"codes", "speaker", "seed", "temperature"}
+
+
+def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
+  endpoint = device_endpoints(frames_run)[1]
+  content = (exported_frames / "tflite" / "dynamic" / "decoder.tflite").read_bytes()
+  found = measure_parity(endpoint, tflite.Runner(content), tflite.spread(endpoint.examples("held_out"), 100))
+  files = json.loads((exported_frames / "export.json").read_text())["files"]
+  (kept,) = [file for file in files if file["file"] == "tflite/dynamic/decoder.tflite"]
+  assert found == kept["parity"] and found["image"]["max_error"] > 0
+
+
+@pytest.mark.parametrize(
+  ("flags", "sentence"),
+  [
+    (("--workdir=nowhere", "--out=x"), "nowhere is not the folder of a run"),
+    (("--out=x",), "Both --workdir=DIR and --out=DIR are needed"),
+    (("--workdir=w", "--out=x", "--formats=tflite,coreml"), "--formats has coreml; choose of tflite"),
+    (("--workdir=w", "--out=x", "--quantize=int4"), "--quantize has int4; choose of none"),
+  ],
+)
+def test_wrong_flags_end_with_one_sentence(flags, sentence):
+  result = subprocess.run(
+    [sys.executable, "-m", "export.export_main", *flags], capture_output=True, text=True, check=False, cwd=ROOT
+  )
+  assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr
