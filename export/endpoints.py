@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.fast_wavenet import WaveNetStep
+from export.fast_wavenet import SpeechSteps, WaveNetStep
 from tfvq import models
 from tfvq.data.audio_files import AudioArray
 from tfvq.errors import UserError
@@ -15,6 +15,7 @@ from tfvq.models.speech_codec import CODES_OF_CONTEXT, SpeechCodec, encode_insid
 
 ENCODER_FRAMES = 50  # codes that the encoder of speech makes at once: 0.2 s at 250 a second
 CONDITION_FRAMES = 50
+STEPS_AT_ONCE = 4
 SYNTHESIS_CONTEXT = 8  # steps that a synthesised sample depends on, to either side
 
 
@@ -30,6 +31,7 @@ class Endpoint:
     examples: Called with a split, gives inputs of real data without end, or as many as there are.
     kept_in_float: Regular expressions of the parts of the graph, by the names of their tensors, that int8 does not
       touch: those where rounding costs most for its size.
+    state: Variables that the function changes, all zeros at first; only TFLite takes such a function.
   """
 
   name: str
@@ -38,6 +40,13 @@ class Endpoint:
   model: keras.Model
   examples: Callable[[str], Iterator[dict[str, np.ndarray]]]
   kept_in_float: tuple[str, ...] = ()
+  state: tuple[tf.Variable, ...] = ()
+
+  def reset(self) -> dict[str, tf.Tensor]:
+    """Sets the state back to zeros, and says so."""
+    for variable in self.state:
+      variable.assign(tf.zeros(variable.shape))
+    return {"done": tf.constant(True)}
 
   @property
   def specs(self) -> list[tf.TensorSpec]:
@@ -161,12 +170,25 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
       values,
       kept_in_float=(".*",),
     ),
+    _steps_endpoint(model, lambda split: _decoder_starts(model, corpus, codec, split)),
   ]
 
 
 def synthesis_steps(model: models.SpeechVQVAE) -> int:
   """Steps that are made audio at once: half as many as the decoder does at once, less the context."""
   return CONDITION_FRAMES * model.steps_per_frame // 2 - SYNTHESIS_CONTEXT
+
+
+def _steps_endpoint(model, examples):
+  """Several steps and their audio, for callers to whom a call is dear."""
+  decoder = model.decoder
+  steps = SpeechSteps(decoder, model.audio_values, STEPS_AT_ONCE, SYNTHESIS_CONTEXT)
+  inputs = {
+    "share": _floats(1, 2 * decoder.channels * len(decoder.blocks)),
+    "noise": _floats(STEPS_AT_ONCE, *decoder.head.noise_shape),
+    "temperature": _floats(decoder.head.num_variables),
+  }
+  return Endpoint("steps", steps, inputs, model, examples, state=tuple(steps.state))
 
 
 def step_endpoint(wavenet: models.WaveNet, examples, name: str = "step") -> Endpoint:
@@ -307,6 +329,19 @@ def _decoder_examples(model, corpus, codec, split, num_steps=100):
     first = max(0, min(loudest, inputs.shape[1] - num_steps))
     noise = models.gumbel_noise(0, (num_steps, 1, *decoder.head.noise_shape), number).numpy()
     yield from _step_examples(decoder, inputs, shares, noise, temperature, first)
+
+
+def _decoder_starts(model, corpus, codec, split):
+  """What several steps at once are given at the beginning of recordings."""
+  decoder = model.decoder
+  for number, clip in enumerate(corpus.clips(split)):
+    codes = np.pad(codec.encode(AudioArray(clip.audio[: model.hop_samples])), CODES_OF_CONTEXT, mode="edge")
+    noise = models.gumbel_noise(0, (STEPS_AT_ONCE, *decoder.head.noise_shape), number)
+    yield {
+      "share": np.concatenate(shares_inside(model, codes[np.newaxis], np.array([clip.speaker])), axis=-1)[:, 0],
+      "noise": noise.numpy(),
+      "temperature": np.ones([decoder.head.num_variables], np.float32),
+    }
 
 
 def _step_examples(wavenet, inputs, shares, noise, temperature, first=0):

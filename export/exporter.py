@@ -22,6 +22,7 @@ from tfvq.files import sha256, write_json
 from tfvq.models.speech_codec import CODES_OF_CONTEXT
 
 _NUM_PARITY_EXAMPLES = 100
+_CODEC_PARTS = ("encoder", "condition", "step", "synthesis")
 _CODEC_FACTS = ("sample_rate_hz", "hop_samples", "num_embeddings", "speakers", "autoencoder_sha256")
 
 
@@ -43,7 +44,8 @@ def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, in
   if "tflite" in formats:
     jobs += [("tflite", mode, endpoint) for mode in quantizations for endpoint in endpoints]
   if "onnx" in formats:
-    jobs += [("onnx", "none", endpoint) for endpoint in (*endpoints, *prior_endpoints(run))]
+    stateless = [endpoint for endpoint in endpoints if not endpoint.state]
+    jobs += [("onnx", "none", endpoint) for endpoint in (*stateless, *prior_endpoints(run))]
   examples, files = {}, []
   out.mkdir(parents=True)
   for kind, mode, endpoint in tqdm.tqdm(jobs, desc="export", unit="file", dynamic_ncols=True):
@@ -117,7 +119,7 @@ def _write_codec(run, facts, folder):
       "num_bands": model.audio_values.num_bands,
       "synthesis_steps": synthesis_steps(model),
       "synthesis_context": SYNTHESIS_CONTEXT,
-      "files": {path.name: sha256(path) for path in sorted(folder.glob("*.tflite"))},
+      "files": {f"{name}.tflite": sha256(folder / f"{name}.tflite") for name in _CODEC_PARTS},
     },
   )
 

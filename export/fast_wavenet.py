@@ -5,6 +5,7 @@ Reference: arXiv 1611.09482 (each layer remembers its last inputs).
 
 import tensorflow as tf
 
+from tfvq.layers import AudioValues
 from tfvq.models import WaveNet
 from tfvq.ops.gated import gated_activation
 
@@ -61,11 +62,10 @@ class WaveNetSteps:
       for layer, block in enumerate(model.blocks)
     ]
 
-  def reset(self):
-    """Goes back to before the first step."""
-    for variable in (self.x, *self.pasts):
-      variable.assign(tf.zeros(variable.shape))
-    return {"done": tf.constant(True)}
+  @property
+  def state(self) -> list[tf.Variable]:
+    """The variables; all zeros before the first step."""
+    return [self.x, *self.pasts]
 
   def __call__(self, share, noise, temperature):
     """The next steps.
@@ -95,6 +95,41 @@ class WaveNetSteps:
     for variable, layer in zip(self.pasts, layers, strict=True):
       variable.assign(layer.past())
     return tf.concat(values, axis=0)
+
+
+class SpeechSteps:
+  """Several steps of a decoder of speech at once, and the audio that they make.
+
+  Args:
+    decoder: The decoder.
+    audio_values: What it models.
+    num_steps: N, steps that are done at once.
+    context: Steps that a sample of audio depends on to either side; the audio comes so many steps later.
+  """
+
+  def __init__(self, decoder: WaveNet, audio_values: AudioValues, num_steps: int, context: int):
+    self.steps = WaveNetSteps(decoder, num_steps)
+    self.audio_values = audio_values
+    self.context = context
+    self.bands = tf.Variable(tf.zeros([2 * context, audio_values.num_bands]), name="bands")
+
+  @property
+  def state(self) -> list[tf.Variable]:
+    """The variables; all zeros before the first step."""
+    return [*self.steps.state, self.bands]
+
+  def __call__(self, share, noise, temperature):
+    """The next steps; the arguments are those of `WaveNetSteps`.
+
+    Returns:
+      {"audio": float [N * num_bands]}, from `context` steps before these steps on.
+    """
+    bands = self.audio_values.bands(self.steps(share, noise, temperature))
+    bands = tf.concat([self.bands.read_value(), bands], axis=0)
+    num_steps, num_bands = self.steps.num_steps, self.audio_values.num_bands
+    self.bands.assign(tf.slice(bands, [num_steps, 0], [2 * self.context, num_bands]))
+    audio = self.audio_values.join(bands[tf.newaxis])[0]
+    return {"audio": tf.slice(audio, [self.context * num_bands], [num_steps * num_bands])}
 
 
 class _Layer:

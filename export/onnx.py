@@ -31,6 +31,9 @@ class Runner:
     arrays = {name: np.asarray(value) for name, value in inputs.items()}
     return dict(zip(names, self._session.run(names, arrays), strict=True))
 
+  def reset(self) -> None:
+    """There is no state."""
+
 
 def _order(graph, names):
   """Orders and names a graph's nodes by what they depend on: tf2onnx's own order and names differ from run to run.

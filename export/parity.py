@@ -6,13 +6,13 @@ import tensorflow as tf
 from export.endpoints import Endpoint
 
 
-def measure_parity(endpoint: Endpoint, run, examples) -> dict[str, dict[str, float]]:
+def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, float]]:
   """Compares a file with its endpoint.
 
   Args:
     endpoint: The endpoint.
-    run: Runs the file: called with the inputs by name, gives the outputs by name.
-    examples: Inputs to compare on.
+    runner: `tflite.Runner` or `onnx.Runner` of the file.
+    examples: Inputs to compare on, each from the state at the beginning.
 
   Returns:
     For each output its figures. Integers: "share_equal". Floats: "max_error" and "relative_rms_error", the latter
@@ -21,7 +21,9 @@ def measure_parity(endpoint: Endpoint, run, examples) -> dict[str, dict[str, flo
   function = endpoint.concrete()
   expected, given = {}, {}
   for example in examples:
-    outputs, told = function(*(tf.constant(example[name]) for name in endpoint.inputs)), run(**example)
+    endpoint.reset()
+    runner.reset()
+    outputs, told = function(*(tf.constant(example[name]) for name in endpoint.inputs)), runner(**example)
     for name, value in outputs.items():
       expected.setdefault(name, []).append(value.numpy())
       given.setdefault(name, []).append(told[name])

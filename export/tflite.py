@@ -24,12 +24,19 @@ _OUTPUTS = "StatefulPartitionedCall.*"  # a layer that makes an output stays as 
 
 
 def convert(endpoint: Endpoint) -> bytes:
-  """A float32 TFLite file of an endpoint, of builtin operations only."""
+  """A float32 TFLite file of an endpoint, of builtin operations only; with a state it has the signature "reset" too."""
   # The variables of Keras are none to TensorFlow's bookkeeping: they are named one by one.
   holder = tf.Module()
   holder.tracked = [variable.value for variable in endpoint.model.variables]
-  converter = tf.lite.TFLiteConverter.from_concrete_functions([endpoint.concrete()], holder)
-  return converter.convert()
+  holder.state = list(endpoint.state)
+  signatures = {_SIGNATURE: endpoint.concrete()}
+  if endpoint.state:
+    signatures["reset"] = tf.function(endpoint.reset).get_concrete_function()
+  with tempfile.TemporaryDirectory() as folder:
+    tf.saved_model.save(holder, folder, signatures)
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
+    converter.experimental_enable_resource_variables = bool(endpoint.state)
+    return converter.convert()
 
 
 def quantize(content: bytes, mode: str, endpoint: Endpoint) -> bytes:
@@ -62,7 +69,9 @@ def quantize(content: bytes, mode: str, endpoint: Endpoint) -> bytes:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     path = pathlib.Path(folder) / "model.tflite"
     path.write_bytes(content)
-    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # it tells of each step
+    # It tells of each step.
+    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
     machine = quantizer.Quantizer(str(path))
     machine.load_quantization_recipe(recipe.get_quantization_recipe())
     calibration = None
@@ -91,6 +100,12 @@ class Runner:
     self._interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=resolver)
     self._interpreter.allocate_tensors()
     self._run = self._interpreter.get_signature_runner(_SIGNATURE)
+    self._has_state = "reset" in self._interpreter.get_signature_list()
 
   def __call__(self, **inputs) -> dict[str, np.ndarray]:
     return self._run(**inputs)
+
+  def reset(self) -> None:
+    """Sets the state, if there is any, back to zeros."""
+    if self._has_state:
+      self._interpreter.get_signature_runner("reset")()

@@ -67,10 +67,34 @@ def test_several_steps_at_once_draw_what_keras_draws(num_steps, num_bands, rng):
   steps = WaveNetSteps(model, num_steps)
   run = tf.function(lambda share, noise: steps(share, noise, tf.fill([num_bands], 0.7)))
   for _ in range(2):
-    steps.reset()
+    for variable in steps.state:
+      variable.assign(tf.zeros_like(variable))
     for time in range(0, 72, num_steps):
       values = run(shares[tf.newaxis, time // 24], noise[time : time + num_steps, 0])
       np.testing.assert_array_equal(values, expected[time : time + num_steps])
+
+
+def test_steps_and_their_audio_are_exported_with_their_state(exported_speech, speech_run_folder, rng):
+  """The file says, call by call, what Keras says at once; the audio comes eight steps later."""
+  model = open_run(speech_run_folder).autoencoder
+  runner = tflite.Runner((exported_speech / "tflite" / "none" / "steps.tflite").read_bytes())
+  codes, speaker = tf.constant(rng.integers(0, 16, [1, 6])), tf.constant([1])
+  shares = model.decoder.project_condition({"local": model.condition(codes, speaker)})
+  noise = gumbel_noise(3, sequence_noise_shape(model.decoder, 96, 1))
+  values = sample_sequence(model.decoder, noise, {"local": model.condition(codes, speaker)}, 0.8)
+  expected = model.audio_values.decode(values)[0]
+  shares = tf.concat(shares, axis=-1)[:, 0].numpy()
+  for _ in range(2):
+    runner.reset()
+    parts = [
+      runner(
+        share=shares[np.newaxis, time // 16],
+        noise=noise[time : time + 4, 0].numpy(),
+        temperature=np.full([4], 0.8, np.float32),
+      )["audio"]
+      for time in range(0, 96, 4)
+    ]
+    np.testing.assert_allclose(np.concatenate(parts)[32:], expected[:-32], atol=1e-4)
 
 
 def test_a_step_is_exported_with_a_mixture_of_logistics_too(rng):

@@ -105,6 +105,19 @@ def pixelcnn(**changes) -> ConfigDict:
   return settings
 
 
+def pruning(**changes) -> ConfigDict:
+  """Settings of the stage `prune`: what is taken out of the decoder while it is trained on."""
+  settings = ConfigDict(
+    {
+      "method": "channels",  # or layers, or blocks of weights, which stay as zeros
+      "sparsity": 0.5,  # share that is taken out
+      "block_size": 16,  # blocks: inputs of one output; 4 suits float32, 16 suits int8
+    }
+  )
+  settings.update(changes)
+  return settings
+
+
 def speech_data(**changes) -> ConfigDict:
   """Settings of a corpus of speech; which of them matter depends on `source`."""
   settings = ConfigDict(

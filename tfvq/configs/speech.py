@@ -32,6 +32,10 @@ def small():
     steps=6000, batch_size=4, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
   )
   config.train.prior = common.training(steps=2000, batch_size=16, learning_rate=1e-2, optimizer="muon")
+  config.pruning = common.pruning()
+  config.train.prune = common.training(
+    steps=3000, batch_size=4, learning_rate=2e-3, optimizer="muon", adam_lr_ratio=0.3
+  )
   config.samples = ConfigDict({"num": 4, "temperature": (0.4, 0.7, 0.8, 0.8)})  # one for each band
   return config
 

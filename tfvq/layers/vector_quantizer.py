@@ -35,9 +35,10 @@ class VectorQuantizer(keras.layers.Layer):
 
   Training behaviour:
     `call(training=True)` updates the moving averages and the codebook from them, revives dead codes, and adds the
-    commitment loss (with `decay=None`, the codebook loss too) by `add_loss`. With `training=False` nothing moves, and
-    the losses are still reported. Under a `tf.distribute` strategy the statistics are those of the global batch. The
-    metrics `perplexity` and `codebook_usage` follow every call, padded positions left out.
+    commitment loss (with `decay=None`, the codebook loss too) by `add_loss`. With `training=False`, or `trainable` set
+    to False, nothing moves, and the losses are still reported. Under a `tf.distribute` strategy the statistics are
+    those of the global batch. The metrics `perplexity` and `codebook_usage` follow every call, padded positions left
+    out.
 
   Raises:
     ValueError: An argument is out of its range, or the input's last dimension is not D.
@@ -150,6 +151,7 @@ class VectorQuantizer(keras.layers.Layer):
     self._check_dim(z_e.shape)
     codebook = self.codebook
     z_q, codes, losses = quantize(z_e, codebook, mask)
+    training = training and self.trainable
     # Padded positions become codes of no class, which segment sums and histograms drop.
     valid = codes if mask is None else tf.where(mask, codes, -1)
     valid = tf.reshape(valid, [-1])

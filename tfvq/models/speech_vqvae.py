@@ -152,16 +152,22 @@ class SpeechVQVAE(keras.Model):
     self.audio_values.adapt(audio)
     self.quantizer.adapt(self.encoder(audio))
 
+  def with_decoder(self, decoder) -> "SpeechVQVAE":
+    """The same model with another decoder of the same values and condition."""
+    parts = {name: getattr(self, name) for name in _PARTS} | {"decoder": decoder}
+    settings = {name: value for name, value in self.get_config().items() if name in _SETTINGS}
+    model = SpeechVQVAE(**parts, **settings)
+    model.null.assign(self.null)
+    for target, source in zip(model.mel_prediction.variables, self.mel_prediction.variables, strict=True):
+      target.assign(source)
+    return model
+
   def get_config(self):
     serialize = keras.saving.serialize_keras_object
     return {
       **super().get_config(),
       **{name: serialize(getattr(self, name)) for name in _PARTS},
-      "hop_samples": self.hop_samples,
-      "context_frames": self.context_frames,
-      "null_rate": self.null_rate,
-      "mel_weight": self.mel_weight,
-      "seed": self.seed,
+      **{name: getattr(self, name) for name in _SETTINGS},
     }
 
   @classmethod
@@ -170,4 +176,5 @@ class SpeechVQVAE(keras.Model):
     return cls(**{key: deserialize(value) if key in _PARTS else value for key, value in config.items()})
 
 
+_SETTINGS = ("hop_samples", "context_frames", "null_rate", "mel_weight", "seed")
 _PARTS = ("encoder", "quantizer", "conditioner", "audio_values", "decoder")

@@ -23,6 +23,7 @@ class SpeechTask(CorpusTask):
   """Speech systems; the config has `data`, `autoencoder` and `prior`."""
 
   stages = ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
+  extra_stages = ("prune",)
 
   @property
   def hop_samples(self) -> int:
@@ -47,6 +48,16 @@ class SpeechTask(CorpusTask):
       fit(self.config.autoencoder.unquantized_steps)
       model.quantizing = True
     model.quantizer.adapt(model.encoder(batch["audio"]))
+
+  def freeze_for_pruning(self, model):
+    model.encoder.trainable = False
+    model.quantizer.trainable = False
+
+  def with_decoder(self, model, decoder):
+    return model.with_decoder(decoder)
+
+  def loss_nats(self, model):
+    return likelihoods(model, self.corpus.clips("held_out"), self.num_classes)["nats_per_sample"]
 
   def encode_splits(self, autoencoder):
     codec = SpeechCodec(autoencoder)

@@ -29,6 +29,11 @@ class Task:
     raise NotImplementedError
 
   @property
+  def extra_stages(self) -> tuple[str, ...]:
+    """Stages that are run only if they are asked for by name."""
+    return ()
+
+  @property
   def has_codes(self) -> bool:
     """Whether the prior models codes, not data."""
     return "codes" in self.stages
@@ -57,6 +62,18 @@ class Task:
 
   def prepare_autoencoder(self, model, fit) -> None:
     """What is done before the first step; `fit(num_steps)` trains the model for so many steps."""
+
+  def freeze_for_pruning(self, model) -> None:
+    """Keeps the codes as they are while the autoencoder's decoder is pruned."""
+    raise NotImplementedError
+
+  def with_decoder(self, model, decoder):
+    """The same autoencoder with another decoder."""
+    raise NotImplementedError
+
+  def loss_nats(self, model) -> float:
+    """What is pruned against: the held-out loss of the autoencoder in nats."""
+    raise NotImplementedError
 
   def encode_splits(self, autoencoder) -> dict:
     """Codes and labels of every split, as `tfvq.data.codes.write_codes` takes them."""

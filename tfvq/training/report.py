@@ -26,6 +26,10 @@ _TITLES = {
   "gain_nats": "... more without codes",
   "gain_over_shuffled_nats": "... more with shuffled codes",
   "gain_of_speaker_nats": "... more with another speaker",
+  "nats_of_dense": "... decoder trained on as long as the pruned one",
+  "nats_of_pruned": "... decoder pruned",
+  "decoder_weights_of_dense": "weights of the decoder",
+  "decoder_weights_of_pruned": "... pruned",
 }
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
 
@@ -79,4 +83,6 @@ def _table(metrics):
 
 
 def _format(key, value):
+  if isinstance(value, int):
+    return f"{value:,}"
   return f"{100 * value:.1f} %" if key.endswith("fraction") else f"{value:.2f}"

@@ -2,6 +2,8 @@
 
 data -> autoencoder/checkpoint.keras -> codes/*.tfrecord + manifest.json -> prior/checkpoint.keras -> samples/ ->
 metrics.json, report.html
+
+autoencoder/checkpoint.keras -> prune/model.keras, where a system has that stage.
 """
 
 import dataclasses
@@ -10,14 +12,16 @@ import pathlib
 import time
 
 import keras
+import numpy as np
 from ml_collections import ConfigDict
 
 from tfvq.data.arrays import ArraySource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.errors import UserError
-from tfvq.files import read_json, sha256, write_json
+from tfvq.files import read_json, sha256, write_json, written_whole
 from tfvq.tasks import TASKS
 from tfvq.training import report
+from tfvq.training.pruning import Pruning, apply_masks, masks_of, shrunk
 from tfvq.training.training import load_weights, make_strategy, train
 from tfvq.training.workdir import Workdir
 
@@ -42,6 +46,11 @@ class Run:
     model = self.task.build_autoencoder()
     load_weights(model, self.workdir.require("autoencoder") / "checkpoint.keras")
     return model
+
+  @functools.cached_property
+  def pruned(self) -> keras.Model:
+    """The autoencoder with its decoder pruned."""
+    return keras.saving.load_model(self.workdir.require("prune") / "model.keras", compile=False)
 
   @functools.cached_property
   def prior(self) -> keras.Model:
@@ -85,9 +94,9 @@ def run_stages(run: Run, stage: str) -> None:
   Raises:
     UserError: The system has no such stage, its input is missing, or it failed in a way the user can mend.
   """
-  stages = run.task.stages
-  if stage not in ("all", *stages):
-    raise UserError(f"This system has no stage {stage!r}; choose one of all, {', '.join(stages)}.")
+  stages, extra = run.task.stages, run.task.extra_stages
+  if stage not in ("all", *stages, *extra):
+    raise UserError(f"This system has no stage {stage!r}; choose one of all, {', '.join((*stages, *extra))}.")
   for name in stages if stage == "all" else [stage]:
     if run.workdir.is_done(name):
       print(f"{name}: done already, skipped (delete {run.workdir.folder(name)} to do it again)")
@@ -145,9 +154,58 @@ def _samples(run, facts):
   run.task.write_samples(run, run.workdir.folder("samples"))
 
 
+def _prune(run, facts):
+  """Fine-tunes the trained autoencoder twice, once while its decoder is pruned, and compares."""
+  source = run.workdir.require("autoencoder") / "checkpoint.keras"
+  pruning, settings = run.config.pruning, run.config.train.prune.copy_and_resolve_references()
+  settings.initial_weights = str(source)
+  choose = masks_of(pruning.method, pruning.block_size)
+
+  def build():
+    model = run.task.build_autoencoder()
+    run.task.freeze_for_pruning(model)
+    return model
+
+  def fine_tuned(kind, callbacks):
+    folder = run.workdir.folder("prune") / kind
+    return train(
+      build,
+      run.task.autoencoder_batches,
+      settings,
+      folder,
+      title=f"prune, {kind}",
+      strategy=run.strategy,
+      extra_callbacks=callbacks,
+    )
+
+  dense, dense_seconds = fine_tuned("dense", lambda model: [])
+  pruned, seconds = fine_tuned(
+    "pruned", lambda model: [Pruning(model.decoder, choose, pruning.sparsity, settings.steps)]
+  )
+  apply_masks(choose(pruned.decoder, pruning.sparsity))
+  if pruning.method != "blocks":
+    pruned = run.task.with_decoder(pruned, shrunk(pruned.decoder))
+  with written_whole(run.workdir.folder("prune") / "model.keras") as temporary:
+    pruned.save(temporary)
+  facts["seconds"] = round(dense_seconds + seconds, 2)
+  count = lambda model: int(sum(np.count_nonzero(value) for value in model.decoder.get_weights()))
+  facts["figures"] = {
+    "nats_before_pruning": run.task.loss_nats(run.autoencoder),
+    "nats_of_dense": run.task.loss_nats(dense),
+    "nats_of_pruned": run.task.loss_nats(pruned),
+    "decoder_weights_of_dense": count(dense),
+    "decoder_weights_of_pruned": count(pruned),
+  }
+  metrics_path = run.workdir.path / "metrics.json"
+  if metrics_path.exists():
+    write_json(metrics_path, {**read_json(metrics_path), **facts["figures"]})
+
+
 def _evaluation(run, facts):
   began_at = time.monotonic()
   metrics = {split: run.task.measure(run, split) for split in run.task.evaluation_splits}
+  if run.workdir.is_done("prune"):
+    metrics["held_out"] |= run.workdir.facts("prune")["figures"]
   facts["seconds"] = round(time.monotonic() - began_at, 2)
   seconds = {**run.workdir.seconds(), "evaluation": facts["seconds"]}
   # The figures on held-out data stand at the top, those of other splits under the split's name.
@@ -161,5 +219,6 @@ _STAGES = {
   "codes": _codes,
   "prior": _prior,
   "samples": _samples,
+  "prune": _prune,
   "evaluation": _evaluation,
 }

@@ -36,6 +36,7 @@ def train(
   title: str,
   strategy: tf.distribute.Strategy,
   prepare: Callable[[keras.Model, Callable[[int], None]], None] = lambda model, fit: None,
+  extra_callbacks: Callable[[keras.Model], list[keras.callbacks.Callback]] = lambda model: [],
 ) -> tuple[keras.Model, float]:
   """Trains a model, from its last checkpoint if there is one.
 
@@ -48,6 +49,7 @@ def train(
     strategy: Distribution strategy.
     prepare: What is done to the model before its first step, such as setting its codebook to the data; its second
       argument trains the model for a number of steps. Left out if there are initial weights.
+    extra_callbacks: Called with the model, gives callbacks that come before those that watch and save.
 
   Returns:
     The trained model, and the seconds spent training, interrupted runs included.
@@ -74,7 +76,8 @@ def train(
     return model, read_seconds(folder / "curves.csv")
   curves = Curves(folder / "curves.csv", settings.log_every_steps)
   checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
-  callbacks = [StopAtLostLoss(checkpoint_path), curves, checkpoint, ProgressBar(title, settings.steps, curves)]
+  watching = [StopAtLostLoss(checkpoint_path), curves, checkpoint, ProgressBar(title, settings.steps, curves)]
+  callbacks = [*extra_callbacks(model), *watching]
   try:
     model.fit(batches(step), steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
   except KeyboardInterrupt:

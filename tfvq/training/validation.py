@@ -20,6 +20,9 @@ _CHOICES = {
   "train.prior.optimizer": ("adam", "muon"),
   "train.autoencoder.schedule": ("cosine", "constant"),
   "train.prior.schedule": ("cosine", "constant"),
+  "train.prune.optimizer": ("adam", "muon"),
+  "train.prune.schedule": ("cosine", "constant"),
+  "pruning.method": ("blocks", "channels", "layers"),
 }
 # Fields that may be zero; every other number must be positive.
 _MAY_BE_ZERO = (
@@ -35,6 +38,9 @@ _MAY_BE_ZERO = (
   "prior.dropout",
   "train.autoencoder.warmup_steps",
   "train.prior.warmup_steps",
+  "train.prune.warmup_steps",
+  "train.prune.clipnorm",
+  "train.prune.checkpoint_seconds",
   "train.autoencoder.clipnorm",
   "train.prior.clipnorm",
   "train.autoencoder.checkpoint_seconds",
@@ -47,6 +53,8 @@ _BELOW_ONE = (
   "prior.dropout",
   "train.autoencoder.beta_2",
   "train.prior.beta_2",
+  "train.prune.beta_2",
+  "pruning.sparsity",
 )
 
 

@@ -68,6 +68,10 @@ class Workdir:
     yield facts
     write_json(self._marker(stage), {"seconds": round(time.monotonic() - began_at, 2), **facts})
 
+  def facts(self, stage: str) -> dict:
+    """What a finished stage wrote into its marker."""
+    return read_json(self._marker(stage))
+
   def seconds(self) -> dict[str, float]:
     """Seconds of each stage that is done."""
     markers = sorted(self.path.glob("*/done.json"), key=lambda path: path.stat().st_mtime)

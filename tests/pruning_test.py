@@ -1,0 +1,133 @@
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfvq.layers import CategoricalHead
+from tfvq.models import WaveNet
+from tfvq.training.pruning import (
+  Pruning,
+  apply_masks,
+  block_masks,
+  channel_masks,
+  layer_masks,
+  masks_of,
+  shrunk,
+)
+from tfvq.training.stages import open_run, run_stages
+
+
+def wavenet(rng, **changes):
+  """A WaveNet with random weights."""
+  arguments = {"channels": 8, "dilation_rates": (1, 2, 4, 1), "condition_dim": 3, "num_speakers": 2, **changes}
+  model = WaveNet(CategoricalHead(16, 2, hidden_units=6), **arguments)
+  for variable in model.variables:
+    variable.assign(0.5 * rng.normal(size=variable.shape))
+  return model
+
+
+def inputs(rng):
+  condition = {"local": tf.constant(rng.normal(size=[2, 5, 3]), tf.float32), "speaker": tf.constant([0, 1])}
+  return tf.constant(rng.integers(0, 16, [2, 20, 2]), tf.int32), condition
+
+
+@pytest.mark.parametrize(("block_size", "sparsity"), [(4, 0.5), (16, 0.9), (4, 0.0)])
+def test_blocks_are_whole_lowest_and_as_many_as_asked_for(block_size, sparsity, rng):
+  model = wavenet(rng, channels=16)
+  before = [np.array(kernel) for kernel, _ in block_masks(model, sparsity, block_size)]
+  masks = block_masks(model, sparsity, block_size)
+  assert len(masks) == 4 + 3 + 1 + 2  # conv, residual but the last, hidden, two outputs
+  apply_masks(masks)
+  for (kernel, mask), old in zip(masks, before, strict=True):
+    num_inputs, num_outputs = mask.shape
+    blocks = np.pad(mask, [(0, -num_inputs % block_size), (0, 0)], mode="edge").reshape(-1, block_size, num_outputs)
+    kept = blocks.max(axis=1)
+    np.testing.assert_array_equal(kept, blocks.min(axis=1))
+    assert np.count_nonzero(kept == 0) == int(sparsity * kept.size)
+    np.testing.assert_array_equal(kernel, old * mask)
+    norms = np.linalg.norm(np.pad(old, [(0, -num_inputs % block_size), (0, 0)]).reshape(blocks.shape), axis=1)
+    if np.count_nonzero(kept == 0) > 0:
+      assert norms[kept == 0].max() <= norms[kept == 1].min()
+
+
+@pytest.mark.parametrize("ordinal", [True, False])
+@pytest.mark.parametrize(
+  ("choose", "sparsity", "channels", "num_layers"),
+  [(channel_masks, 0.5, 4, 4), (channel_masks, 0.99, 1, 4), (layer_masks, 0.5, 8, 2), (layer_masks, 0.99, 8, 1)],
+)
+def test_a_shrunk_network_says_the_same(choose, sparsity, channels, num_layers, ordinal, rng):
+  model = wavenet(rng, ordinal=ordinal)
+  x, condition = inputs(rng)
+  whole = model.log_prob(x, condition)
+  apply_masks(choose(model, sparsity))
+  pruned = model.log_prob(x, condition)
+  small = shrunk(model)
+  assert (small.channels, len(small.blocks)) == (channels, num_layers)
+  np.testing.assert_allclose(small.log_prob(x, condition), pruned, rtol=1e-5)
+  assert np.abs(pruned - whole).min() > 1e-3 and small.count_params() < model.count_params()
+
+
+def test_what_is_not_pruned_is_not_shrunk(rng):
+  model = wavenet(rng)
+  x, condition = inputs(rng)
+  small = shrunk(model)
+  assert small.count_params() == model.count_params()
+  np.testing.assert_allclose(small.log_prob(x, condition), model.log_prob(x, condition), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "sparsity"), [("blocks", 0.75), ("channels", 0.5), ("layers", 0.5)])
+def test_sparsity_follows_the_cubic_schedule_and_is_exact_after_every_step(method, sparsity, rng):
+  model = WaveNet(CategoricalHead(16, hidden_units=8), channels=8, dilation_rates=(1, 2, 4, 8))
+  asked, zeros = [], []
+
+  def choose(network, now):
+    asked.append(now)
+    return masks_of(method, 4)(network, now)
+
+  class Watch(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+      zeros.append(
+        [float(np.mean(np.array(v) == 0)) for v in (model.blocks[0].residual.kernel, model.head.hidden.kernel)]
+      )
+
+  model.compile(keras.optimizers.Adam(0.01))
+  data = tf.data.Dataset.from_tensors(((tf.constant(rng.integers(0, 16, [4, 50, 1]), tf.int32), None),)).repeat()
+  model.fit(data, steps_per_epoch=60, verbose=0, callbacks=[Pruning(model, choose, sparsity, 60), Watch()])
+  np.testing.assert_allclose(asked, [sparsity * (1 - (1 - step / 40) ** 3) for step in (1, 10, 20, 30, 40)])
+  assert np.all(np.diff(np.array(zeros)[:, 1]) >= -1e-9)
+  expected = {"blocks": 0.75, "channels": 0.5, "layers": 0.5}[method]
+  assert all(found[1] == expected for found in zeros[40:])
+  masked = [np.array(variable) for variable, _ in masks_of(method, 4)(model, sparsity)]
+  apply_masks(masks_of(method, 4)(model, sparsity))
+  for before, (after, _) in zip(masked, masks_of(method, 4)(model, sparsity), strict=True):
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(("method", "sparsity"), [("channels", 0.5), ("blocks", 0.75)])
+def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(method, sparsity, speech_run_folder, tmp_path, rng):
+  shutil.copytree(speech_run_folder, tmp_path / "run")
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  config["pruning"] = {"method": method, "sparsity": sparsity, "block_size": 4}
+  (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+  run = open_run(tmp_path / "run")
+  run_stages(run, "prune")
+  audio = tf.constant(0.1 * rng.normal(size=[1, 64 * 20]), tf.float32)
+  np.testing.assert_array_equal(run.pruned.encode(audio), run.autoencoder.encode(audio))
+  decoder = run.pruned.decoder
+  if method == "channels":
+    assert decoder.channels == 4 and len(decoder.blocks) == len(run.autoencoder.decoder.blocks)
+  else:
+    for kernel, mask in block_masks(decoder, sparsity, 4):
+      np.testing.assert_array_equal(kernel, np.array(kernel) * mask)
+  metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+  assert metrics["decoder_weights_of_pruned"] < metrics["decoder_weights_of_dense"]
+  np.testing.assert_allclose(metrics["nats_before_pruning"], metrics["nats_per_sample"], rtol=1e-5)
+  np.testing.assert_allclose(metrics["nats_of_pruned"], run.task.loss_nats(run.pruned), rtol=1e-5)
+  (tmp_path / "run" / "evaluation" / "done.json").unlink()
+  run_stages(open_run(tmp_path / "run"), "evaluation")
+  again = json.loads((tmp_path / "run" / "metrics.json").read_text())
+  assert again["nats_of_pruned"] == metrics["nats_of_pruned"]
+  assert "decoder pruned" in (tmp_path / "run" / "report.html").read_text()

@@ -1,0 +1,183 @@
+"""Pruning of WaveNets while they are trained on: blocks of weights, whole channels, or whole layers.
+
+Reference: arXiv 1710.01878 (the cubic schedule); arXiv 1802.08435 (blocks of weights in recurrent vocoders).
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from tfvq.models import WaveNet
+
+METHODS = ("blocks", "channels", "layers")
+
+_RAMP = 2 / 3  # share of the steps after which the final sparsity is reached
+_EVERY_STEPS = 10  # between two choices of what to prune
+
+Mask = tuple[keras.Variable, np.ndarray]
+
+
+class Pruning(keras.callbacks.Callback):
+  """Sets more and more of a WaveNet's weights to zero, and keeps them there.
+
+  After `t` of `T` steps the sparsity is s (1 - (1 - t / (2T/3))^3), and s from two thirds of the steps on. It is exact
+  after every step, whatever the optimiser did.
+
+  Args:
+    wavenet: The network, a part of the model that is trained or the whole of it.
+    choose: `wavenet` and a sparsity -> what is to be kept, see `block_masks`.
+    sparsity: s, share of blocks, channels or layers that are pruned, 0 to less than 1.
+    num_steps: T.
+  """
+
+  def __init__(self, wavenet: WaveNet, choose: Callable[[WaveNet, float], list[Mask]], sparsity: float, num_steps: int):
+    super().__init__()
+    self._wavenet, self._choose = wavenet, choose
+    self._sparsity, self._ramp_steps = sparsity, max(1, int(_RAMP * num_steps))
+    self._masks = None
+
+  def on_train_batch_end(self, batch, logs=None):
+    del batch, logs
+    step = int(self.model.optimizer.iterations)
+    if self._masks is None or (step <= self._ramp_steps and (step % _EVERY_STEPS == 0 or step == self._ramp_steps)):
+      progress = min(1.0, step / self._ramp_steps)
+      self._masks = self._choose(self._wavenet, self._sparsity * (1 - (1 - progress) ** 3))
+    apply_masks(self._masks)
+
+
+def apply_masks(masks: list[Mask]) -> None:
+  """Multiplies each variable by its mask."""
+  for variable, mask in masks:
+    variable.assign(variable * mask)
+
+
+def masks_of(method: str, block_size: int) -> Callable[[WaveNet, float], list[Mask]]:
+  """The function that chooses what is kept: `block_masks`, `channel_masks` or `layer_masks`."""
+  if method == "blocks":
+    return lambda wavenet, sparsity: block_masks(wavenet, sparsity, block_size)
+  return {"channels": channel_masks, "layers": layer_masks}[method]
+
+
+def block_masks(wavenet: WaveNet, sparsity: float, block_size: int) -> list[Mask]:
+  """Keeps of each kernel the blocks of the greatest norm.
+
+  Args:
+    wavenet: The network.
+    sparsity: Share of a kernel's blocks to prune, rounded down to whole blocks.
+    block_size: Inputs of one output that make a block.
+
+  Returns:
+    Kernels with masks of zeros and ones.
+  """
+  kernels = [kernel for block in wavenet.blocks for kernel in _kernels(block)]
+  kernels += [layer.kernel for layer in (wavenet.head.hidden, *wavenet.head.outputs)]
+  return [(kernel, _block_mask(np.array(kernel), sparsity, block_size)) for kernel in kernels]
+
+
+def channel_masks(wavenet: WaveNet, sparsity: float) -> list[Mask]:
+  """Keeps the strongest channels: of the residual stream over all layers, and as many gates of each layer."""
+  num_dead = min(wavenet.channels - 1, int(sparsity * wavenet.channels))
+  stream = _mask_of_lowest(_stream_norms(wavenet), num_dead)
+  gates = [_mask_of_lowest(norms, num_dead) for norms in _gate_norms(wavenet)]
+  masks = [(variable, stream) for variable in wavenet.embedding.variables]
+  for block, gate in zip(wavenet.blocks, gates, strict=True):
+    if not block.last:
+      masks += [(block.residual.kernel, gate[:, np.newaxis] * stream), (block.residual.bias, stream)]
+  return [*masks, (wavenet.head.hidden.kernel, np.concatenate(gates)[:, np.newaxis])]
+
+
+def layer_masks(wavenet: WaveNet, sparsity: float) -> list[Mask]:
+  """Keeps the layers that weigh most in what follows them."""
+  norms = np.array([np.linalg.norm(norms) for norms in _gate_norms(wavenet)])
+  kept = _mask_of_lowest(norms, min(len(norms) - 1, int(sparsity * len(norms))))
+  masks = [
+    (variable, keep)
+    for block, keep in zip(wavenet.blocks, kept, strict=True)
+    if not block.last
+    for variable in block.residual.variables
+  ]
+  return [*masks, (wavenet.head.hidden.kernel, np.repeat(kept, wavenet.channels)[:, np.newaxis])]
+
+
+def shrunk(wavenet: WaveNet) -> WaveNet:
+  """A smaller network that does the same: without the layers and channels that nothing comes out of any more."""
+  channels = wavenet.channels
+  gate_norms = _gate_norms(wavenet)
+  layers = [layer for layer, norms in enumerate(gate_norms) if norms.any()] or [0]
+  stream_norms = _stream_norms(wavenet)
+  size = max(1, np.count_nonzero(stream_norms), *(np.count_nonzero(gate_norms[layer]) for layer in layers))
+  stream = _highest(stream_norms, size)
+  gates = {layer: _highest(gate_norms[layer], size) for layer in layers}
+  head = type(wavenet.head).from_config(wavenet.head.get_config())
+  config = {**wavenet.get_config(), "channels": size, "dilation_rates": [wavenet.dilation_rates[i] for i in layers]}
+  small = WaveNet(**{**config, "head": head})
+  for target, source in zip(small.embedding.variables, wavenet.embedding.variables, strict=True):
+    target.assign(np.array(source)[..., stream])
+  pre_activations = []
+  for target, layer in zip(small.blocks, layers, strict=True):
+    source, both = wavenet.blocks[layer], np.concatenate([gates[layer], channels + gates[layer]])
+    rows = np.concatenate([stream, channels + stream])
+    target.conv.kernel.assign(np.array(source.conv.kernel)[np.ix_(rows, both)])
+    target.conv.bias.assign(np.array(source.conv.bias)[both])
+    if not target.last:
+      target.residual.kernel.assign(np.array(source.residual.kernel)[np.ix_(gates[layer], stream)])
+      target.residual.bias.assign(np.array(source.residual.bias)[stream])
+    pre_activations.append(2 * channels * layer + both)
+  for target, source in (
+    (small.local_projection, wavenet.local_projection),
+    (small.speaker_embedding, wavenet.speaker_embedding),
+  ):
+    if source is not None:
+      (weights,) = source.variables
+      target.variables[0].assign(np.array(weights)[:, np.concatenate(pre_activations)])
+  for target, source in zip(small.head.variables, wavenet.head.variables, strict=True):
+    if source is wavenet.head.hidden.kernel:
+      rows = np.concatenate([channels * layer + gates[layer] for layer in layers])
+      target.assign(np.array(source)[rows])
+    else:
+      target.assign(source)
+  return small
+
+
+def _kernels(block):
+  return [block.conv.kernel] if block.last else [block.conv.kernel, block.residual.kernel]
+
+
+def _block_mask(kernel, sparsity, block_size):
+  num_inputs, num_outputs = kernel.shape
+  padded = np.pad(kernel, [(0, -num_inputs % block_size), (0, 0)]).reshape(-1, block_size, num_outputs)
+  norms = np.linalg.norm(padded, axis=1)
+  mask = _mask_of_lowest(norms.ravel(), int(sparsity * norms.size)).reshape(norms.shape)
+  return np.repeat(mask, block_size, axis=0)[:num_inputs]
+
+
+def _gate_norms(wavenet):
+  """For each layer the norm of what each of its gates gives to later layers and to the head, [C] each."""
+  to_head = np.split(np.array(wavenet.head.hidden.kernel), len(wavenet.blocks))
+  norms = []
+  for block, head in zip(wavenet.blocks, to_head, strict=True):
+    given = head if block.last else np.concatenate([head, np.array(block.residual.kernel)], axis=1)
+    norms.append(np.linalg.norm(given, axis=1))
+  return norms
+
+
+def _stream_norms(wavenet):
+  """The norm of all that goes into each channel of the residual stream, [C]."""
+  sources = [np.array(variable).reshape(-1, wavenet.channels) for variable in wavenet.embedding.variables]
+  for block in wavenet.blocks:
+    if not block.last:
+      sources += [np.array(block.residual.kernel), np.array(block.residual.bias)[np.newaxis]]
+  return np.linalg.norm(np.concatenate(sources), axis=0)
+
+
+def _mask_of_lowest(norms, num):
+  """Ones, and zeros at the `num` lowest, float32."""
+  mask = np.ones(norms.shape, np.float32)
+  mask[np.argsort(norms, kind="stable")[:num]] = 0
+  return mask
+
+
+def _highest(norms, num):
+  """Places of the `num` highest, in their order."""
+  return np.sort(np.argsort(norms, kind="stable")[::-1][:num])
