@@ -4,7 +4,8 @@
   python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.5,0.8,0.8,0.8
 
 The clips are of the first speaker in --language, 1.2 to 7 seconds long. `out` gets the folders original, tfvq,
-converted (the second speaker says what the first one said), and second (the second speaker's own recordings).
+converted (the second speaker says what the first one said), and second (the second speaker's own recordings); with
+--codec also device, what an exported codec makes of the clips.
 """
 
 import os
@@ -19,6 +20,7 @@ from absl import app, flags
 _WORKDIR = flags.DEFINE_string("workdir", None, "A speech run's folder, for its corpus.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _MODEL = flags.DEFINE_string("model", "", "A released model; the run's own if empty.")
+_CODEC = flags.DEFINE_string("codec", "", "Folder of an exported codec.")
 _SPLIT = flags.DEFINE_string("split", "held_out", "Split of the corpus.")
 _LANGUAGE = flags.DEFINE_string("language", "en/", "What the names of the clips begin with.")
 _NUM = flags.DEFINE_integer("num", 20, "Number of clips.")
@@ -27,7 +29,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 
 
 def main(argv):
-  from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
+  from export.device import SpeechCodec as DeviceCodec
+  from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, write_wav
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import load_released
   from tfvq.training.stages import open_run
@@ -40,8 +43,8 @@ def main(argv):
   out = pathlib.Path(_OUT.value)
   num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples
   audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
-  codes = model.encode(audio).numpy()
   codec = SpeechCodec(model)
+  codes = np.stack([codec.encode(AudioArray(sound)) for sound in audio])
   temperature = [float(value) for value in _TEMPERATURE.value]
   for folder, speaker in (("tfvq", 0), ("converted", 1)):
     if speaker and _SPLIT.value != "held_out":
@@ -49,6 +52,11 @@ def main(argv):
     spoken = codec.decode(codes, np.full(len(first), speaker), _SEED.value, temperature)
     for clip, sound in zip(first, spoken, strict=True):
       write_wav(out / folder / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
+  if _CODEC.value:
+    exported = DeviceCodec(_CODEC.value)
+    for clip in first:
+      sound = exported.decode(exported.encode(clip.audio), exported.speakers[0], _SEED.value, temperature)
+      write_wav(out / "device" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
   for folder, chosen in (("original", first), ("second", [clip for clip in clips if clip.speaker == 1][: _NUM.value])):
     for clip in chosen:
       write_wav(out / folder / f"{_name(clip)}.wav", [clip.audio])

@@ -1,7 +1,9 @@
 """Measures speech codecs on the clips that benchmarks/speech_clips.py wrote, beside Codec2; prints tables.
 
   pip install -r requirements-eval.txt    # in an environment of its own; Codec2 comes with Debian's package codec2
-  python benchmarks/speech_quality.py clips --transcripts=core-sounds-en.txt.gz
+  python benchmarks/speech_quality.py clips --transcripts=core-sounds-en.txt.gz --out=runs/speech/quality.json
+
+What --out names is shown by the report of that run, once its stage `evaluation` is run again.
 
 For every codec, aligned in the same way: ViSQOL (speech mode), PESQ (wide band), STOI, word error rates by pocketsphinx
 with a language model of the prompts and with its general one, hiss (natural logarithm of mel magnitudes in the quietest
@@ -12,6 +14,7 @@ target speaker than to the source. Transcripts are lines of `name: text`.
 import argparse
 import collections
 import gzip
+import json
 import math
 import pathlib
 import re
@@ -34,9 +37,13 @@ def main():
   parser.add_argument("clips", type=pathlib.Path)
   parser.add_argument("--transcripts", type=pathlib.Path)
   parser.add_argument("--only", default="", help="comma-separated figures, such as stoi,hiss; all if empty")
+  parser.add_argument("--out", type=pathlib.Path, help="where to write the tables as JSON")
   arguments = parser.parse_args()
   originals = read_folder(arguments.clips / "original")
-  codecs = {"original": originals, "tfvq": read_folder(arguments.clips / "tfvq")}
+  codecs = {"original": originals}
+  for name in ("tfvq", "device"):
+    if (arguments.clips / name).exists():
+      codecs[name] = read_folder(arguments.clips / name)
   for mode in ("2400", "1200"):
     codecs[f"Codec2 {mode}"] = {name: codec2(audio, mode) for name, audio in originals.items()}
   figures = {"visqol": visqol(), "pesq": wide_band_pesq, "stoi": stoi, "hiss": hiss}
@@ -44,14 +51,21 @@ def main():
     texts = read_transcripts(arguments.transcripts)
     figures["wer_closed"], figures["wer_general"] = word_errors(texts, closed=True), word_errors(texts, closed=False)
   chosen = [name for name in figures if not arguments.only or name in arguments.only.split(",")]
-  print(f"{len(originals)} clips, {sum(map(len, originals.values())) / RATE_HZ:.0f} s")
-  print("codec".ljust(14) + "".join(name.rjust(13) for name in chosen))
+  title = f"Quality of {len(originals)} held-out clips, {sum(map(len, originals.values())) / RATE_HZ:.0f} s"
+  rows = []
   for codec, clips in codecs.items():
     aligned = {name: align(original, clips[name]) for name, original in originals.items()}
-    values = [figures[name](originals, aligned) for name in chosen]
-    print(codec.ljust(14) + "".join(f"{value:13.3f}" for value in values), flush=True)
+    rows.append([codec, *(f"{figures[name](originals, aligned):.3f}" for name in chosen)])
+  tables = [{"title": title, "columns": ["codec", *chosen], "rows": rows}]
   if (arguments.clips / "converted").exists() and not arguments.only:
-    print_conversion(arguments.clips)
+    word_error = figures.get("wer_closed")
+    tables.append(conversion(arguments.clips, word_error, originals))
+  for table in tables:
+    print("\n" + table["title"])
+    for row in (table["columns"], *table["rows"]):
+      print("".join(cell.ljust(16) for cell in row))
+  if arguments.out:
+    arguments.out.write_text(json.dumps({"tables": tables}, indent=2) + "\n")
 
 
 def read_folder(folder):
@@ -184,20 +198,29 @@ def edit_distance(reference, heard):
   return row[-1]
 
 
-def print_conversion(clips):
+def conversion(clips, word_error, originals):
   """Whether converted clips sound like the target: by the cosine to the mean voice of either speaker."""
   from resemblyzer import VoiceEncoder
 
   encoder = VoiceEncoder("cpu", verbose=False)
   embed = lambda audio: encoder.embed_utterance(0.056 * audio / max(np.sqrt(np.mean(audio**2)), 1e-6))
-  voices = {name: [embed(audio) for audio in read_folder(clips / name).values()] for name in _VOICES}
+  heard = {name: read_folder(clips / name) for name in _VOICES}
+  voices = {name: [embed(audio) for audio in heard[name].values()] for name in _VOICES}
   mean = {name: np.mean(voices[name], axis=0) / np.linalg.norm(np.mean(voices[name], axis=0)) for name in _VOICES}
-  print("\nsimilarity of".ljust(15) + "to the source".rjust(15) + "to the target".rjust(15) + "nearer target".rjust(15))
+  rows = []
   for name in _VOICES:
     to_source, to_target = (
       np.array([voice @ mean[other] for voice in voices[name]]) for other in ("original", "second")
     )
-    print(name.ljust(14) + f"{to_source.mean():15.3f}{to_target.mean():15.3f}{np.mean(to_target > to_source):15.0%}")
+    row = [name, f"{to_source.mean():.3f}", f"{to_target.mean():.3f}", f"{np.mean(to_target > to_source):.0%}"]
+    says_the_same = word_error and name != "second"
+    rows.append([*row, f"{word_error(originals, heard[name]):.1%}" if says_the_same else ""])
+  columns = ["similarity of", "to the source", "to the target", "nearer target", "word errors"]
+  return {
+    "title": "Voices, by the cosine of their embeddings to the mean of either speaker",
+    "columns": columns,
+    "rows": rows,
+  }
 
 
 _VOICES = ("original", "second", "tfvq", "converted")

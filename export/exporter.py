@@ -6,18 +6,20 @@ import numpy as np
 import tqdm
 
 from export import onnx, saved_model, tflite
-from export.endpoints import (
+from export.endpoint import Endpoint
+from export.image_endpoints import image_endpoints
+from export.parity import measure_parity
+from export.prior_endpoints import prior_endpoints
+from export.speech_endpoints import (
   CONDITION_FRAMES,
   ENCODER_FRAMES,
   SYNTHESIS_CONTEXT,
-  Endpoint,
-  device_endpoints,
-  prior_endpoints,
+  speech_endpoints,
   synthesis_steps,
 )
-from export.parity import measure_parity
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tfvq.errors import UserError
 from tfvq.files import sha256, write_json
 from tfvq.models.speech_codec import CODES_OF_CONTEXT
 
@@ -38,7 +40,8 @@ def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, in
   Returns:
     For each file its name, its size in bytes, and its parity in words.
   """
-  run.workdir.require("autoencoder")
+  if "autoencoder" in run.task.stages:
+    run.workdir.require("autoencoder")
   endpoints = device_endpoints(run)
   jobs = []
   if "tflite" in formats:
@@ -74,6 +77,22 @@ def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, in
     files.append({"file": "saved_model", "quantization": "none", "signatures": signatures, "bytes": size})
   write_json(out / "export.json", {**facts, "files": files})
   return [(file["file"], file["bytes"], _in_words(file)) for file in files]
+
+
+def device_endpoints(run) -> list[Endpoint]:
+  """Everything of a trained run that devices need.
+
+  Args:
+    run: `tfvq.training.stages.Run`.
+
+  Raises:
+    UserError: The system has no codes.
+  """
+  if not run.task.has_codes:
+    raise UserError(f"{run.workdir.path} has no autoencoder with codes: there is nothing to export.")
+  if isinstance(run.autoencoder, models.SpeechVQVAE):
+    return speech_endpoints(run.autoencoder, run.task.corpus)
+  return image_endpoints(run)
 
 
 def _facts(run):

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import tf2onnx
 
-from export.endpoints import Endpoint
+from export.endpoint import Endpoint
 
 OPSET = 17
 

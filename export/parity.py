@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from export.endpoints import Endpoint
+from export.endpoint import Endpoint
 
 
 def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, float]]:

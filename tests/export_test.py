@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 
 from export import tflite
-from export.endpoints import device_endpoints
-from export.exporter import export
+from export.exporter import device_endpoints, export
 from export.fast_wavenet import WaveNetStep, WaveNetSteps
 from export.parity import measure_parity, sure_codes
 from tfvq.layers import CategoricalHead, LogisticMixtureHead

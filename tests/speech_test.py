@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from tfvq.evaluation.speech_figures import likelihoods
 from tfvq.models import SpeechVQVAE, gumbel_noise, sample_sequence, sequence_noise_shape
 from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.speech import build_speech_vqvae
-from tfvq.training.stages import Run
+from tfvq.training.stages import Run, open_run, run_stages
 from tfvq.training.training import make_optimizer
 from tfvq.training.workdir import Workdir
 
@@ -157,6 +158,17 @@ def test_a_tiny_version_runs_through_every_stage(speech_run_folder):
   }
   page = (speech_run_folder / "report.html").read_text()
   assert page.count("<audio") == 8 and "data:audio/wav;base64" in page
+
+
+@pytest.mark.slow
+def test_the_report_shows_what_listening_programs_measured(speech_run_folder, tmp_path):
+  shutil.copytree(speech_run_folder, tmp_path / "run")
+  table = {"title": "Quality of 3 clips", "columns": ["codec", "stoi"], "rows": [["tfvq", "0.814"]]}
+  (tmp_path / "run" / "quality.json").write_text(json.dumps({"tables": [table]}))
+  (tmp_path / "run" / "evaluation" / "done.json").unlink()
+  run_stages(open_run(tmp_path / "run"), "evaluation")
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert "Quality of 3 clips" in page and "0.814" in page
 
 
 def reconstruct(*args):

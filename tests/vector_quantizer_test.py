@@ -44,10 +44,12 @@ def test_a_code_unused_for_ages_stays_and_stays_finite():
   np.testing.assert_allclose(quantizer.codebook, [[0.0], [9.0]], rtol=1e-5)
 
 
-def test_nothing_moves_when_not_training(rng):
+@pytest.mark.parametrize(("training", "trainable"), [(False, True), (True, False)])
+def test_nothing_moves_when_not_training(training, trainable, rng):
   quantizer = VectorQuantizer(6, 3)
+  quantizer.trainable = trainable
   before = [weight.numpy() for weight in quantizer.weights]
-  quantizer(rng.normal(size=(50, 3)).astype(np.float32), training=False)
+  quantizer(rng.normal(size=(50, 3)).astype(np.float32), training=training)
   for weight, value in zip(quantizer.weights, before, strict=True):
     np.testing.assert_array_equal(weight, value)
   assert len(quantizer.losses) == 1

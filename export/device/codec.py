@@ -80,7 +80,7 @@ class SpeechCodec:
 
   def encoder(self) -> "Encoder":
     """Encodes speech as it comes in."""
-    return Encoder(self.facts, self._model("encoder.tflite"))
+    return Encoder(self.facts, self.model("encoder"))
 
   def decoder(self, speaker: str = "", seed: int = 0, temperature=None, noise=None) -> "Decoder":
     """Decodes codes as they come in.
@@ -105,7 +105,7 @@ class SpeechCodec:
       )
     return Decoder(
       self.facts,
-      {name: self._model(f"{name}.tflite") for name in ("condition", "step", "synthesis")},
+      {name: self.model(name) for name in ("condition", "step", "synthesis")},
       self.speakers.index(speaker),
       np.broadcast_to(temperature, [num_bands]),
       noise or GumbelNoise(seed, self.facts["noise_shape"]),
@@ -121,8 +121,9 @@ class SpeechCodec:
     sounding = powers[powers >= 1e-4 * np.percentile(powers, 95)]  # silences do not count
     return float(_LEVEL / np.sqrt(np.mean(sounding))) if np.any(sounding > 1e-10) else 1.0
 
-  def _model(self, name):
-    return _Model(self._contents[name])
+  def model(self, name: str) -> "Model":
+    """One of the codec's files, ready to run: "encoder", "condition", "step" or "synthesis"."""
+    return Model(self._contents[f"{name}.tflite"])
 
 
 class Encoder:
@@ -171,7 +172,7 @@ class Decoder:
     self._temperature = np.ascontiguousarray(temperature, np.float32)
     self._pending = np.zeros(0, np.int32)
     self._num_codes = self._num_codes_done = 0
-    self._loop = _StepLoop(models["step"], facts)
+    self._loop = StepLoop(models["step"], facts)
     # Before the first step there is nothing.
     self._values = np.full([facts["synthesis_context"], facts["num_bands"]], -1, np.int32)
 
@@ -239,7 +240,7 @@ class Decoder:
     return np.concatenate(speech)
 
 
-class _StepLoop:
+class StepLoop:
   """The decoder's generation: a step of the network again and again, and its layers' pasts in between."""
 
   def __init__(self, model, facts):
@@ -292,7 +293,7 @@ class GumbelNoise:
     return self._quantiles[words.view(np.uint16)[:size]].reshape(num_steps, *self._shape)
 
 
-class _Model:
+class Model:
   """A TFLite file that runs on one thread; arrays go in and out by name."""
 
   def __init__(self, content):
@@ -302,16 +303,21 @@ class _Model:
     self._inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
     self._outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
     self._interpreter = interpreter
-    self.set, self.get, self.invoke = self._set, self._get, interpreter.invoke
 
-  def __call__(self, **inputs):
+  def __call__(self, **inputs) -> dict[str, np.ndarray]:
     for name, value in inputs.items():
       self.set(name, value)
     self.invoke()
     return {name: self.get(name) for name in self._outputs}
 
-  def _set(self, name, value):
+  def set(self, name: str, value) -> None:
+    """Sets an input; it stays as it is until it is set again."""
     self._interpreter.set_tensor(self._inputs[name], value)
 
-  def _get(self, name):
+  def invoke(self) -> None:
+    """Runs the file."""
+    self._interpreter.invoke()
+
+  def get(self, name: str) -> np.ndarray:
+    """An output of the last run."""
     return self._interpreter.get_tensor(self._outputs[name])

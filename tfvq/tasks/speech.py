@@ -11,6 +11,7 @@ from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, AudioReader, write
 from tfvq.data.speech_corpus import SPLITS
 from tfvq.evaluation import figures, sections
 from tfvq.evaluation.speech_figures import likelihoods
+from tfvq.files import read_json
 from tfvq.layers import AudioValues
 from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
@@ -141,9 +142,12 @@ class SpeechTask(CorpusTask):
       sounds = [play(folder / f"{index:02d}-{kind}.wav") for kind in kinds]
       spoken.append([f"{clip.name}, {speaker}", *sounds[:2], f"{other}:", sounds[2]])
     samples = [[path.stem.removeprefix("prior-"), play(path)] for path in sorted(folder.glob("prior-*.wav"))]
+    quality = run.workdir.path / "quality.json"
+    tables = read_json(quality)["tables"] if quality.exists() else []
     columns = ["recording not trained on", "original", "from its codes", "in another voice", ""]
     return [
       sections.Section("Recordings through their codes", columns=columns, rows=spoken),
+      *(sections.Section(**table) for table in tables),
       sections.Section("Samples from the prior", columns=["sample, speaker", "sound"], rows=samples),
       sections.usage_section(run.codes.splits["held_out"]["codes"], run.manifest["num_embeddings"]),
     ]

@@ -1,0 +1,108 @@
+"""Times exported files in LiteRT on one thread: steps of WaveNets, and the codec of speech in this package.
+
+  python -m benchmarks.export
+
+Figures are multiples of real time. The floor beside a step is a graph of its matrix products alone.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from benchmarks.timing import medians
+from export import tflite
+from export.device import SpeechCodec
+from export.device.codec import GumbelNoise, Model, StepLoop
+from export.endpoint import Endpoint
+from export.wavenet_endpoints import step_endpoint
+from tfvq.layers import CategoricalHead
+from tfvq.models import WaveNet
+
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of the speech that goes through the codec.")
+_SAMPLE_RATE_HZ = 16_000
+_STEPS_PER_FRAME = 64
+
+
+def main(argv):
+  del argv
+  _time_steps()
+  _time_codec()
+
+
+def _time_steps():
+  """The plain 20 x 64 network and a sub-band one, float32 and int8 weights: one invocation, and the whole loop."""
+  rng = np.random.default_rng(0)
+  plain = WaveNet(CategoricalHead(256, hidden_units=64), 64, [2**layer for layer in range(10)] * 2, condition_dim=128)
+  bands = WaveNet(CategoricalHead(256, 4, 64), 96, [2**layer for layer in range(8)] * 2, condition_dim=128)
+  functions = {}
+  for name, wavenet in (("20 x 64, one sample a step", plain), ("16 x 96, four sub-bands a step", bands)):
+    endpoint, num_bands = step_endpoint(wavenet, lambda split: ()), wavenet.head.num_variables
+    content = tflite.convert(endpoint)
+    inputs = {key: 0.1 * rng.normal(size=spec.shape).astype(np.float32) for key, spec in endpoint.inputs.items()}
+    floor = Model(tflite.convert(_products(wavenet)))
+    floor.set("x", inputs["past"].reshape(1, -1))
+    functions[f"{name}, products alone"] = (floor.invoke, num_bands)
+    for mode in ("none", "dynamic"):
+      model = Model(tflite.quantize(content, mode, endpoint))
+      for key, value in inputs.items():
+        model.set(key, value)
+      functions[f"{name}, {mode}, invocation"] = (model.invoke, num_bands)
+      functions[f"{name}, {mode}, loop"] = (_loop(model, wavenet), num_bands * _STEPS_PER_FRAME)
+  seconds = medians({name: function for name, (function, _) in functions.items()})
+  for name, (_, num_samples) in functions.items():
+    microseconds = 1e6 * seconds[name] / num_samples
+    print(f"{name}: {microseconds:.1f} us a sample, {1e6 / _SAMPLE_RATE_HZ / microseconds:.2f} times real time")
+
+
+def _products(wavenet):
+  """The matrix products of a step and nothing else, from an input that is as long as any of them needs."""
+  x = tf.TensorSpec([1, wavenet.channels * len(wavenet.blocks)], tf.float32)
+  kernels = [tf.constant(np.array(block.conv.kernel)) for block in wavenet.blocks]
+  kernels += [tf.constant(np.array(block.residual.kernel)) for block in wavenet.blocks if not block.last]
+  kernels.append(tf.constant(np.array(wavenet.head.hidden.kernel)))
+
+  def multiply(x):
+    return {"y": sum(tf.reduce_sum(x[:, : kernel.shape[0]] @ kernel) for kernel in kernels)}
+
+  return Endpoint("products", multiply, {"x": x}, wavenet, examples=None)
+
+
+def _loop(model, wavenet):
+  facts = {
+    "steps_per_frame": _STEPS_PER_FRAME,
+    "dilation_rates": wavenet.dilation_rates,
+    "channels": wavenet.channels,
+  }
+  loop, noise = StepLoop(model, facts), GumbelNoise(0, wavenet.head.noise_shape)
+  share = np.zeros([1, 2 * wavenet.channels * len(wavenet.blocks)], np.float32)
+  temperature = np.ones([wavenet.head.num_variables], np.float32)
+  return lambda: loop.run(share, noise(_STEPS_PER_FRAME), temperature)
+
+
+def _time_codec():
+  """The codec that the package ships."""
+  codec, rng = SpeechCodec(), np.random.default_rng(0)
+  audio = (0.1 * rng.normal(size=int(_SECONDS.value * _SAMPLE_RATE_HZ))).astype(np.float32)
+  codes = codec.encode(audio)
+  encoder = codec.model("encoder")
+  at_once = codec.facts["encoder_frames"] * codec.hop_samples
+  encoder.set("audio", audio[np.newaxis, : at_once + 2 * codec.facts["context_frames"] * codec.hop_samples])
+  lengths = {"encoder, invocation": at_once, "encode": len(audio), "decode": len(audio), "both": len(audio)}
+  seconds = medians(
+    {
+      "encoder, invocation": encoder.invoke,
+      "encode": lambda: codec.encode(audio),
+      "decode": lambda: codec.decode(codes),
+      "both": lambda: codec.decode(codec.encode(audio)),
+    }
+  )
+  for name, num_samples in lengths.items():
+    print(f"codec, {name}: {num_samples / _SAMPLE_RATE_HZ / seconds[name]:.1f} times real time")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,132 @@
+"""What is exported of a VQ-VAE of speech: the parts of a codec."""
+
+import numpy as np
+import tensorflow as tf
+
+from export.endpoint import LOOK_UP, Endpoint, floats, integers
+from export.fast_wavenet import SpeechSteps
+from export.wavenet_endpoints import layer_inputs, step_endpoint, step_examples
+from tfvq import models
+from tfvq.data.audio_files import AudioArray
+from tfvq.models.speech_codec import CODES_OF_CONTEXT, SpeechCodec, encode_inside, shares_inside
+
+ENCODER_FRAMES = 50  # codes that the encoder of speech makes at once: 0.2 s at 250 a second
+CONDITION_FRAMES = 50
+STEPS_AT_ONCE = 4
+SYNTHESIS_CONTEXT = 8  # steps that a synthesised sample depends on, to either side
+
+
+def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
+  """The parts of a codec of speech: encoder, condition, the decoder's step, and the synthesis of audio from values.
+
+  A value of -1 is nothing at all, as there is before the first step and after the last.
+
+  Args:
+    model: The model.
+    corpus: `tfvq.data.speech_corpus.SpeechCorpus` to take examples from.
+  """
+  decoder, num_bands = model.decoder, model.audio_values.num_bands
+  context = model.context_frames * model.hop_samples
+  num_samples = ENCODER_FRAMES * model.hop_samples + 2 * context
+  num_steps = synthesis_steps(model)
+  codec = SpeechCodec(model)
+
+  def audio(split):
+    for clip in corpus.clips(split):
+      padded = np.pad(clip.audio, [context, context + num_samples])
+      for start in range(0, len(clip.audio), ENCODER_FRAMES * model.hop_samples):
+        yield {"audio": padded[np.newaxis, start : start + num_samples]}
+
+  def codes(split):
+    for clip in corpus.clips(split):
+      whole = np.pad(codec.encode(AudioArray(clip.audio)), CODES_OF_CONTEXT, mode="edge")
+      for start in range(0, len(whole) - CONDITION_FRAMES - 2 * CODES_OF_CONTEXT + 1, CONDITION_FRAMES):
+        window = whole[np.newaxis, start : start + CONDITION_FRAMES + 2 * CODES_OF_CONTEXT]
+        yield {"codes": window, "speaker": np.array([clip.speaker], np.int32)}
+
+  def values(split):
+    for clip in corpus.clips(split):
+      whole = model.audio_values(clip.audio[np.newaxis, : len(clip.audio) // num_bands * num_bands]).numpy()
+      length = num_steps + 2 * SYNTHESIS_CONTEXT
+      for start in range(0, whole.shape[1] - length + 1, num_steps):
+        yield {"values": whole[:, start : start + length]}
+
+  def encode(audio):
+    z_e = model.encoder(audio)[:, model.context_frames : -model.context_frames]
+    return {"codes": encode_inside(model, audio), "z_e": z_e}
+
+  def condition(codes, speaker):
+    return {"share": tf.concat(shares_inside(model, codes, speaker), axis=-1)[:, 0]}
+
+  def synthesize(values):
+    margin = SYNTHESIS_CONTEXT * num_bands
+    bands = tf.where(values < 0, 0.0, model.audio_values.bands(values))
+    return {"audio": model.audio_values.join(bands)[:, margin:-margin]}
+
+  return [
+    Endpoint("encoder", encode, {"audio": floats(1, num_samples)}, model, audio, (".*log_mel.*", *LOOK_UP)),
+    Endpoint(
+      "condition",
+      condition,
+      {"codes": integers(1, CONDITION_FRAMES + 2 * CODES_OF_CONTEXT), "speaker": integers(1)},
+      model,
+      codes,
+    ),
+    step_endpoint(decoder, lambda split: _decoder_examples(model, corpus, codec, split)),
+    Endpoint(
+      "synthesis",
+      synthesize,
+      {"values": integers(1, num_steps + 2 * SYNTHESIS_CONTEXT, num_bands)},
+      model,
+      values,
+      kept_in_float=(".*",),
+    ),
+    _steps_endpoint(model, lambda split: _decoder_starts(model, corpus, codec, split)),
+  ]
+
+
+def synthesis_steps(model: models.SpeechVQVAE) -> int:
+  """Steps that are made audio at once: half as many as the decoder does at once, less the context."""
+  return CONDITION_FRAMES * model.steps_per_frame // 2 - SYNTHESIS_CONTEXT
+
+
+def _steps_endpoint(model, examples):
+  """Several steps and their audio, for callers to whom a call is dear."""
+  decoder = model.decoder
+  steps = SpeechSteps(decoder, model.audio_values, STEPS_AT_ONCE, SYNTHESIS_CONTEXT)
+  inputs = {
+    "share": floats(1, 2 * decoder.channels * len(decoder.blocks)),
+    "noise": floats(STEPS_AT_ONCE, *decoder.head.noise_shape),
+    "temperature": floats(decoder.head.num_variables),
+  }
+  return Endpoint("steps", steps, inputs, model, examples, state=tuple(steps.state))
+
+
+def _decoder_examples(model, corpus, codec, split, num_steps=100):
+  """What the decoder's step is given while it says real recordings again."""
+  decoder = model.decoder
+  temperature = np.ones([decoder.head.num_variables], np.float32)
+  for number, clip in enumerate(corpus.clips(split)):
+    audio = clip.audio[: len(clip.audio) // model.hop_samples * model.hop_samples]
+    codes = np.pad(codec.encode(AudioArray(audio)), CODES_OF_CONTEXT, mode="edge")
+    shares = shares_inside(model, codes[np.newaxis], np.array([clip.speaker]))
+    inputs = layer_inputs(decoder, model.audio_values(audio[np.newaxis])[0], shares)
+    shares = np.concatenate(shares, axis=-1)[:, 0]
+    # Around the loudest place: silences shall not make up most of the examples.
+    loudest = int(np.argmax(np.abs(audio))) // model.audio_values.num_bands
+    first = max(0, min(loudest, inputs.shape[1] - num_steps))
+    noise = models.gumbel_noise(0, (num_steps, 1, *decoder.head.noise_shape), number).numpy()
+    yield from step_examples(decoder, inputs, shares, noise, temperature, first)
+
+
+def _decoder_starts(model, corpus, codec, split):
+  """What several steps at once are given at the beginning of recordings."""
+  decoder = model.decoder
+  for number, clip in enumerate(corpus.clips(split)):
+    codes = np.pad(codec.encode(AudioArray(clip.audio[: model.hop_samples])), CODES_OF_CONTEXT, mode="edge")
+    noise = models.gumbel_noise(0, (STEPS_AT_ONCE, *decoder.head.noise_shape), number)
+    yield {
+      "share": np.concatenate(shares_inside(model, codes[np.newaxis], np.array([clip.speaker])), axis=-1)[:, 0],
+      "noise": noise.numpy(),
+      "temperature": np.ones([decoder.head.num_variables], np.float32),
+    }

@@ -1,0 +1,60 @@
+"""The step of a WaveNet's generation as an endpoint."""
+
+import numpy as np
+import tensorflow as tf
+
+from export.endpoint import Endpoint, floats
+from export.fast_wavenet import WaveNetStep
+from tfvq import models
+
+
+def step_endpoint(wavenet: models.WaveNet, examples, name: str = "step") -> Endpoint:
+  """One step of a WaveNet's generation.
+
+  Args:
+    wavenet: The WaveNet.
+    examples: As for `Endpoint`.
+    name: The endpoint's name.
+  """
+  num_layers, channels = len(wavenet.blocks), wavenet.channels
+  inputs = {
+    "x": floats(1, channels),
+    "past": floats(num_layers, channels),
+    "share": floats(1, 2 * channels * num_layers),
+    "noise": floats(1, *wavenet.head.noise_shape),
+    "temperature": floats(wavenet.head.num_variables),
+  }
+  return Endpoint(name, WaveNetStep(wavenet), inputs, wavenet, examples)
+
+
+def step_examples(wavenet, inputs, shares, noise, temperature, first=0):
+  """Inputs of the steps from `first` on, as many as there is noise for.
+
+  Args:
+    wavenet: The WaveNet.
+    inputs: What its layers see in all steps, [L, T, C].
+    shares: The condition's shares, [F, 2CL] with T a multiple of F.
+    noise: Gumbel noise of the steps, [N, 1, ...].
+    temperature: [G].
+    first: The first step.
+  """
+  steps_per_frame = inputs.shape[1] // len(shares)
+  for step in range(first, min(first + len(noise), inputs.shape[1])):
+    pasts = [step - rate for rate in wavenet.dilation_rates]
+    yield {
+      "x": inputs[0, np.newaxis, step],
+      "past": np.stack([inputs[layer, past] * (past >= 0) for layer, past in enumerate(pasts)]),
+      "share": shares[np.newaxis, step // steps_per_frame],
+      "noise": noise[step - first],
+      "temperature": temperature,
+    }
+
+
+def layer_inputs(wavenet, values, shares):
+  """What each layer sees while the network says values, integers [T, G] -> float32 [L, T, C]."""
+  x = tf.concat([tf.zeros([1, wavenet.channels]), wavenet.embed(values)[:-1]], axis=0)
+  inputs = []
+  for block, share in zip(wavenet.blocks, shares, strict=True):
+    inputs.append(x)
+    x, _ = block((x, share[:, tf.newaxis]), batch_size=1)
+  return tf.stack(inputs).numpy()
