@@ -31,6 +31,7 @@ _CHOSEN_QUANTIZATIONS = flags.DEFINE_list(
   "Of TFLite files: none (float32), float16 (weights), dynamic (int8 weights, activations rounded as they come), int8 "
   "(activations' ranges fixed beforehand).",
 )
+_PRUNED = flags.DEFINE_bool("pruned", False, "Takes the decoder that the stage `prune` made.")
 
 
 def main(argv):
@@ -41,6 +42,8 @@ def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)  # converters tell of every step
   run = open_run(_WORKDIR.value)
+  if _PRUNED.value:
+    run.autoencoder = run.pruned
   out = pathlib.Path(_OUT.value)
   if out.exists() and any(out.iterdir()) and not (out / "export.json").exists():
     raise UserError(f"{out} holds files that no export wrote: choose another --out.")
@@ -60,7 +63,7 @@ def main(argv):
 def _parse_flags(argv):
   if any(argument.lstrip("-") in ("h", "help") for argument in argv[1:]):
     print(__doc__)
-    for holder in (_WORKDIR, _OUT, _CHOSEN_FORMATS, _CHOSEN_QUANTIZATIONS):
+    for holder in (_WORKDIR, _OUT, _CHOSEN_FORMATS, _CHOSEN_QUANTIZATIONS, _PRUNED):
       print(f"  --{holder.name}: {flags.FLAGS[holder.name].help}")
     sys.exit(0)
   try:

@@ -16,6 +16,7 @@ from export.exporter import export
 from tfvq.data.audio_files import AudioArray
 from tfvq.models import gumbel_noise
 from tfvq.models import speech_codec as keras_codec
+from tfvq.release import load_released
 from tfvq.training.stages import open_run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -83,6 +84,15 @@ def test_voice_seed_and_temperature_matter(codec_folder, rng):
     codec.decode(codes, temperature=1.2),
   ):
     assert np.abs(other - first).max() > 1e-3
+
+
+def test_the_shipped_codec_is_that_of_the_released_model(rng):
+  codec, (model, facts) = SpeechCodec(), load_released()
+  assert codec.speakers == facts["speakers"] and codec.num_embeddings == model.quantizer.num_embeddings
+  audio = speech(16_000, rng)
+  codes, expected = codec.encode(audio), keras_codec.SpeechCodec(model).encode(AudioArray(audio))
+  assert np.mean(codes == expected) > 0.9
+  assert np.isfinite(codec.decode(codes[:50], speaker="it")).all()
 
 
 def test_the_noise_is_standard_gumbel():

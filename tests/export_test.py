@@ -73,6 +73,7 @@ def test_several_steps_at_once_draw_what_keras_draws(num_steps, num_bands, rng):
       np.testing.assert_array_equal(values, expected[time : time + num_steps])
 
 
+@pytest.mark.slow
 def test_steps_and_their_audio_are_exported_with_their_state(exported_speech, speech_run_folder, rng):
   """The file says, call by call, what Keras says at once; the audio comes eight steps later."""
   model = open_run(speech_run_folder).autoencoder
@@ -144,6 +145,7 @@ def test_the_list_tells_of_every_file(exported_frames, frames_run):
   assert files["saved_model"]["signatures"]["decode"]["inputs"] == {"codes": [[None, 4, 4], "int32"]}
 
 
+@pytest.mark.slow
 def test_float_files_agree_with_keras(exported_frames, exported_speech):
   for folder in (exported_frames, exported_speech):
     for file in json.loads((folder / "export.json").read_text())["files"]:
@@ -217,6 +219,7 @@ def test_a_server_of_images_needs_tensorflow_only(exported_frames, frames_run, t
   np.testing.assert_array_equal(drawn["codes"], sample_grid(frames_run.prior, noise, None, 0.9))
 
 
+@pytest.mark.slow
 def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_folder, tmp_path, rng):
   model = open_run(speech_run_folder).autoencoder
   audio = (0.1 * rng.normal(size=[2, 6401])).astype(np.float32)
@@ -233,6 +236,7 @@ def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_fo
   assert sampled["codes"].shape == (2, 30) and sampled["audio"].shape == (2, 1920)
 
 
+@pytest.mark.slow
 def test_warm_up_requests_can_be_read(exported_speech):
   from tensorflow_serving.apis import prediction_log_pb2
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from export.device import SpeechCodec as DeviceCodec
+from export.exporter import export
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
 from tfvq.training.pruning import (
@@ -106,6 +108,7 @@ def test_sparsity_follows_the_cubic_schedule_and_is_exact_after_every_step(metho
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "sparsity"), [("channels", 0.5), ("blocks", 0.75)])
 def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(method, sparsity, speech_run_folder, tmp_path, rng):
   shutil.copytree(speech_run_folder, tmp_path / "run")
@@ -119,6 +122,10 @@ def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(method, sparsit
   decoder = run.pruned.decoder
   if method == "channels":
     assert decoder.channels == 4 and len(decoder.blocks) == len(run.autoencoder.decoder.blocks)
+    run.autoencoder = run.pruned
+    export(run, tmp_path / "exported", ("tflite",), ("none",))
+    codec = DeviceCodec(tmp_path / "exported" / "tflite" / "none")
+    assert codec.facts["channels"] == 4 and codec.decode(np.arange(10)).shape == (640,)
   else:
     for kernel, mask in block_masks(decoder, sparsity, 4):
       np.testing.assert_array_equal(kernel, np.array(kernel) * mask)
