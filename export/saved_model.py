@@ -33,10 +33,10 @@ def write_saved_model(run, folder: pathlib.Path) -> dict[str, dict]:
   _write_warmup(folder, {name: request for name, (_, _, request) in functions.items()})
   return {
     name: {
-      "inputs": _described(function.structured_input_signature[1]),
-      "outputs": _described(function.structured_outputs),
+      "inputs": _described(functions[name][1]),
+      "outputs": _described(signature.structured_outputs),
     }
-    for name, function in signatures.items()
+    for name, signature in signatures.items()
   }
 
 
