@@ -252,7 +252,7 @@ def test_espeak_speaks(tmp_path):
   assert len(recordings) == 4 and min(lengths) > SAMPLE_RATE_HZ and max(lengths) < 8 * SAMPLE_RATE_HZ
   for recording, length in zip(recordings, lengths, strict=True):
     ends, names = zip(*recording.phones(), strict=True)
-    assert np.all(np.diff(ends) >= 0) and abs(ends[-1] - length / SAMPLE_RATE_HZ) < 0.01
+    assert np.all(np.diff(ends) >= 0) and abs(ends[-1] - length / SAMPLE_RATE_HZ) < 1e-4  # one rendering's
     assert len(set(names)) > 10 and 0.03 < ends[-1] / len(ends) < 0.15  # seconds per phone
   with pytest.raises(UserError, match="has no voice 'nobody'"):
     find_recordings(common.speech_data(source="espeak", voices=("nobody",)))[0].read()

@@ -21,7 +21,8 @@ class Recording(NamedTuple):
   name: str
   speaker: str
   read: Callable[[], np.ndarray]  # float32 [T] in -1..1, 16 kHz; raises UserError
-  phones: Callable[[], tuple[tuple[float, str], ...]] = tuple  # (end in seconds, name) of each, where they are known
+  # (end in seconds, name) of each phone in what `read` gave last, where they are known; to be asked after it.
+  phones: Callable[[], tuple[tuple[float, str], ...]] = tuple
   sentence: str = ""  # what is said, where several speakers say it: a split goes by it, else by the name
 
 
@@ -120,8 +121,14 @@ def _espeak(data):
   espeak()  # a missing package is told of at once
 
   def recording(voice, sentence):
-    read = lambda: resampled(espeak().say(voice, sentence)[0], espeak().sample_rate_hz)
-    return Recording(f"{voice}/{sentence}", voice, read, lambda: espeak().say(voice, sentence)[1], sentence)
+    # Some voices never say a sentence twice in the same time: the phones must be those of the very audio.
+    phones = []
+
+    def read():
+      audio, phones[:] = espeak().say(voice, sentence)
+      return resampled(audio, espeak().sample_rate_hz)
+
+    return Recording(f"{voice}/{sentence}", voice, read, lambda: tuple(phones), sentence)
 
   return [recording(voice, sentence) for voice in data.voices for sentence in sentences(data.num_sentences)]
 
