@@ -13,6 +13,7 @@ def convert(endpoint: Endpoint) -> bytes:
   """An ONNX file of an endpoint; the same model gives the same bytes."""
   model, _ = tf2onnx.convert.from_function(endpoint.graph(), endpoint.specs, opset=OPSET)
   names = {value.name: value.name for value in (*model.graph.input, *model.graph.output)}
+  _settle_equal_outputs(model.graph)
   _order(model.graph, names)
   model.graph.doc_string = ""  # it would tell how many functions TensorFlow had traced before
   return model.SerializeToString(deterministic=True)
@@ -33,6 +34,24 @@ class Runner:
 
   def reset(self) -> None:
     """There is no state."""
+
+
+def _settle_equal_outputs(graph):
+  """Makes the first of equal outputs the one computed, the others its copies: tf2onnx takes any of them."""
+  outputs = [value.name for value in graph.output]
+  sources = {name: name for name in outputs}
+  for node in graph.node:
+    if node.op_type == "Identity" and node.input[0] in sources and node.output[0] in sources:
+      sources[node.output[0]] = node.input[0]
+  first = {}
+  for name in outputs:
+    first.setdefault(sources[name], name)
+  swaps = first | {name: source for source, name in first.items()}
+  for node in graph.node:
+    node.input[:] = [swaps.get(name, name) for name in node.input]
+    node.output[:] = [swaps.get(name, name) for name in node.output]
+  for initializer in graph.initializer:
+    initializer.name = swaps.get(initializer.name, initializer.name)
 
 
 def _order(graph, names):
