@@ -81,7 +81,7 @@ def training():
       autoencoder.decoder = settings
       model = build_speech_vqvae(autoencoder, num_speakers=4)
       model.compile(keras.optimizers.Adam(1e-3), jit_compile=jit_compile)
-      context = 2 * model.context_frames * model.hop_samples
+      context = 2 * model.margin_frames * model.hop_samples
       audio = 0.1 * np.random.default_rng(0).normal(size=(batch_size, crop_samples + context))
       batch = {"audio": tf.constant(audio, tf.float32), "speaker": tf.zeros([batch_size], tf.int32)}
       functions[name] = lambda model=model, batch=batch: model.train_on_batch(batch)

@@ -21,7 +21,6 @@ from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.errors import UserError
 from tfvq.files import sha256, write_json
-from tfvq.models.speech_codec import CODES_OF_CONTEXT
 
 _NUM_PARITY_EXAMPLES = 100
 _CODEC_PARTS = ("encoder", "condition", "step", "synthesis")
@@ -129,7 +128,7 @@ def _write_codec(run, facts, folder):
       "temperature": np.broadcast_to(run.config.samples.temperature, [model.decoder.head.num_variables]).tolist(),
       "context_frames": model.context_frames,
       "encoder_frames": ENCODER_FRAMES,
-      "context_codes": CODES_OF_CONTEXT,
+      "context_codes": model.context_codes,
       "condition_frames": CONDITION_FRAMES,
       "steps_per_frame": model.steps_per_frame,
       "channels": model.decoder.channels,

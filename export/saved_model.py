@@ -8,7 +8,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from tfvq import models
 from tfvq.models.sampling import continue_sequence, gumbel_noise, sample_grid, sample_sequence, sequence_start
-from tfvq.models.speech_codec import CODES_OF_CONTEXT, encode_inside, shares_inside
+from tfvq.models.speech_codec import encode_inside, shares_inside
 
 _FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
 
@@ -145,14 +145,15 @@ def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) 
   num_parts = -(-num_frames // _FRAMES_PER_PART)
   left_over = num_parts * _FRAMES_PER_PART - num_frames
   first, last = codes[:, :1], codes[:, -1:]
-  filled = [tf.repeat(first, CODES_OF_CONTEXT, axis=1), codes, tf.repeat(last, left_over + CODES_OF_CONTEXT, axis=1)]
+  context = model.context_codes
+  filled = [tf.repeat(first, context, axis=1), codes, tf.repeat(last, left_over + context, axis=1)]
   filled = tf.concat(filled, axis=1)
   num_steps = _FRAMES_PER_PART * model.steps_per_frame
   noise_shape = [num_steps, batch_size, *model.decoder.head.noise_shape]
 
   def decode_part(part, state, before, values):
     begin = part * _FRAMES_PER_PART
-    window = filled[:, begin : begin + _FRAMES_PER_PART + 2 * CODES_OF_CONTEXT]
+    window = filled[:, begin : begin + _FRAMES_PER_PART + 2 * context]
     shares = shares_inside(model, window, speaker)
     noise = gumbel_noise(seed, noise_shape, part)
     part_values, (state, before) = continue_sequence(model.decoder, (state, before), noise, shares, temperature)

@@ -8,7 +8,7 @@ from export.fast_wavenet import SpeechSteps
 from export.wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 from tfvq import models
 from tfvq.data.audio_files import AudioArray
-from tfvq.models.speech_codec import CODES_OF_CONTEXT, SpeechCodec, encode_inside, shares_inside
+from tfvq.models.speech_codec import SpeechCodec, encode_inside, shares_inside
 
 ENCODER_FRAMES = 50  # codes that the encoder of speech makes at once: 0.2 s at 250 a second
 CONDITION_FRAMES = 50
@@ -39,9 +39,9 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
 
   def codes(split):
     for clip in corpus.clips(split):
-      whole = np.pad(codec.encode(AudioArray(clip.audio)), CODES_OF_CONTEXT, mode="edge")
-      for start in range(0, len(whole) - CONDITION_FRAMES - 2 * CODES_OF_CONTEXT + 1, CONDITION_FRAMES):
-        window = whole[np.newaxis, start : start + CONDITION_FRAMES + 2 * CODES_OF_CONTEXT]
+      whole = np.pad(codec.encode(AudioArray(clip.audio)), model.context_codes, mode="edge")
+      for start in range(0, len(whole) - CONDITION_FRAMES - 2 * model.context_codes + 1, CONDITION_FRAMES):
+        window = whole[np.newaxis, start : start + CONDITION_FRAMES + 2 * model.context_codes]
         yield {"codes": window, "speaker": np.array([clip.speaker], np.int32)}
 
   def values(split):
@@ -68,7 +68,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     Endpoint(
       "condition",
       condition,
-      {"codes": integers(1, CONDITION_FRAMES + 2 * CODES_OF_CONTEXT), "speaker": integers(1)},
+      {"codes": integers(1, CONDITION_FRAMES + 2 * model.context_codes), "speaker": integers(1)},
       model,
       codes,
     ),
@@ -108,7 +108,7 @@ def _decoder_examples(model, corpus, codec, split, num_steps=100):
   temperature = np.ones([decoder.head.num_variables], np.float32)
   for number, clip in enumerate(corpus.clips(split)):
     audio = clip.audio[: len(clip.audio) // model.hop_samples * model.hop_samples]
-    codes = np.pad(codec.encode(AudioArray(audio)), CODES_OF_CONTEXT, mode="edge")
+    codes = np.pad(codec.encode(AudioArray(audio)), model.context_codes, mode="edge")
     shares = shares_inside(model, codes[np.newaxis], np.array([clip.speaker]))
     inputs = layer_inputs(decoder, model.audio_values(audio[np.newaxis])[0], shares)
     shares = np.concatenate(shares, axis=-1)[:, 0]
@@ -123,7 +123,7 @@ def _decoder_starts(model, corpus, codec, split):
   """What several steps at once are given at the beginning of recordings."""
   decoder = model.decoder
   for number, clip in enumerate(corpus.clips(split)):
-    codes = np.pad(codec.encode(AudioArray(clip.audio[: model.hop_samples])), CODES_OF_CONTEXT, mode="edge")
+    codes = np.pad(codec.encode(AudioArray(clip.audio[: model.hop_samples])), model.context_codes, mode="edge")
     noise = models.gumbel_noise(0, (STEPS_AT_ONCE, *decoder.head.noise_shape), number)
     yield {
       "share": np.concatenate(shares_inside(model, codes[np.newaxis], np.array([clip.speaker])), axis=-1)[:, 0],

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def run(*args):
   command = [sys.executable, "train_main.py", *args]
   process = subprocess.run(
-    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False
   )
   return process.returncode, process.stdout
 

@@ -185,7 +185,7 @@ sys.exit(code)
 
 def device(*arguments):
   command = [sys.executable, "-c", _NEVER, *map(str, arguments)]
-  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
   return result.returncode, result.stdout, result.stderr
 
 

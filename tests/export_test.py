@@ -204,7 +204,7 @@ def serve(folder, signature, tmp_path, **inputs):
     signature,
     tmp_path / "o.npz",
   ]
-  subprocess.run([str(part) for part in command], check=True, cwd=tmp_path, timeout=300)
+  subprocess.run([str(part) for part in command], check=True, cwd=tmp_path, timeout=900)
   return dict(np.load(tmp_path / "o.npz"))
 
 

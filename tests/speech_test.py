@@ -15,8 +15,17 @@ from tfvq import release
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, AudioReader
 from tfvq.data.speech_corpus import Clip
 from tfvq.evaluation.speech_figures import likelihoods
-from tfvq.models import SpeechVQVAE, gumbel_noise, sample_sequence, sequence_noise_shape
+from tfvq.models import (
+  SpeechVQVAE,
+  conditioner,
+  gumbel_noise,
+  log_mel_encoder,
+  sample_sequence,
+  sequence_noise_shape,
+  waveform_encoder,
+)
 from tfvq.models.speech_codec import SpeechCodec
+from tfvq.models.speech_networks import context_of
 from tfvq.tasks.speech import build_speech_vqvae
 from tfvq.training.stages import Run, open_run, run_stages
 from tfvq.training.training import make_optimizer
@@ -48,6 +57,36 @@ def test_codes_and_nats_have_the_rate_of_the_strides(encoder, strides, rng):
 
 
 @pytest.mark.parametrize(
+  ("encoder", "hop_samples", "reach"),
+  [
+    (waveform_encoder(4, hidden_units=8), 64, 2),
+    (waveform_encoder(4, (2, 4, 5), hidden_units=8), 40, 2),
+    (log_mel_encoder(4, hidden_units=8), 64, 7),
+    (log_mel_encoder(4, 160, 8, dilation_rates=(1, 3)), 160, 9),
+  ],
+)
+def test_an_encoder_looks_no_further_than_its_context(encoder, hop_samples, reach, rng):
+  for variable in encoder.variables:
+    variable.assign(rng.normal(size=variable.shape))
+  audio = rng.normal(size=[1, 60 * hop_samples]).astype(np.float32)
+  changed = audio.copy()
+  changed[:, 30 * hop_samples : 31 * hop_samples] *= -0.5
+  differing = np.flatnonzero(np.any(encoder(audio).numpy() != encoder(changed).numpy(), axis=(0, 2)))
+  assert 30 - differing[0] <= context_of(encoder) and differing[-1] - 30 <= context_of(encoder)
+  assert max(30 - differing[0], differing[-1] - 30) == reach
+
+
+def test_a_conditioner_looks_no_further_than_its_context(rng):
+  network = conditioner(4, num_speakers=1, condition_dim=8, dilation_rates=(1, 2, 4))
+  for variable in network.variables:
+    variable.assign(rng.normal(size=variable.shape))
+  z_q, speaker = rng.normal(size=[1, 41, 4]), np.zeros([1], np.int32)
+  changed = z_q + np.eye(41)[:, [20]]
+  differing = np.flatnonzero(np.any(network([z_q, speaker]) != network([changed, speaker]), axis=(0, 2)))
+  assert (20 - differing[0], differing[-1] - 20) == (context_of(network), context_of(network)) == (10, 10)
+
+
+@pytest.mark.parametrize(
   ("num_bands", "distribution"), [(1, "categorical"), (4, "categorical"), (1, "logistic_mixture")]
 )
 def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, rng):
@@ -76,11 +115,12 @@ def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, rn
 def test_only_the_inside_of_a_training_clip_is_trained_on(rng):
   """What a call gives is what the decoder gives for the inside of the clip, the codes being those of the whole."""
   model = speech_model()
-  audio = np.stack([speech_like(64 * 40, rng)])
+  margin = model.margin_frames
+  audio = np.stack([speech_like(64 * (2 * margin + 24), rng)])
   speaker = tf.constant([1])
   nats = model({"audio": tf.constant(audio), "speaker": speaker}, training=False)
-  condition = model.condition(model.encode(audio), speaker)[:, 8:-8]
-  values = model.audio_values(audio)[:, 8 * 16 : -8 * 16]
+  condition = model.condition(model.encode(audio), speaker)[:, margin:-margin]
+  values = model.audio_values(audio)[:, margin * 16 : -margin * 16]
   expected = -model.decoder.log_prob(values, {"local": condition}) / (24 * 64)
   np.testing.assert_allclose(nats, expected, rtol=1e-5)
 
@@ -174,7 +214,7 @@ def test_the_report_shows_what_listening_programs_measured(speech_run_folder, tm
 def reconstruct(*args):
   command = [sys.executable, "-m", "tfvq.reconstruct", *map(str, args)]
   result = subprocess.run(
-    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False
   )
   return result.returncode, result.stdout
 

@@ -153,8 +153,9 @@ def speech_autoencoder(**changes) -> ConfigDict:
       "codebook_update": "moving_average",  # or loss, eq. 3
       "decay": 0.99,
       "revival_threshold": 0.03,
-      "unquantized_steps": 0,  # before the codebook is set to the encoder's output
+      "encoder_dilations": (),  # of residual blocks after the log_mel encoder's convolutions
       "condition_dim": 128,
+      "condition_dilations": (),  # of residual blocks after the conditioner's convolutions
       "null_rate": 0.1,
       "mel_weight": 1.0,
     }

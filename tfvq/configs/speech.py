@@ -23,11 +23,23 @@ def small():
   config = common.run_settings("speech")
   config.data = common.speech_data(source="asterisk", languages=("en", "es", "fr", "it", "ru"))
   config.autoencoder = common.speech_autoencoder(
-    encoder="log_mel", encoder_units=128, embedding_dim=64, decay=0.98, revival_threshold=0.2, unquantized_steps=200
+    encoder="log_mel",
+    encoder_units=128,
+    encoder_dilations=(1, 2, 4),
+    condition_dilations=(1, 2, 4),
+    decay=0.98,
+    revival_threshold=0.2,
   )
   config.autoencoder.decoder = common.wavenet(num_bands=4, channels=96, num_stacks=2, layers_per_stack=8)
   config.prior = common.wavenet(channels=64, num_stacks=2, layers_per_stack=6, hidden_units=256)
   config.prior.window_codes = 500
+  # Encoder, quantiser and conditioner learn the spectra first, and before that without the quantiser.
+  config.train.unquantized = common.training(
+    steps=200, batch_size=16, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
+  )
+  config.train.spectral = common.training(
+    steps=8000, batch_size=16, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
+  )
   config.train.autoencoder = common.training(
     steps=6000, batch_size=4, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
   )
@@ -50,6 +62,7 @@ def paper():
   config.train.autoencoder = common.training(
     steps=500_000, batch_size=64, learning_rate=2e-4, schedule="constant", beta_2=0.999
   )
+  del config.train.unquantized, config.train.spectral
   config.train.prior = common.training(steps=250_000, batch_size=64, learning_rate=4e-4)
   config.samples.temperature = (1.0,)
   return config

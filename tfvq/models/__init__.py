@@ -14,6 +14,7 @@ from tfvq.models.sampling import (
   sequence_noise_shape,
   sequence_start,
 )
+from tfvq.models.spectral_vqvae import SpectralVQVAE
 from tfvq.models.speech_networks import conditioner, log_mel_encoder, waveform_encoder
 from tfvq.models.speech_vqvae import SpeechVQVAE
 from tfvq.models.vae import VAE
@@ -25,6 +26,7 @@ __all__ = [
   "DiscretizedLogistic",
   "FixedVarianceGaussian",
   "PixelCNN",
+  "SpectralVQVAE",
   "SpeechVQVAE",
   "VAE",
   "VIMCO",

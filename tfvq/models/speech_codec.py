@@ -9,7 +9,6 @@ from tfvq.models.sampling import continue_sequence, gumbel_noise, sequence_start
 from tfvq.models.speech_vqvae import SpeechVQVAE
 from tfvq.ops.mu_law import LEVEL
 
-CODES_OF_CONTEXT = 3  # that the decoder's condition at a frame depends on, to either side
 _PART_SAMPLES = 160_000  # that are encoded at once
 _FRAME_SAMPLES = 160  # over which power is measured
 _CONTEXT_STEPS = 8  # band samples that a synthesised sample depends on, to either side
@@ -82,7 +81,7 @@ class SpeechCodec:
     num_parts = -(-num_frames // self.frames_per_part)
     # Before the first code and after the last there is more of them; every part has the shape that was compiled for.
     left_over = num_parts * self.frames_per_part - num_frames
-    filled = np.pad(codes, [(0, 0), (CODES_OF_CONTEXT, left_over + CODES_OF_CONTEXT)], mode="edge")
+    filled = np.pad(codes, [(0, 0), (model.context_codes, left_over + model.context_codes)], mode="edge")
     start = sequence_start(model.decoder, batch_size)
     num_steps = self.frames_per_part * model.steps_per_frame
     bands = np.zeros([batch_size, _CONTEXT_STEPS, model.audio_values.num_bands], np.float32)
@@ -90,7 +89,7 @@ class SpeechCodec:
     for part in range(num_parts):
       noise = gumbel_noise(seed, [num_steps, batch_size, *model.decoder.head.noise_shape], part)
       first = part * self.frames_per_part
-      window = filled[:, first : first + self.frames_per_part + 2 * CODES_OF_CONTEXT]
+      window = filled[:, first : first + self.frames_per_part + 2 * model.context_codes]
       shares = self._shares(tf.constant(window), tf.constant(speaker, tf.int32))
       values, start = self._continue(start, noise, shares, temperature)
       new_bands = model.audio_values.bands(tf.transpose(values, [1, 0, 2])).numpy()
@@ -115,13 +114,13 @@ def shares_inside(model: SpeechVQVAE, codes, speaker) -> list[tf.Tensor]:
 
   Args:
     model: The model.
-    codes: Integers [B, F + 2 CODES_OF_CONTEXT].
+    codes: Integers [B, F + 2 context_codes].
     speaker: Integers [B].
 
   Returns:
     What `tfvq.models.WaveNet.project_condition` gives for F frames.
   """
-  condition = model.condition(codes, speaker)[:, CODES_OF_CONTEXT:-CODES_OF_CONTEXT]
+  condition = model.condition(codes, speaker)[:, model.context_codes : -model.context_codes or None]
   return model.decoder.project_condition({"local": condition})
 
 

@@ -5,6 +5,19 @@ import keras
 from tfvq.layers.log_mel import LogMel
 
 
+def context_of(network: keras.Model) -> int:
+  """Outputs to either side of one that hang on what it hangs on: how far a chain of convolutions looks, in outputs."""
+  field, stride = 1, 1
+  for layer in network.layers:
+    if isinstance(layer, LogMel):
+      field += (layer.window_samples - 1) * stride
+      stride *= layer.hop_samples
+    elif isinstance(layer, keras.layers.Conv1D):
+      field += (layer.kernel_size[0] - 1) * layer.dilation_rate[0] * stride
+      stride *= layer.strides[0]
+  return -(-(field - 1) // (2 * stride))
+
+
 def waveform_encoder(embedding_dim: int, strides: tuple[int, ...] = (2,) * 6, hidden_units: int = 256) -> keras.Model:
   """The encoder on raw audio: strided convolutions of window 2 * stride.
 
@@ -27,9 +40,13 @@ def waveform_encoder(embedding_dim: int, strides: tuple[int, ...] = (2,) * 6, hi
 
 
 def log_mel_encoder(
-  embedding_dim: int, hop_samples: int = 64, hidden_units: int = 128, num_mel_bands: int = 80
+  embedding_dim: int,
+  hop_samples: int = 64,
+  hidden_units: int = 128,
+  num_mel_bands: int = 80,
+  dilation_rates: tuple[int, ...] = (),
 ) -> keras.Model:
-  """The encoder on log-mel spectra: two convolutions over five frames each.
+  """The encoder on log-mel spectra: two convolutions over five frames each, then residual ones.
 
   Deviation: the paper's encoder sees the raw waveform; this one learns in less time.
 
@@ -38,6 +55,7 @@ def log_mel_encoder(
     hop_samples: Samples per code.
     hidden_units: Channels of the convolutions.
     num_mel_bands: Bands of the spectra.
+    dilation_rates: One for each residual block.
 
   Returns:
     A model, audio float [B, T] in -1..1 -> z_e [B, T / hop_samples, D].
@@ -46,16 +64,21 @@ def log_mel_encoder(
   x = LogMel(num_mel_bands, hop_samples, max(400, hop_samples))(audio)
   for _ in range(2):
     x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu")(x)
+  for rate in dilation_rates:
+    x = _dilated_residual(x, rate)
   return keras.Model(audio, keras.layers.Conv1D(embedding_dim, 1)(x), name="encoder")
 
 
-def conditioner(embedding_dim: int, num_speakers: int, condition_dim: int = 128) -> keras.Model:
-  """Three convolutions over codebook vectors and the speaker: the decoder's local condition.
+def conditioner(
+  embedding_dim: int, num_speakers: int, condition_dim: int = 128, dilation_rates: tuple[int, ...] = ()
+) -> keras.Model:
+  """Three convolutions over codebook vectors and the speaker, then residual ones: the decoder's local condition.
 
   Args:
     embedding_dim: D.
     num_speakers: Number of speakers.
     condition_dim: E, channels of every convolution and of the output.
+    dilation_rates: One for each residual block.
 
   Returns:
     A model, (z_q float [B, F, D], speaker integers [B]) -> float [B, F, E].
@@ -68,4 +91,13 @@ def conditioner(embedding_dim: int, num_speakers: int, condition_dim: int = 128)
   x = keras.layers.ReLU()(x + embedded)
   for _ in range(2):
     x = x + keras.layers.Conv1D(condition_dim, 3, padding="same", activation="relu")(x)
+  for rate in dilation_rates:
+    x = _dilated_residual(x, rate)
   return keras.Model([z_q, speaker], x, name="conditioner")
+
+
+def _dilated_residual(x, dilation_rate):
+  """A residual block of a dilated and a pointwise convolution; it begins as the identity."""
+  channels = x.shape[-1]
+  inner = keras.layers.Conv1D(channels, 3, padding="same", dilation_rate=dilation_rate, activation="relu")(x)
+  return x + keras.layers.Conv1D(channels, 1, kernel_initializer="zeros")(inner)

@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from tfvq.layers.log_mel import LogMel
+from tfvq.models.spectral_vqvae import SpectralVQVAE
+from tfvq.models.speech_networks import context_of
 from tfvq.ops.distributed import share_of_loss
 
 
@@ -15,8 +16,9 @@ class SpeechVQVAE(keras.Model):
   clips are replaced by one learned vector, the null condition; `gain_nats` is what the codes are worth beside it.
 
   Reference: arXiv 1711.00937, section 4.3.
-  Deviation: the null condition, and a linear prediction of the log-mel spectra from the decoder's condition, which
-  makes the codes useful before the decoder has learned to listen to them.
+  Deviation: the null condition, and a linear prediction of the log-mel spectra from the decoder's condition
+  (`spectral`, a `SpectralVQVAE` of the same layers), which makes the codes useful before the decoder has learned to
+  listen to them.
 
   Args:
     encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D].
@@ -25,8 +27,6 @@ class SpeechVQVAE(keras.Model):
     audio_values: `tfvq.layers.AudioValues`: what the decoder models.
     decoder: `tfvq.models.WaveNet` with `condition_dim` E, over these values.
     hop_samples: Samples per code.
-    context_frames: Frames at either end of a training clip that the encoder sees and the decoder is not trained on:
-      within a recording no code stands beside silence.
     null_rate: Share of training clips that get the null condition, 0 to less than 1.
     mel_weight: Weight of the prediction of the spectra, >= 0.
     seed: Seed of the choice of clips.
@@ -52,7 +52,6 @@ class SpeechVQVAE(keras.Model):
     audio_values,
     decoder,
     hop_samples: int = 64,
-    context_frames: int = 8,
     null_rate: float = 0.1,
     mel_weight: float = 1.0,
     seed: int = 0,
@@ -65,14 +64,12 @@ class SpeechVQVAE(keras.Model):
     self.audio_values = audio_values
     self.decoder = decoder
     self.hop_samples = hop_samples
-    self.context_frames = context_frames
     self.null_rate = null_rate
     self.mel_weight = mel_weight
     self.seed = seed
-    self.quantizing = True
-    self.log_mel = LogMel(hop_samples=hop_samples, window_samples=max(400, hop_samples))
-    self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands)
-    self.mel_prediction.build((None, None, decoder.condition_dim))
+    self.spectral = SpectralVQVAE(encoder, quantizer, conditioner, hop_samples)
+    self.context_frames = context_of(encoder)
+    self.context_codes = context_of(conditioner)
     self.null = self.add_weight(shape=(quantizer.embedding_dim,), initializer="zeros", name="null")
     self._seeds = keras.random.SeedGenerator(seed)
     self._nats_per_sample = keras.metrics.Mean(name="nats_per_sample")
@@ -85,24 +82,25 @@ class SpeechVQVAE(keras.Model):
     """Steps of the decoder that a code stands for."""
     return self.hop_samples // self.audio_values.num_bands
 
+  @property
+  def margin_frames(self) -> int:
+    """Frames at either end of a training clip that are seen and not learned from."""
+    return self.spectral.margin_frames
+
   def call(self, inputs, training=False):
     audio, speaker = inputs["audio"], inputs["speaker"]
-    z_q = self.encoder(audio, training=training)
-    if self.quantizing:
-      z_q = self.quantizer(z_q, training=training)
+    z_q = self.spectral.codebook_vectors(audio, training)
     is_null = keras.random.uniform(tf.shape(speaker), seed=self._seeds) < (self.null_rate if training else 0.0)
     z_q = tf.where(is_null[:, tf.newaxis, tf.newaxis], tf.convert_to_tensor(self.null), z_q)
     condition = self.conditioner((z_q, speaker), training=training)
-    inside = slice(self.context_frames, -self.context_frames or None)
-    log_mel = tf.stop_gradient(self.log_mel(audio))[:, inside]
-    mel_error = tf.math.squared_difference(self.mel_prediction(condition[:, inside]), log_mel)
-    mel_error = tf.reduce_mean(mel_error, axis=[1, 2])
+    mel_error = self.spectral.mel_error(audio, condition)
     heard = tf.cast(~is_null, mel_error.dtype)
     mel_error = tf.math.divide_no_nan(tf.reduce_sum(mel_error * heard), tf.reduce_sum(heard))
     self.add_loss(self.mel_weight * mel_error)
     self._mel_error.update_state(mel_error)
-    context = self.context_frames * self.steps_per_frame
-    nats_per_sample = self._nats(self.audio_values(audio)[:, context : -context or None], condition[:, inside])
+    margin, steps = self.margin_frames, self.margin_frames * self.steps_per_frame
+    values = self.audio_values(audio)[:, steps : -steps or None]
+    nats_per_sample = self._nats(values, condition[:, margin : -margin or None])
     self._nats_per_sample.update_state(nats_per_sample, sample_weight=heard)
     self._null_nats.update_state(nats_per_sample, sample_weight=1 - heard)
     return nats_per_sample
@@ -158,8 +156,7 @@ class SpeechVQVAE(keras.Model):
     settings = {name: value for name, value in self.get_config().items() if name in _SETTINGS}
     model = SpeechVQVAE(**parts, **settings)
     model.null.assign(self.null)
-    for target, source in zip(model.mel_prediction.variables, self.mel_prediction.variables, strict=True):
-      target.assign(source)
+    model.spectral.mel_prediction.set_weights(self.spectral.mel_prediction.get_weights())
     return model
 
   def get_config(self):
@@ -176,5 +173,5 @@ class SpeechVQVAE(keras.Model):
     return cls(**{key: deserialize(value) if key in _PARTS else value for key, value in config.items()})
 
 
-_SETTINGS = ("hop_samples", "context_frames", "null_rate", "mel_weight", "seed")
+_SETTINGS = ("hop_samples", "null_rate", "mel_weight", "seed")
 _PARTS = ("encoder", "quantizer", "conditioner", "audio_values", "decoder")

@@ -79,13 +79,13 @@ class ImageTask(Task):
     quantizer = build_quantizer(config, self.config.seed)
     return models.VQVAE(encoder(config.embedding_dim), quantizer, decoder, distribution)
 
-  def autoencoder_batches(self, step):
-    batches = self.source.train(self.config.train.autoencoder.batch_size, self.config.seed, step)
+  def autoencoder_batches(self, batch_size, step):
+    batches = self.source.train(batch_size, self.config.seed, step)
     return batches.map(lambda batch: batch["image"])
 
-  def prepare_autoencoder(self, model, fit):
+  def prepare_autoencoder(self, model, train_part):
     """Starts a codebook at the data: k-means of the untrained encoder's output."""
-    del fit
+    del train_part
     if self.config.autoencoder.bottleneck == "vq":
       batch = next(iter(self.source.train(64, seed=self.config.seed)))
       model.adapt(batch["image"])
@@ -133,9 +133,9 @@ class ImageTask(Task):
       num_classes=self.num_classes if config.class_conditional else 0,
     )
 
-  def prior_batches(self, codes, step):
+  def prior_batches(self, codes, batch_size, step):
     source = codes or self.source
-    return source.train(self.config.train.prior.batch_size, self.config.seed, step).map(self._prior_inputs)
+    return source.train(batch_size, self.config.seed, step).map(self._prior_inputs)
 
   def _prior_inputs(self, batch):
     """A batch as the prior's `fit` takes it: the values, or a pair with their condition."""

@@ -1,5 +1,6 @@
 """Speech: waveform -> codes -> waveform by a WaveNet that is told the speaker, and a WaveNet prior over the codes."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -17,8 +18,6 @@ from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
 from tfvq.tasks.task import build_quantizer
 
-_CONTEXT_FRAMES = 8
-
 
 class SpeechTask(CorpusTask):
   """Speech systems; the config has `data`, `autoencoder` and `prior`."""
@@ -32,23 +31,36 @@ class SpeechTask(CorpusTask):
     return int(np.prod(self.config.autoencoder.strides))
 
   def build_autoencoder(self):
-    config = self.config.autoencoder
-    return build_speech_vqvae(config, len(self.corpus.speakers), self.config.seed)
+    return build_speech_vqvae(self.config.autoencoder, self.num_classes, self.config.seed)
 
-  def autoencoder_batches(self, step):
+  @functools.cached_property
+  def _margin_frames(self):
+    """Frames at either end of a training clip that are seen and not learned from."""
+    return self.build_autoencoder().margin_frames
+
+  def autoencoder_batches(self, batch_size, step):
     # Another seed at another step: a resumed run goes on with other crops.
-    crop_samples = self.config.data.crop_samples + 2 * _CONTEXT_FRAMES * self.hop_samples
-    return self.corpus.train(self.config.train.autoencoder.batch_size, crop_samples, self.config.seed + step)
+    crop_samples = self.config.data.crop_samples + 2 * self._margin_frames * self.hop_samples
+    return self.corpus.train(batch_size, crop_samples, self.config.seed + step)
 
-  def prepare_autoencoder(self, model, fit):
+  def prepare_autoencoder(self, model, train_part):
+    """Trains all but the decoder on the spectra first, if the config has settings for it."""
+    model.audio_values.adapt(self._codebook_audio())
+    if "spectral" in self.config.train:
+      train_part("spectral", model.spectral, self.config.train.spectral, self._prepare_spectral)
+    else:
+      model.quantizer.adapt(model.encoder(self._codebook_audio()))
+
+  def _prepare_spectral(self, model, train_part):
     """Trains without the quantiser for a while: a codebook set to the output of an untrained encoder collapses."""
-    batch = next(iter(self.corpus.train(128, 16 * self.hop_samples, self.config.seed)))
-    model.audio_values.adapt(batch["audio"])
-    if self.config.autoencoder.unquantized_steps:
-      model.quantizing = False
-      fit(self.config.autoencoder.unquantized_steps)
-      model.quantizing = True
-    model.quantizer.adapt(model.encoder(batch["audio"]))
+    model.quantizing = False
+    train_part("unquantized", model, self.config.train.unquantized)
+    model.quantizing = True
+    model.quantizer.adapt(model.encoder(self._codebook_audio()))
+
+  def _codebook_audio(self):
+    """Audio whose codes are the first codebook, [B, T]."""
+    return next(iter(self.corpus.train(128, 16 * self.hop_samples, self.config.seed)))["audio"]
 
   def freeze_for_pruning(self, model):
     model.encoder.trainable = False
@@ -78,8 +90,8 @@ class SpeechTask(CorpusTask):
     config.num_values = manifest["num_embeddings"]
     return build_wavenet(config, ordinal=False, num_speakers=self.num_classes)
 
-  def prior_batches(self, codes, step):
-    return codes.train(self.config.train.prior.batch_size, self.config.seed, step).map(self._prior_inputs)
+  def prior_batches(self, codes, batch_size, step):
+    return codes.train(batch_size, self.config.seed, step).map(self._prior_inputs)
 
   def _prior_inputs(self, batch):
     return ((batch["codes"][..., tf.newaxis], {"speaker": batch["label"]}),)
@@ -158,15 +170,17 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
   if config.encoder == "waveform":
     encoder = models.waveform_encoder(config.embedding_dim, tuple(config.strides), config.encoder_units)
   else:
-    encoder = models.log_mel_encoder(config.embedding_dim, int(np.prod(config.strides)), config.encoder_units)
+    hop_samples = int(np.prod(config.strides))
+    encoder = models.log_mel_encoder(
+      config.embedding_dim, hop_samples, config.encoder_units, dilation_rates=config.encoder_dilations
+    )
   return models.SpeechVQVAE(
     encoder,
     build_quantizer(config, seed),
-    models.conditioner(config.embedding_dim, num_speakers, config.condition_dim),
+    models.conditioner(config.embedding_dim, num_speakers, config.condition_dim, config.condition_dilations),
     AudioValues(config.decoder.num_bands, config.decoder.num_values),
     build_wavenet(config.decoder, condition_dim=config.condition_dim),
     hop_samples=int(np.prod(config.strides)),
-    context_frames=_CONTEXT_FRAMES,
     null_rate=config.null_rate,
     mel_weight=config.mel_weight,
     seed=seed,

@@ -56,12 +56,12 @@ class Task:
     """An untrained autoencoder, a Keras model."""
     raise NotImplementedError
 
-  def autoencoder_batches(self, step: int):
+  def autoencoder_batches(self, batch_size: int, step: int):
     """Endless training batches for the autoencoder's `fit`, from a step on: a `tf.data.Dataset`."""
     raise NotImplementedError
 
-  def prepare_autoencoder(self, model, fit) -> None:
-    """What is done before the first step; `fit(num_steps)` trains the model for so many steps."""
+  def prepare_autoencoder(self, model, train_part) -> None:
+    """What is done before the first step; `train_part` as for `tfvq.training.training.train`."""
 
   def freeze_for_pruning(self, model) -> None:
     """Keeps the codes as they are while the autoencoder's decoder is pruned."""
@@ -83,7 +83,7 @@ class Task:
     """An untrained prior over the codes that a manifest describes, or over data if there is none."""
     raise NotImplementedError
 
-  def prior_batches(self, codes, step: int):
+  def prior_batches(self, codes, batch_size: int, step: int):
     """Endless training batches for the prior's `fit`, from a step on: a `tf.data.Dataset`."""
     raise NotImplementedError
 

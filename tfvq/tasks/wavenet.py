@@ -41,10 +41,10 @@ class WaveNetTask(CorpusTask):
       num_speakers=num_speakers if num_speakers > 1 else 0,
     )
 
-  def prior_batches(self, codes, step):
+  def prior_batches(self, codes, batch_size, step):
     del codes
     batches = self.corpus.train(
-      self.config.train.prior.batch_size,
+      batch_size,
       self.config.data.crop_samples,
       self.config.seed + step,
       with_phones=bool(self.corpus.phones),

@@ -140,7 +140,7 @@ def _codes(run, facts):
 def _prior(run, facts):
   model, facts["seconds"] = train(
     lambda: run.task.build_prior(run.manifest),
-    lambda step: run.task.prior_batches(run.codes, step),
+    lambda batch_size, step: run.task.prior_batches(run.codes, batch_size, step),
     run.config.train.prior,
     run.workdir.folder("prior"),
     title="prior",

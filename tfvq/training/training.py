@@ -29,62 +29,69 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
 def train(
   build_model: Callable[[], keras.Model],
-  batches: Callable[[int], tf.data.Dataset],
+  batches: Callable[[int, int], tf.data.Dataset],
   settings: ConfigDict,
   folder: pathlib.Path,
   *,
   title: str,
   strategy: tf.distribute.Strategy,
-  prepare: Callable[[keras.Model, Callable[[int], None]], None] = lambda model, fit: None,
+  prepare: Callable[[keras.Model, Callable], None] = lambda model, train_part: None,
   extra_callbacks: Callable[[keras.Model], list[keras.callbacks.Callback]] = lambda model: [],
 ) -> tuple[keras.Model, float]:
   """Trains a model, from its last checkpoint if there is one.
 
   Args:
     build_model: Makes the model.
-    batches: Endless batches for `fit`, from a given step on.
+    batches: Endless batches for `fit`, of a given size, from a given step on.
     settings: See `tfvq.configs.common.training`.
     folder: Where `checkpoint.keras` and `curves.csv` are kept.
     title: What the progress bar calls it.
     strategy: Distribution strategy.
-    prepare: What is done to the model before its first step, such as setting its codebook to the data; its second
-      argument trains the model for a number of steps. Left out if there are initial weights.
+    prepare: What is done to the model before its first step, such as setting its codebook to the data; left out if
+      there are initial weights. Its second argument trains a part of the model in the same way, in a folder of its own:
+      `train_part(name, part, settings, prepare)`.
     extra_callbacks: Called with the model, gives callbacks that come before those that watch and save.
 
   Returns:
-    The trained model, and the seconds spent training, interrupted runs included.
+    The trained model, and the seconds spent training, parts and interrupted runs included.
 
   Raises:
     UserError: The loss is no longer finite, or a file cannot be written.
   """
   checkpoint_path = folder / "checkpoint.keras"
+
+  def train_part(name, part, settings, prepare=lambda model, train_part: None):
+    names = {"folder": folder / name, "title": f"{title}, {name}"}
+    train(lambda: part, batches, settings, strategy=strategy, prepare=prepare, **names)
+
   with strategy.scope():
     model = build_model()
-    if settings.initial_weights and not checkpoint_path.exists():
+  if not checkpoint_path.exists():
+    if settings.initial_weights:
       load_weights(model, settings.initial_weights)
+    else:
+      prepare(model, train_part)
+  with strategy.scope():
     model.compile(
       make_optimizer(settings), jit_compile=settings.jit_compile or bool(tf.config.list_logical_devices("TPU"))
     )
     model.optimizer.build(model.trainable_variables)
   if checkpoint_path.exists():
     load_weights(model, checkpoint_path)
-  elif not settings.initial_weights:
-    prepare(model, lambda steps: model.fit(batches(0), steps_per_epoch=steps, verbose=0, shuffle=False))
-    model.train_function = None  # what prepare changed may change the graph
   step = int(model.optimizer.iterations)
-  if step >= settings.steps:
-    return model, read_seconds(folder / "curves.csv")
-  curves = Curves(folder / "curves.csv", settings.log_every_steps)
-  checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
-  watching = [StopAtLostLoss(checkpoint_path), curves, checkpoint, ProgressBar(title, settings.steps, curves)]
-  callbacks = [*extra_callbacks(model), *watching]
-  try:
-    model.fit(batches(step), steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
-  except KeyboardInterrupt:
-    checkpoint.save()
-    step = int(model.optimizer.iterations)
-    raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from None
-  return model, curves.seconds
+  if step < settings.steps:
+    curves = Curves(folder / "curves.csv", settings.log_every_steps)
+    checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
+    watching = [StopAtLostLoss(checkpoint_path), curves, checkpoint, ProgressBar(title, settings.steps, curves)]
+    callbacks = [*extra_callbacks(model), *watching]
+    examples = batches(settings.batch_size, step)
+    try:
+      model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
+    except KeyboardInterrupt:
+      checkpoint.save()
+      step = int(model.optimizer.iterations)
+      raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from None
+  return model, sum(read_seconds(path) for path in folder.rglob("curves.csv"))
 
 
 def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:

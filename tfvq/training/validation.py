@@ -1,6 +1,7 @@
 """Values that no system can work with, told before anything starts."""
 
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -16,13 +17,9 @@ _CHOICES = {
   "autoencoder.bottleneck": ("vq", "gaussian", "vimco"),
   "autoencoder.distribution": ("gaussian", "logistic"),
   "autoencoder.codebook_update": ("moving_average", "loss"),
-  "train.autoencoder.optimizer": ("adam", "muon"),
-  "train.prior.optimizer": ("adam", "muon"),
-  "train.autoencoder.schedule": ("cosine", "constant"),
-  "train.prior.schedule": ("cosine", "constant"),
-  "train.prune.optimizer": ("adam", "muon"),
-  "train.prune.schedule": ("cosine", "constant"),
   "pruning.method": ("blocks", "channels", "layers"),
+  "train.*.optimizer": ("adam", "muon"),
+  "train.*.schedule": ("cosine", "constant"),
 }
 # Fields that may be zero; every other number must be positive.
 _MAY_BE_ZERO = (
@@ -31,29 +28,20 @@ _MAY_BE_ZERO = (
   "autoencoder.commitment_cost",
   "autoencoder.mel_weight",
   "autoencoder.null_rate",
-  "autoencoder.unquantized_steps",
   "autoencoder.revival_threshold",
   "autoencoder.num_encoder_blocks",
   "autoencoder.num_decoder_blocks",
   "prior.dropout",
-  "train.autoencoder.warmup_steps",
-  "train.prior.warmup_steps",
-  "train.prune.warmup_steps",
-  "train.prune.clipnorm",
-  "train.prune.checkpoint_seconds",
-  "train.autoencoder.clipnorm",
-  "train.prior.clipnorm",
-  "train.autoencoder.checkpoint_seconds",
-  "train.prior.checkpoint_seconds",
+  "train.*.warmup_steps",
+  "train.*.clipnorm",
+  "train.*.checkpoint_seconds",
 )
 _BELOW_ONE = (
   "autoencoder.decay",
   "autoencoder.null_rate",
   "autoencoder.revival_threshold",
   "prior.dropout",
-  "train.autoencoder.beta_2",
-  "train.prior.beta_2",
-  "train.prune.beta_2",
+  "train.*.beta_2",
   "pruning.sparsity",
 )
 
@@ -65,14 +53,15 @@ def validate(config: ConfigDict) -> None:
     UserError: A field has a value that cannot work; the sentence names it.
   """
   for name, value in fields(config):
-    if name in _CHOICES and value not in _CHOICES[name]:
-      raise UserError(f"config.{name} is {value!r}; choose one of {', '.join(_CHOICES[name])}.")
+    kind = re.sub(r"^train\.\w+", "train.*", name)  # all stages have the same fields
+    if kind in _CHOICES and value not in _CHOICES[kind]:
+      raise UserError(f"config.{name} is {value!r}; choose one of {', '.join(_CHOICES[kind])}.")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
       continue
-    if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
-      least = "zero or more" if name in _MAY_BE_ZERO else "positive"
+    if value < 0 or (value == 0 and kind not in _MAY_BE_ZERO):
+      least = "zero or more" if kind in _MAY_BE_ZERO else "positive"
       raise UserError(f"config.{name} is {value}; it must be {least}.")
-    if name in _BELOW_ONE and value >= 1:
+    if kind in _BELOW_ONE and value >= 1:
       raise UserError(f"config.{name} is {value}; it must be less than 1.")
   if "autoencoder" in config and config.autoencoder.num_embeddings > 2**16:
     raise UserError(f"config.autoencoder.num_embeddings is {config.autoencoder.num_embeddings}; at most 65536 fit.")

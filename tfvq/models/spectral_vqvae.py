@@ -1,0 +1,84 @@
+"""The VQ-VAE of spectra: what stands around the decoder of speech, trained on what is cheap to predict."""
+
+import keras
+import tensorflow as tf
+
+from tfvq.layers.log_mel import LogMel
+from tfvq.models.speech_networks import context_of
+from tfvq.ops.distributed import share_of_loss
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class SpectralVQVAE(keras.Model):
+  """Encoder, vector quantiser and conditioner; a linear map of the condition predicts the log-mel spectra.
+
+  A step of it costs a fiftieth of one with a WaveNet, so that codes can be learned before a decoder listens to them.
+
+  Deviation: the paper trains encoder and quantiser through the WaveNet alone.
+
+  Args:
+    encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D].
+    quantizer: `tfvq.layers.VectorQuantizer` of dimension D.
+    conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
+    hop_samples: Samples per code.
+    **kwargs: As for `keras.Model`.
+
+  Input shape:
+    {"audio": float [B, T] in -1..1, T a multiple of `hop_samples`, "speaker": integers [B]}.
+
+  Output shape:
+    Mean squared error of each clip's spectra, float [B].
+
+  Training behaviour:
+    `compile(optimizer)` and `fit` minimise that error and the quantiser's loss. Metrics: `mel_error`, `perplexity`,
+    `codebook_usage`. Nothing is quantised while `quantizing` is False.
+  """
+
+  def __init__(self, encoder, quantizer, conditioner, hop_samples: int = 64, **kwargs):
+    super().__init__(**kwargs)
+    self.encoder = encoder
+    self.quantizer = quantizer
+    self.conditioner = conditioner
+    self.hop_samples = hop_samples
+    self.quantizing = True
+    # Within a recording no code stands beside silence: so far from a training clip's ends nothing is learned.
+    self.margin_frames = context_of(encoder) + context_of(conditioner)
+    self.log_mel = LogMel(hop_samples=hop_samples, window_samples=max(400, hop_samples))
+    self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands)
+    self.mel_prediction.build((None, None, conditioner.output_shape[-1]))
+    self._mel_error = keras.metrics.Mean(name="mel_error")
+    self.built = True
+
+  def call(self, inputs, training=False):
+    z_q = self.codebook_vectors(inputs["audio"], training)
+    mel_error = self.mel_error(inputs["audio"], self.conditioner((z_q, inputs["speaker"]), training=training))
+    self._mel_error.update_state(mel_error)
+    return mel_error
+
+  def codebook_vectors(self, audio, training=False) -> tf.Tensor:
+    """Float [B, T] -> z_q [B, T / hop_samples, D], or z_e where nothing is quantised."""
+    z_e = self.encoder(audio, training=training)
+    return self.quantizer(z_e, training=training) if self.quantizing else z_e
+
+  def mel_error(self, audio, condition) -> tf.Tensor:
+    """Mean squared error of the spectra of audio [B, T] as a condition [B, F, E] predicts them, [B]."""
+    inside = slice(self.margin_frames, -self.margin_frames or None)
+    log_mel = tf.stop_gradient(self.log_mel(audio))[:, inside]
+    return tf.reduce_mean(tf.math.squared_difference(self.mel_prediction(condition[:, inside]), log_mel), axis=[1, 2])
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    del x, y, sample_weight
+    return share_of_loss(tf.reduce_mean(y_pred) + sum(self.losses))
+
+  def get_config(self):
+    serialize = keras.saving.serialize_keras_object
+    return {
+      **super().get_config(),
+      **{name: serialize(getattr(self, name)) for name in ("encoder", "quantizer", "conditioner")},
+      "hop_samples": self.hop_samples,
+    }
+
+  @classmethod
+  def from_config(cls, config):
+    deserialize = keras.saving.deserialize_keras_object
+    return cls(**{key: deserialize(value) if isinstance(value, dict) else value for key, value in config.items()})
