@@ -201,6 +201,22 @@ def test_a_tiny_version_runs_through_every_stage(speech_run_folder):
 
 
 @pytest.mark.slow
+def test_the_decoder_hears_the_codes_that_the_spectra_taught(speech_run_folder):
+  run = open_run(speech_run_folder)
+  parts = {}
+  for name in ("spectral/unquantized", "spectral"):
+    model = run.task.build_autoencoder()
+    model.spectral.load_weights(speech_run_folder / "autoencoder" / name / "checkpoint.keras")
+    parts[name] = model
+  learned, spectral = run.autoencoder, parts["spectral"]
+  for a, b in zip(learned.encoder.weights, spectral.encoder.weights, strict=True):
+    np.testing.assert_array_equal(a, b)
+  np.testing.assert_array_equal(learned.quantizer.codebook, spectral.quantizer.codebook)
+  for a, b in zip(spectral.encoder.weights, parts["spectral/unquantized"].encoder.weights, strict=True):
+    assert np.any(np.array(a) != np.array(b)), a.path
+
+
+@pytest.mark.slow
 def test_the_report_shows_what_listening_programs_measured(speech_run_folder, tmp_path):
   shutil.copytree(speech_run_folder, tmp_path / "run")
   table = {"title": "Quality of 3 clips", "columns": ["codec", "stoi"], "rows": [["tfvq", "0.814"]]}

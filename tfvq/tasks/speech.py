@@ -31,7 +31,10 @@ class SpeechTask(CorpusTask):
     return int(np.prod(self.config.autoencoder.strides))
 
   def build_autoencoder(self):
-    return build_speech_vqvae(self.config.autoencoder, self.num_classes, self.config.seed)
+    model = build_speech_vqvae(self.config.autoencoder, self.num_classes, self.config.seed)
+    if "spectral" in self.config.train:
+      self.freeze_codes(model)
+    return model
 
   @functools.cached_property
   def _margin_frames(self):
@@ -44,10 +47,15 @@ class SpeechTask(CorpusTask):
     return self.corpus.train(batch_size, crop_samples, self.config.seed + step)
 
   def prepare_autoencoder(self, model, train_part):
-    """Trains all but the decoder on the spectra first, if the config has settings for it."""
+    """Trains all but the decoder on the spectra, if the config has settings for it; the decoder then hears fixed codes.
+
+    The gradients of a WaveNet in its first thousands of steps would undo what the spectra taught.
+    """
     model.audio_values.adapt(self._codebook_audio())
     if "spectral" in self.config.train:
+      self.freeze_codes(model, False)
       train_part("spectral", model.spectral, self.config.train.spectral, self._prepare_spectral)
+      self.freeze_codes(model)
     else:
       model.quantizer.adapt(model.encoder(self._codebook_audio()))
 
@@ -62,9 +70,8 @@ class SpeechTask(CorpusTask):
     """Audio whose codes are the first codebook, [B, T]."""
     return next(iter(self.corpus.train(128, 16 * self.hop_samples, self.config.seed)))["audio"]
 
-  def freeze_for_pruning(self, model):
-    model.encoder.trainable = False
-    model.quantizer.trainable = False
+  def freeze_codes(self, model, frozen=True):
+    model.encoder.trainable = model.quantizer.trainable = not frozen
 
   def with_decoder(self, model, decoder):
     return model.with_decoder(decoder)

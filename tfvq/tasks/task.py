@@ -63,8 +63,8 @@ class Task:
   def prepare_autoencoder(self, model, train_part) -> None:
     """What is done before the first step; `train_part` as for `tfvq.training.training.train`."""
 
-  def freeze_for_pruning(self, model) -> None:
-    """Keeps the codes as they are while the autoencoder's decoder is pruned."""
+  def freeze_codes(self, model, frozen: bool = True) -> None:
+    """Keeps the codes as they are in further training, or no longer."""
     raise NotImplementedError
 
   def with_decoder(self, model, decoder):

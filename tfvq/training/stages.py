@@ -163,7 +163,7 @@ def _prune(run, facts):
 
   def build():
     model = run.task.build_autoencoder()
-    run.task.freeze_for_pruning(model)
+    run.task.freeze_codes(model)
     return model
 
   def fine_tuned(kind, callbacks):
