@@ -21,6 +21,7 @@ from export.endpoint import Endpoint
 from export.wavenet_endpoints import step_endpoint
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
+from tfvq.training.pruning import apply_masks, block_masks
 
 _SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of the speech that goes through the codec.")
 _SAMPLE_RATE_HZ = 16_000
@@ -34,28 +35,43 @@ def main(argv):
 
 
 def _time_steps():
-  """The plain 20 x 64 network and a sub-band one, float32 and int8 weights: one invocation, and the whole loop."""
-  rng = np.random.default_rng(0)
-  plain = WaveNet(CategoricalHead(256, hidden_units=64), 64, [2**layer for layer in range(10)] * 2, condition_dim=128)
-  bands = WaveNet(CategoricalHead(256, 4, 64), 96, [2**layer for layer in range(8)] * 2, condition_dim=128)
-  functions = {}
-  for name, wavenet in (("20 x 64, one sample a step", plain), ("16 x 96, four sub-bands a step", bands)):
+  """Steps of the plain 20 x 64 network, of pruned ones and of ones of sub-bands: one invocation, and the whole loop."""
+  both, twice = ("none", "dynamic"), lambda num: [2**layer for layer in range(num)] * 2
+  networks = {
+    "20 x 64": (_network(64, twice(10)), both),
+    "20 x 64 without 90 % of its blocks of 4": (_network(64, twice(10), pruned=(0.9, 4)), ("none",)),
+    "20 x 64 without 95 % of its blocks of 16": (_network(64, twice(10), pruned=(0.95, 16)), ("dynamic",)),
+    "10 x 32": (_network(32, twice(5)), ("dynamic",)),
+    "16 x 96, four sub-bands": (_network(96, twice(8), num_bands=4), both),
+    "12 x 48, four sub-bands": (_network(48, twice(6), num_bands=4), both),
+  }
+  rng, functions = np.random.default_rng(0), {}
+  for name, (wavenet, modes) in networks.items():
     endpoint, num_bands = step_endpoint(wavenet, lambda split: ()), wavenet.head.num_variables
-    content = tflite.convert(endpoint)
     inputs = {key: 0.1 * rng.normal(size=spec.shape).astype(np.float32) for key, spec in endpoint.inputs.items()}
-    floor = Model(tflite.convert(_products(wavenet)))
+    floor = Model(tflite.write(_products(wavenet), "none"))
     floor.set("x", inputs["past"].reshape(1, -1))
     functions[f"{name}, products alone"] = (floor.invoke, num_bands)
-    for mode in ("none", "dynamic"):
-      model = Model(tflite.quantize(content, mode, endpoint))
+    for mode in modes:
+      content = tflite.write(endpoint, mode)
+      model = Model(content)
       for key, value in inputs.items():
         model.set(key, value)
-      functions[f"{name}, {mode}, invocation"] = (model.invoke, num_bands)
-      functions[f"{name}, {mode}, loop"] = (_loop(model, wavenet), num_bands * _STEPS_PER_FRAME)
+      label = f"{name}, {mode}, {len(content) / 1e6:.2f} MB"
+      functions[f"{label}, invocation"] = (model.invoke, num_bands)
+      functions[f"{label}, loop"] = (_loop(model, wavenet), num_bands * _STEPS_PER_FRAME)
   seconds = medians({name: function for name, (function, _) in functions.items()})
   for name, (_, num_samples) in functions.items():
     microseconds = 1e6 * seconds[name] / num_samples
     print(f"{name}: {microseconds:.1f} us a sample, {1e6 / _SAMPLE_RATE_HZ / microseconds:.2f} times real time")
+
+
+def _network(channels, dilation_rates, num_bands=1, pruned=None):
+  """A WaveNet with random weights; `pruned` is a sparsity and the size of the blocks."""
+  network = WaveNet(CategoricalHead(256, num_bands, 64), channels, dilation_rates, condition_dim=128)
+  if pruned:
+    apply_masks(block_masks(network, *pruned))
+  return network
 
 
 def _products(wavenet):

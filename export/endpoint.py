@@ -23,6 +23,7 @@ class Endpoint:
     examples: Called with a split, gives inputs of real data without end, or as many as there are.
     kept_in_float: Regular expressions of the parts of the graph, by the names of their tensors, that int8 does not
       touch: those where rounding costs most for its size.
+    sparse_modes: TFLite modes in which the weights are written without their zeros, see `tflite.write`.
     state: Variables that the function changes, all zeros at first; only TFLite takes such a function.
   """
 
@@ -32,6 +33,7 @@ class Endpoint:
   model: keras.Model
   examples: Callable[[str], Iterator[dict[str, np.ndarray]]]
   kept_in_float: tuple[str, ...] = ()
+  sparse_modes: tuple[str, ...] = ()
   state: tuple[tf.Variable, ...] = ()
 
   def reset(self) -> dict[str, tf.Tensor]:

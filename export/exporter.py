@@ -55,7 +55,7 @@ def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, in
       examples[endpoint.name] = tflite.spread(endpoint.examples("held_out"), _NUM_PARITY_EXAMPLES)
     if kind == "tflite":
       name = f"tflite/{mode}/{endpoint.name}.tflite"
-      content = tflite.quantize(tflite.convert(endpoint), mode, endpoint)
+      content = tflite.write(endpoint, mode)
       runners = {"parity": tflite.Runner(content), "parity_builtin_kernels": tflite.Runner(content, xnnpack=False)}
     else:
       name = f"onnx/{endpoint.name}.onnx"

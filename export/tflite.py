@@ -23,8 +23,24 @@ _SIGNATURE = "serving_default"
 _OUTPUTS = "StatefulPartitionedCall.*"  # a layer that makes an output stays as it is
 
 
-def convert(endpoint: Endpoint) -> bytes:
-  """A float32 TFLite file of an endpoint, of builtin operations only; with a state it has the signature "reset" too."""
+def write(endpoint: Endpoint, mode: str) -> bytes:
+  """A TFLite file of an endpoint, of builtin operations only; with a state it has the signature "reset" too.
+
+  Args:
+    endpoint: The endpoint.
+    mode: "none"; "float16": weights are kept in float16; "dynamic": int8 weights, each row of the activations rounded
+      to int8 where it meets them; "int8": the range of the activations is fixed beforehand on examples of the split
+      "train".
+  """
+  if mode in endpoint.sparse_modes:
+    optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    if mode == "dynamic":
+      optimizations.append(tf.lite.Optimize.DEFAULT)
+    return _convert(endpoint, optimizations)
+  return _quantize(_convert(endpoint), mode, endpoint)
+
+
+def _convert(endpoint, optimizations=()):
   # The variables of Keras are none to TensorFlow's bookkeeping: they are named one by one.
   holder = tf.Module()
   holder.tracked = [variable.value for variable in endpoint.model.variables]
@@ -36,22 +52,13 @@ def convert(endpoint: Endpoint) -> bytes:
     tf.saved_model.save(holder, folder, signatures)
     converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
     converter.experimental_enable_resource_variables = bool(endpoint.state)
+    converter.optimizations = list(optimizations)
+    # XNNPACK's products of sparse int8 weights are wrong where each channel has its own scale.
+    converter._experimental_disable_per_channel_quantization_for_dense_layers = bool(optimizations)
     return converter.convert()
 
 
-def quantize(content: bytes, mode: str, endpoint: Endpoint) -> bytes:
-  """Quantises a float32 TFLite file.
-
-  Args:
-    content: The file.
-    mode: "none"; "float16": weights are kept in float16; "dynamic": int8 weights, each row of the activations rounded
-      to int8 where it meets them; "int8": the range of the activations is fixed beforehand on examples of the split
-      "train".
-    endpoint: What was converted.
-
-  Returns:
-    The new file.
-  """
+def _quantize(content, mode, endpoint):
   if mode == "none":
     return content
   recipe = recipe_manager.RecipeManager()

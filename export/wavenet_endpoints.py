@@ -6,6 +6,10 @@ import tensorflow as tf
 from export.endpoint import Endpoint, floats
 from export.fast_wavenet import WaveNetStep
 from tfvq import models
+from tfvq.training.pruning import has_zero_blocks
+
+# Inputs of one output that TFLite's sparse products take at once.
+_SPARSE_BLOCKS = {"none": 4, "dynamic": 16}
 
 
 def step_endpoint(wavenet: models.WaveNet, examples, name: str = "step") -> Endpoint:
@@ -24,7 +28,8 @@ def step_endpoint(wavenet: models.WaveNet, examples, name: str = "step") -> Endp
     "noise": floats(1, *wavenet.head.noise_shape),
     "temperature": floats(wavenet.head.num_variables),
   }
-  return Endpoint(name, WaveNetStep(wavenet), inputs, wavenet, examples)
+  sparse_modes = tuple(mode for mode, size in _SPARSE_BLOCKS.items() if has_zero_blocks(wavenet, size))
+  return Endpoint(name, WaveNetStep(wavenet), inputs, wavenet, examples, sparse_modes=sparse_modes)
 
 
 def step_examples(wavenet, inputs, shares, noise, temperature, first=0):

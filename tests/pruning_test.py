@@ -5,9 +5,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
+from export import tflite
 from export.device import SpeechCodec as DeviceCodec
 from export.exporter import export
+from export.parity import measure_parity
+from export.wavenet_endpoints import step_endpoint
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
 from tfvq.training.pruning import (
@@ -22,10 +26,10 @@ from tfvq.training.pruning import (
 from tfvq.training.stages import open_run, run_stages
 
 
-def wavenet(rng, **changes):
+def wavenet(rng, hidden_units=6, **changes):
   """A WaveNet with random weights."""
   arguments = {"channels": 8, "dilation_rates": (1, 2, 4, 1), "condition_dim": 3, "num_speakers": 2, **changes}
-  model = WaveNet(CategoricalHead(16, 2, hidden_units=6), **arguments)
+  model = WaveNet(CategoricalHead(16, 2, hidden_units=hidden_units), **arguments)
   for variable in model.variables:
     variable.assign(0.5 * rng.normal(size=variable.shape))
   return model
@@ -106,6 +110,49 @@ def test_sparsity_follows_the_cubic_schedule_and_is_exact_after_every_step(metho
   apply_masks(masks_of(method, 4)(model, sparsity))
   for before, (after, _) in zip(masked, masks_of(method, 4)(model, sparsity), strict=True):
     np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(("mode", "block_size", "sparsity"), [("none", 4, 0.8), ("dynamic", 16, 0.8)])
+def test_zero_blocks_are_left_out_of_a_step(mode, block_size, sparsity, rng):
+  model = wavenet(rng, hidden_units=32, channels=32)
+  examples = step_inputs(model, rng)
+  dense = tflite.write(step_endpoint(model, lambda split: examples), mode)
+  apply_masks(block_masks(model, sparsity, block_size))
+  endpoint = step_endpoint(model, lambda split: examples)
+  sparse = tflite.write(endpoint, mode)
+  tensors = Interpreter(model_content=sparse).get_tensor_details()
+  assert sum("block_map" in tensor["sparsity_parameters"] for tensor in tensors) >= 8
+  assert len(sparse) < 0.6 * len(dense)
+  for xnnpack in (True, False):
+    parity = measure_parity(endpoint, tflite.Runner(sparse, xnnpack), examples)
+    assert parity["inputs"]["relative_rms_error"] < (1e-5 if mode == "none" else 0.05)
+    assert parity["values"]["share_equal"] >= (1 if mode == "none" else 0.8)
+
+
+def test_zeros_that_are_not_blocks_are_written_as_they_are(rng):
+  model = wavenet(rng, hidden_units=32, channels=32)
+  assert not step_endpoint(model, None).sparse_modes
+  apply_masks(block_masks(model, 0.8, 4))
+  assert step_endpoint(model, None).sparse_modes == ("none",)
+  kernel = model.blocks[0].conv.kernel
+  place = tuple(np.argwhere(np.array(kernel) != 0)[0])
+  value = np.array(kernel)
+  value[place] = 0
+  kernel.assign(value)
+  assert not step_endpoint(model, None).sparse_modes
+  model = wavenet(rng, hidden_units=6, channels=32)
+  apply_masks(block_masks(model, 0.8, 4))
+  assert not step_endpoint(model, None).sparse_modes
+
+
+def step_inputs(model, rng):
+  """Random inputs of a step."""
+  specs = step_endpoint(model, None).inputs
+  return [
+    {name: rng.normal(size=spec.shape).astype(np.float32) for name, spec in specs.items() if name != "temperature"}
+    | {"temperature": np.ones(specs["temperature"].shape, np.float32)}
+    for _ in range(50)
+  ]
 
 
 @pytest.mark.slow

@@ -70,9 +70,27 @@ def block_masks(wavenet: WaveNet, sparsity: float, block_size: int) -> list[Mask
   Returns:
     Kernels with masks of zeros and ones.
   """
-  kernels = [kernel for block in wavenet.blocks for kernel in _kernels(block)]
-  kernels += [layer.kernel for layer in (wavenet.head.hidden, *wavenet.head.outputs)]
-  return [(kernel, _block_mask(np.array(kernel), sparsity, block_size)) for kernel in kernels]
+  masks = []
+  for kernel in _kernels(wavenet):
+    norms = _block_norms(np.array(kernel), block_size)
+    mask = _mask_of_lowest(norms.ravel(), int(sparsity * norms.size)).reshape(norms.shape)
+    masks.append((kernel, np.repeat(mask, block_size, axis=0)[: kernel.shape[0]]))
+  return masks
+
+
+def has_zero_blocks(wavenet: WaveNet, block_size: int) -> bool:
+  """Whether at least half the weights of every kernel are zero, and all zeros in blocks as `block_masks` makes them.
+
+  False where the inputs of a kernel are no multiple of the block size.
+  """
+  for kernel in _kernels(wavenet):
+    kernel = np.array(kernel)
+    if len(kernel) % block_size:
+      return False
+    in_blocks = np.repeat(_block_norms(kernel, block_size) == 0, block_size, axis=0)[: len(kernel)]
+    if in_blocks.mean() < 0.5 or np.any((kernel == 0) & ~in_blocks):
+      return False
+  return True
 
 
 def channel_masks(wavenet: WaveNet, sparsity: float) -> list[Mask]:
@@ -140,16 +158,18 @@ def shrunk(wavenet: WaveNet) -> WaveNet:
   return small
 
 
-def _kernels(block):
-  return [block.conv.kernel] if block.last else [block.conv.kernel, block.residual.kernel]
+def _kernels(wavenet):
+  """The kernels of all products whose inputs are not one-hot."""
+  layers = [
+    layer for block in wavenet.blocks for layer in ((block.conv,) if block.last else (block.conv, block.residual))
+  ]
+  return [layer.kernel for layer in (*layers, wavenet.head.hidden, *wavenet.head.outputs)]
 
 
-def _block_mask(kernel, sparsity, block_size):
-  num_inputs, num_outputs = kernel.shape
-  padded = np.pad(kernel, [(0, -num_inputs % block_size), (0, 0)]).reshape(-1, block_size, num_outputs)
-  norms = np.linalg.norm(padded, axis=1)
-  mask = _mask_of_lowest(norms.ravel(), int(sparsity * norms.size)).reshape(norms.shape)
-  return np.repeat(mask, block_size, axis=0)[:num_inputs]
+def _block_norms(kernel, block_size):
+  """Norms of the blocks, [inputs / block_size, outputs]; the last block may be cut short."""
+  padded = np.pad(kernel, [(0, -len(kernel) % block_size), (0, 0)])
+  return np.linalg.norm(padded.reshape(-1, block_size, kernel.shape[1]), axis=1)
 
 
 def _gate_norms(wavenet):
