@@ -125,10 +125,18 @@ def test_only_the_inside_of_a_training_clip_is_trained_on(rng):
   np.testing.assert_allclose(nats, expected, rtol=1e-5)
 
 
+def test_a_clip_that_is_all_margin_is_refused():
+  model = speech_model()
+  clip = {"audio": tf.zeros([1, 64 * 2 * model.margin_frames]), "speaker": tf.constant([0])}
+  for each in (model, model.spectral):
+    with pytest.raises(ValueError, match="A clip of 50 frames .* give at least 51 frames"):
+      each(clip)
+
+
 def test_the_null_condition_replaces_the_codes_of_some_clips(rng):
   model = speech_model(null_rate=0.5)
   model.null.assign(rng.normal(size=model.null.shape))
-  audio = np.stack([speech_like(64 * 30, rng)] * 40)
+  audio = np.stack([speech_like(64 * (2 * model.margin_frames + 30), rng)] * 40)
   nats = model({"audio": tf.constant(audio), "speaker": tf.zeros([40], tf.int32)}, training=True).numpy()
   assert len(np.unique(nats.round(5))) == 2
   rows = model.get_metrics_result()

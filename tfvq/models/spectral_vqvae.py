@@ -61,7 +61,16 @@ class SpectralVQVAE(keras.Model):
     return self.quantizer(z_e, training=training) if self.quantizing else z_e
 
   def mel_error(self, audio, condition) -> tf.Tensor:
-    """Mean squared error of the spectra of audio [B, T] as a condition [B, F, E] predicts them, [B]."""
+    """Mean squared error of the spectra of audio [B, T] as a condition [B, F, E] predicts them, [B].
+
+    Raises:
+      ValueError: The audio has no frame that is `margin_frames` from both ends.
+    """
+    if condition.shape[1] is not None and condition.shape[1] <= 2 * self.margin_frames:
+      raise ValueError(
+        f"A clip of {condition.shape[1]} frames ({audio.shape[1]} samples) has no frame {self.margin_frames} from both "
+        f"its ends, which the networks look at: give at least {2 * self.margin_frames + 1} frames."
+      )
     inside = slice(self.margin_frames, -self.margin_frames or None)
     log_mel = tf.stop_gradient(self.log_mel(audio))[:, inside]
     return tf.reduce_mean(tf.math.squared_difference(self.mel_prediction(condition[:, inside]), log_mel), axis=[1, 2])
