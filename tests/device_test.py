@@ -83,7 +83,7 @@ def test_voice_seed_and_temperature_matter(codec_folder, rng):
     codec.decode(codes, seed=1),
     codec.decode(codes, temperature=1.2),
   ):
-    assert np.any(other != first)  # By little: a model that has seen six batches hardly tells voices apart.
+    assert np.abs(other - first).max() > 1e-3
 
 
 def test_the_shipped_codec_is_that_of_the_released_model(rng):
