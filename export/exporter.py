@@ -1,5 +1,6 @@
 """Writes everything that is exported of a run, and what is to be known of it."""
 
+import math
 import pathlib
 
 import numpy as np
@@ -24,7 +25,14 @@ from tfvq.files import sha256, write_json
 
 _NUM_PARITY_EXAMPLES = 100
 _CODEC_PARTS = ("encoder", "condition", "step", "synthesis")
-_CODEC_FACTS = ("sample_rate_hz", "hop_samples", "num_embeddings", "speakers", "autoencoder_sha256")
+_CODEC_FACTS = (
+  "sample_rate_hz",
+  "hop_samples",
+  "frame_shape",
+  "num_embeddings",
+  "speakers",
+  "autoencoder_sha256",
+)
 
 
 def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, int, str]]:
@@ -104,11 +112,12 @@ def _facts(run):
     "autoencoder_sha256": sha256(run.workdir.folder("autoencoder") / "checkpoint.keras"),
   }
   if isinstance(model, models.SpeechVQVAE):
-    codes_per_second = SAMPLE_RATE_HZ / model.hop_samples
+    codes_per_second = SAMPLE_RATE_HZ / model.hop_samples * math.prod(model.frame_shape)
     return {
       **facts,
       "sample_rate_hz": SAMPLE_RATE_HZ,
       "hop_samples": model.hop_samples,
+      "frame_shape": list(model.frame_shape),
       "codes_per_second": codes_per_second,
       "kilobits_per_second": float(codes_per_second * np.log2(num_embeddings) / 1000),
       "speakers": run.task.corpus.speakers,
@@ -122,9 +131,7 @@ def _write_codec(run, facts, folder):
   write_json(
     folder / "codec.json",
     {
-      **{
-        key: facts[key] for key in ("sample_rate_hz", "hop_samples", "num_embeddings", "speakers", "autoencoder_sha256")
-      },
+      **{key: facts[key] for key in _CODEC_FACTS},
       "temperature": np.broadcast_to(run.config.samples.temperature, [model.decoder.head.num_variables]).tolist(),
       "context_frames": model.context_frames,
       "encoder_frames": ENCODER_FRAMES,

@@ -107,6 +107,7 @@ def _prior_examples(prior, codes, split, num_steps=100):
   temperature = np.ones([prior.head.num_variables], np.float32)
   for number, batch in enumerate(codes.batches(split, 1)):
     shares = prior.project_condition({"speaker": batch["label"]})
-    inputs = layer_inputs(prior, batch["codes"][0, :num_steps, tf.newaxis], shares)
+    codes = tf.reshape(batch["codes"][0], [-1, prior.head.num_variables])[:num_steps]
+    inputs = layer_inputs(prior, codes, shares)
     noise = models.gumbel_noise(0, (inputs.shape[1], 1, *prior.head.noise_shape), number).numpy()
     yield from step_examples(prior, inputs, np.concatenate(shares, axis=-1)[:, 0], noise, temperature)

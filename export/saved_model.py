@@ -101,9 +101,10 @@ def _speech_functions(run):
   def decode(codes, speaker, seed, temperature):
     return {"audio": decode_speech(model, codes, speaker, seed, temperature)}
 
-  def sample(speaker, num_codes, seed, temperature):
-    noise = gumbel_noise(seed, [num_codes, tf.shape(speaker)[0], *prior.head.noise_shape], part=-1)
-    codes = sample_sequence(prior, noise, {"speaker": speaker})[..., 0]
+  def sample(speaker, num_frames, seed, temperature):
+    noise = gumbel_noise(seed, [num_frames, tf.shape(speaker)[0], *prior.head.noise_shape], part=-1)
+    codes = sample_sequence(prior, noise, {"speaker": speaker})
+    codes = tf.reshape(codes, [*tf.unstack(tf.shape(codes)[:2]), *model.frame_shape])
     return {"codes": codes, "audio": decode_speech(model, codes, speaker, seed, temperature)}
 
   drawn = {"seed": _spec([], tf.int32, "seed"), "temperature": _spec([num_bands], tf.float32, "temperature")}
@@ -117,13 +118,13 @@ def _speech_functions(run):
     "encode": (encode, {"audio": _spec([None, None], tf.float32, "audio")}, {"audio": np.zeros([1, 1600], np.float32)}),
     "decode": (
       decode,
-      {"codes": _spec([None, None], tf.int32, "codes"), "speaker": speaker, **drawn},
-      {"codes": np.zeros([1, 5], np.int32), **request},
+      {"codes": _spec([None, None, *model.frame_shape], tf.int32, "codes"), "speaker": speaker, **drawn},
+      {"codes": np.zeros([1, 5, *model.frame_shape], np.int32), **request},
     ),
     "sample": (
       sample,
-      {"speaker": speaker, "num_codes": _spec([], tf.int32, "num_codes"), **drawn},
-      {"num_codes": np.int32(5), **request},
+      {"speaker": speaker, "num_frames": _spec([], tf.int32, "num_frames"), **drawn},
+      {"num_frames": np.int32(5), **request},
     ),
   }
 
@@ -133,7 +134,7 @@ def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) 
 
   Args:
     model: The model.
-    codes: Integers [B, F], F >= 1.
+    codes: Integers [B, F] or [B, F, G], F >= 1.
     speaker: Integers [B].
     seed: Integer scalar.
     temperature: Float [G].

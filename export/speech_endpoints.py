@@ -10,7 +10,7 @@ from tfvq import models
 from tfvq.data.audio_files import AudioArray
 from tfvq.models.speech_codec import SpeechCodec, encode_inside, shares_inside
 
-ENCODER_FRAMES = 50  # codes that the encoder of speech makes at once: 0.2 s at 250 a second
+ENCODER_FRAMES = 50  # that the encoder of speech takes at once: 0.2 s at 250 a second
 CONDITION_FRAMES = 50
 STEPS_AT_ONCE = 4
 SYNTHESIS_CONTEXT = 8  # steps that a synthesised sample depends on, to either side
@@ -39,7 +39,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
 
   def codes(split):
     for clip in corpus.clips(split):
-      whole = np.pad(codec.encode(AudioArray(clip.audio)), model.context_codes, mode="edge")
+      whole = _with_context(model, codec.encode(AudioArray(clip.audio)))
       for start in range(0, len(whole) - CONDITION_FRAMES - 2 * model.context_codes + 1, CONDITION_FRAMES):
         window = whole[np.newaxis, start : start + CONDITION_FRAMES + 2 * model.context_codes]
         yield {"codes": window, "speaker": np.array([clip.speaker], np.int32)}
@@ -68,7 +68,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     Endpoint(
       "condition",
       condition,
-      {"codes": integers(1, CONDITION_FRAMES + 2 * model.context_codes), "speaker": integers(1)},
+      {"codes": integers(1, CONDITION_FRAMES + 2 * model.context_codes, *model.frame_shape), "speaker": integers(1)},
       model,
       codes,
     ),
@@ -102,13 +102,18 @@ def _steps_endpoint(model, examples):
   return Endpoint("steps", steps, inputs, model, examples, state=tuple(steps.state))
 
 
+def _with_context(model, codes):
+  """Codes [F, ...] with more of the first and the last before and after them."""
+  return np.pad(codes, [(model.context_codes,) * 2, *[(0, 0)] * (codes.ndim - 1)], mode="edge")
+
+
 def _decoder_examples(model, corpus, codec, split, num_steps=100):
   """What the decoder's step is given while it says real recordings again."""
   decoder = model.decoder
   temperature = np.ones([decoder.head.num_variables], np.float32)
   for number, clip in enumerate(corpus.clips(split)):
     audio = clip.audio[: len(clip.audio) // model.hop_samples * model.hop_samples]
-    codes = np.pad(codec.encode(AudioArray(audio)), model.context_codes, mode="edge")
+    codes = _with_context(model, codec.encode(AudioArray(audio)))
     shares = shares_inside(model, codes[np.newaxis], np.array([clip.speaker]))
     inputs = layer_inputs(decoder, model.audio_values(audio[np.newaxis])[0], shares)
     shares = np.concatenate(shares, axis=-1)[:, 0]
@@ -123,7 +128,7 @@ def _decoder_starts(model, corpus, codec, split):
   """What several steps at once are given at the beginning of recordings."""
   decoder = model.decoder
   for number, clip in enumerate(corpus.clips(split)):
-    codes = np.pad(codec.encode(AudioArray(clip.audio[: model.hop_samples])), model.context_codes, mode="edge")
+    codes = _with_context(model, codec.encode(AudioArray(clip.audio[: model.hop_samples])))
     noise = models.gumbel_noise(0, (STEPS_AT_ONCE, *decoder.head.noise_shape), number)
     yield {
       "share": np.concatenate(shares_inside(model, codes[np.newaxis], np.array([clip.speaker])), axis=-1)[:, 0],

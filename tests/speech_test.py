@@ -47,12 +47,14 @@ def speech_like(num_samples, rng):
 
 
 @pytest.mark.parametrize("encoder", ["log_mel", "waveform"])
-@pytest.mark.parametrize("strides", [(2,) * 6, (2,) * 7, (2, 2, 2, 2, 2, 4, 5)])
-def test_codes_and_nats_have_the_rate_of_the_strides(encoder, strides, rng):
-  model = speech_model(encoder=encoder, strides=strides)
+@pytest.mark.parametrize(
+  ("strides", "latents", "frame_shape"), [((2,) * 6, 1, ()), ((2,) * 7, 2, (2,)), ((2, 2, 2, 2, 2, 4, 5), 3, (3,))]
+)
+def test_codes_and_nats_have_the_rate_of_the_strides(encoder, strides, latents, frame_shape, rng):
+  model = speech_model(encoder=encoder, strides=strides, latents_per_position=latents)
   hop_samples = int(np.prod(strides))
   audio = np.stack([speech_like(hop_samples * 20, rng)] * 2)
-  assert model.encode(audio).shape == (2, 20)
+  assert model.frame_shape == frame_shape and model.encode(audio).shape == (2, 20, *frame_shape)
   assert model.nats_per_sample(audio, tf.constant([0, 1])).shape == (2,)
 
 
@@ -87,11 +89,11 @@ def test_a_conditioner_looks_no_further_than_its_context(rng):
 
 
 @pytest.mark.parametrize(
-  ("num_bands", "distribution"), [(1, "categorical"), (4, "categorical"), (1, "logistic_mixture")]
+  ("num_bands", "distribution", "latents"), [(1, "categorical", 1), (8, "categorical", 2), (1, "logistic_mixture", 2)]
 )
-def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, rng):
-  model = speech_model()
+def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, latents, rng):
   config = tiny("speech").autoencoder
+  config.latents_per_position = latents
   config.decoder.update({"num_bands": num_bands, "distribution": distribution})
   if distribution == "logistic_mixture":
     config.decoder.num_values = 65_536
@@ -120,7 +122,8 @@ def test_only_the_inside_of_a_training_clip_is_trained_on(rng):
   speaker = tf.constant([1])
   nats = model({"audio": tf.constant(audio), "speaker": speaker}, training=False)
   condition = model.condition(model.encode(audio), speaker)[:, margin:-margin]
-  values = model.audio_values(audio)[:, margin * 16 : -margin * 16]
+  steps = margin * model.steps_per_frame
+  values = model.audio_values(audio)[:, steps:-steps]
   expected = -model.decoder.log_prob(values, {"local": condition}) / (24 * 64)
   np.testing.assert_allclose(nats, expected, rtol=1e-5)
 
@@ -129,7 +132,8 @@ def test_a_clip_that_is_all_margin_is_refused():
   model = speech_model()
   clip = {"audio": tf.zeros([1, 64 * 2 * model.margin_frames]), "speaker": tf.constant([0])}
   for each in (model, model.spectral):
-    with pytest.raises(ValueError, match="A clip of 50 frames .* give at least 51 frames"):
+    num_frames = 2 * model.margin_frames
+    with pytest.raises(ValueError, match=f"A clip of {num_frames} frames .* give at least {num_frames + 1} frames"):
       each(clip)
 
 
@@ -163,27 +167,28 @@ def test_audio_is_encoded_in_parts_as_at_once(rng):
   model.adapt(audio[np.newaxis, :32_000])
   codes = SpeechCodec(model).encode(AudioArray(audio), gain=0.5)
   # A recording stands in silence.
-  whole = np.pad(0.5 * audio, [8 * 64, -len(audio) % 64 + 8 * 64])
-  np.testing.assert_array_equal(codes, model.encode(whole[np.newaxis])[0, 8:-8])
+  whole = np.pad(0.5 * audio, [20 * 64, -len(audio) % 64 + 20 * 64])
+  np.testing.assert_array_equal(codes, model.encode(whole[np.newaxis])[0, 20:-20])
 
 
-@pytest.mark.parametrize("num_bands", [1, 4])
-def test_speech_is_decoded_in_parts_as_at_once(num_bands, rng):
+@pytest.mark.parametrize(("num_bands", "latents"), [(1, 2), (4, 1), (8, 2)])
+def test_speech_is_decoded_in_parts_as_at_once(num_bands, latents, rng):
   config = tiny("speech").autoencoder
   config.decoder.num_bands = num_bands
+  config.latents_per_position = latents
   model = build_speech_vqvae(config, num_speakers=2)
-  codes, speaker = rng.integers(0, 16, (2, 23)), np.array([1, 0])
+  codes, speaker = rng.integers(0, 16, (2, 23, *model.frame_shape)), np.array([1, 0])
   codec = SpeechCodec(model, frames_per_part=10)
   audio = codec.decode(codes, speaker, seed=5, temperature=0.8)
   assert audio.shape == (2, 23 * 64)
   steps = 10 * model.steps_per_frame
   noise = tf.concat([gumbel_noise(5, sequence_noise_shape(model.decoder, steps, 2), part) for part in range(3)], axis=0)
-  # Before the first code and after the last there is more of them.
-  filled = np.pad(codes, [(0, 0), (3, 7 + 3)], mode="edge")
-  values = sample_sequence(model.decoder, noise, {"local": model.condition(filled, speaker)[:, 3:-3]}, 0.8)
+  # Before the first frame and after the last there is more of them.
+  filled = np.concatenate([codes[:, :1]] * 9 + [codes] + [codes[:, -1:]] * (7 + 9), axis=1)
+  values = sample_sequence(model.decoder, noise, {"local": model.condition(filled, speaker)[:, 9:-9]}, 0.8)
   expected = model.audio_values.decode(values)[:, : 23 * 64]
   # The filled-up frames end in another way, which the last samples hear of through the filters.
-  np.testing.assert_allclose(audio[:, :-32], expected[:, :-32], atol=1e-5)
+  np.testing.assert_allclose(audio[:, :-64], expected[:, :-64], atol=1e-5)
 
 
 def test_the_gain_brings_speech_to_the_level_of_training(rng):
@@ -197,7 +202,7 @@ def test_the_gain_brings_speech_to_the_level_of_training(rng):
 @pytest.mark.slow
 def test_a_tiny_version_runs_through_every_stage(speech_run_folder):
   metrics = json.loads((speech_run_folder / "metrics.json").read_text())
-  assert 0 < metrics["prior_bits_per_code"] < 8 and metrics["kilobits_per_second"] == 1.0
+  assert 0 < metrics["prior_bits_per_code"] < 8 and metrics["kilobits_per_second"] == 2.0
   assert {"nats_per_sample", "gain_nats", "gain_over_shuffled_nats", "perplexity"} <= set(metrics)
   names = {path.name for path in (speech_run_folder / "samples").glob("*.wav")}
   assert names == {
@@ -260,7 +265,7 @@ def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
     soundfile.write(tmp_path / name, np.stack([speech_like(rate_hz, rng)] * num_channels, axis=1), rate_hz)
     returncode, output = reconstruct(tmp_path / name, tmp_path / "out.wav", f"--model={released}", "--speaker=en-us+f2")
     assert returncode == 0, output
-    assert "1.00 kbit/s" in output and "times real time" in output
+    assert "2.00 kbit/s" in output and "times real time" in output
     assert AudioReader(tmp_path / "out.wav").num_samples == SAMPLE_RATE_HZ
   for seconds in (0.01, 0.0625):
     soundfile.write(tmp_path / "short.wav", np.zeros(int(seconds * SAMPLE_RATE_HZ)), SAMPLE_RATE_HZ)

@@ -58,10 +58,11 @@ def tiny_speech(config):
   config.data.update({"source": "espeak", "voices": ("en-us+m1", "en-us+f2"), "num_sentences": 40})
   config.data.crop_samples = 1024
   config.autoencoder.update({"encoder_units": 8, "num_embeddings": 16, "embedding_dim": 4, "condition_dim": 8})
+  config.autoencoder.strides = (2,) * 6
   config.train.unquantized.steps = 2
   config.train.prune.checkpoint_seconds = 0.0
   config.autoencoder.decoder.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8})
-  config.prior.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8, "window_codes": 60})
+  config.prior.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8, "window_frames": 60})
   config.samples.num = 2
   return config
 

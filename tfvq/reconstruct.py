@@ -63,7 +63,7 @@ def main(argv):
 
     write_wav(argv[2], parts())
   seconds, elapsed = reader.num_samples / SAMPLE_RATE_HZ, time.monotonic() - began_at
-  kilobits = len(codes) * np.log2(model.quantizer.num_embeddings) / 1000
+  kilobits = codes.size * np.log2(model.quantizer.num_embeddings) / 1000
   print(
     f"{argv[2]}: {seconds:.2f} s through {kilobits:.2f} kbit ({kilobits / seconds:.2f} kbit/s) as {speaker}, "
     f"{elapsed:.1f} s, {seconds / elapsed:.2f} times real time"

@@ -3,7 +3,7 @@
 >>> codec = SpeechCodec()
 >>> codes = codec.encode(np.zeros(16_000, np.float32))
 >>> codes.shape
-(250,)
+(125, 2)
 >>> codec.decode(codes, speaker="fr").shape
 (16000,)
 """

@@ -68,7 +68,7 @@ def _decode(codec, source, target, speaker, seed):
   except OSError as error:
     raise CodecError(f"{source} could not be read: {error.strerror}.") from error
   try:
-    speech = codes_file.unpack(content, codec.num_embeddings, codec.hop_samples)
+    speech = codes_file.unpack(content, codec.num_embeddings, codec.hop_samples, codec.frame_shape)
   except CodecError as error:
     raise CodecError(f"{source} cannot be decoded. {error}") from error
   if speech.model_id != codec.model_id:

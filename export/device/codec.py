@@ -47,8 +47,13 @@ class SpeechCodec:
 
   @property
   def hop_samples(self) -> int:
-    """Samples per code."""
+    """Samples per frame."""
     return self.facts["hop_samples"]
+
+  @property
+  def frame_shape(self) -> tuple[int, ...]:
+    """Shape of a frame's codes: (G,), or () if there is one."""
+    return tuple(self.facts["frame_shape"])
 
   @property
   def num_embeddings(self) -> int:
@@ -66,7 +71,7 @@ class SpeechCodec:
     return bytes.fromhex(self.facts["autoencoder_sha256"])[:8]
 
   def encode(self, samples) -> np.ndarray:
-    """Codes of speech, float [T] in -1..1 -> int32 [ceil(T / hop_samples)].
+    """Codes of speech, float [T] in -1..1 -> int32 [F, *frame_shape], F = ceil(T / hop_samples).
 
     Speech is understood best at the level that the model was trained on: multiply it by `gain_of` first.
     """
@@ -74,7 +79,7 @@ class SpeechCodec:
     return np.concatenate([stream.push(samples), stream.finish()])
 
   def decode(self, codes, speaker: str = "", seed: int = 0, temperature=None) -> np.ndarray:
-    """Speech from codes, integers [F] -> float32 [F * hop_samples]; the arguments are those of `decoder`."""
+    """Speech from codes, integers [F, *frame_shape] -> float32 [F * hop_samples]; see `decoder`."""
     stream = self.decoder(speaker, seed, temperature)
     return np.concatenate([stream.push(codes), stream.finish()])
 
@@ -132,34 +137,35 @@ class Encoder:
   def __init__(self, facts, model):
     self._model = model
     self._hop = facts["hop_samples"]
+    self._no_codes = np.zeros([0, *facts["frame_shape"]], np.int32)
     self._frames = facts["encoder_frames"]
     context = facts["context_frames"] * self._hop
     self._window = self._frames * self._hop + 2 * context
     # A recording stands in silence.
     self._pending = np.zeros(context, np.float32)
-    self._num_samples = self._num_codes = 0
+    self._num_samples = self._num_frames = 0
 
   def push(self, samples) -> np.ndarray:
-    """Takes float [T] in -1..1; gives the codes that are settled by now, int32."""
+    """Takes float [T] in -1..1; gives the codes that are settled by now, int32 [F, *frame_shape]."""
     samples = np.asarray(samples, np.float32)
     self._num_samples += len(samples)
     self._pending = np.concatenate([self._pending, samples])
     return self._settled()
 
   def finish(self) -> np.ndarray:
-    """The remaining codes, int32."""
-    num_codes = -(-self._num_samples // self._hop)
+    """The remaining codes, int32 [F, *frame_shape]."""
+    num_frames = -(-self._num_samples // self._hop)
     self._pending = np.concatenate([self._pending, np.zeros(self._window, np.float32)])
-    return self._settled(limit=num_codes - self._num_codes)
+    return self._settled(limit=num_frames - self._num_frames)
 
   def _settled(self, limit=None):
-    codes, step = [np.zeros(0, np.int32)], self._frames * self._hop
-    start = num_codes = 0
-    while start + self._window <= len(self._pending) and (limit is None or num_codes < limit):
+    codes, step = [self._no_codes], self._frames * self._hop
+    start = num_frames = 0
+    while start + self._window <= len(self._pending) and (limit is None or num_frames < limit):
       codes.append(self._model(audio=self._pending[np.newaxis, start : start + self._window])["codes"][0])
-      start, num_codes = start + step, num_codes + self._frames
+      start, num_frames = start + step, num_frames + self._frames
     self._pending = self._pending[start:]
-    self._num_codes += num_codes
+    self._num_frames += num_frames
     return np.concatenate(codes)[:limit]
 
 
@@ -170,37 +176,40 @@ class Decoder:
     self._facts, self._models, self._noise = facts, models, noise
     self._speaker = np.array([speaker], np.int32)
     self._temperature = np.ascontiguousarray(temperature, np.float32)
-    self._pending = np.zeros(0, np.int32)
-    self._num_codes = self._num_codes_done = 0
+    self._pending = np.zeros([0, *facts["frame_shape"]], np.int32)
+    self._num_frames = self._num_frames_done = 0
     self._loop = StepLoop(models["step"], facts)
     # Before the first step there is nothing.
     self._values = np.full([facts["synthesis_context"], facts["num_bands"]], -1, np.int32)
 
   def push(self, codes) -> np.ndarray:
-    """Takes integers [F]; gives the speech that is settled by now, float32.
+    """Takes integers [F, *frame_shape]; gives the speech that is settled by now, float32.
 
     Raises:
-      CodecError: A code is not one of the model's.
+      CodecError: A code is not one of the model's, or their shape is another.
     """
     codes = np.asarray(codes)
+    if codes.shape[1:] != self._pending.shape[1:]:
+      wanted = ", ".join(["frames", *map(str, self._pending.shape[1:])])
+      raise CodecError(f"Codes have shape {list(codes.shape)}; those of this model have [{wanted}].")
     if codes.size and (codes.min() < 0 or codes.max() >= self._facts["num_embeddings"]):
       raise CodecError(f"Codes must be 0..{self._facts['num_embeddings'] - 1}, but there are others among them.")
     codes = codes.astype(np.int32)
-    if not self._num_codes and len(codes):
-      # Before the first code there is more of it.
-      self._pending = np.repeat(codes[:1], self._facts["context_codes"])
-    self._num_codes += len(codes)
+    if not self._num_frames and len(codes):
+      # Before the first frame there is more of it.
+      self._pending = np.repeat(codes[:1], self._facts["context_codes"], axis=0)
+    self._num_frames += len(codes)
     self._pending = np.concatenate([self._pending, codes])
     return self._settled()
 
   def finish(self) -> np.ndarray:
     """The remaining speech, float32."""
-    if not self._num_codes:
+    if not self._num_frames:
       return np.zeros(0, np.float32)
-    num_samples = (self._num_codes - self._num_codes_done) * self._facts["hop_samples"] + self._held_back
+    num_samples = (self._num_frames - self._num_frames_done) * self._facts["hop_samples"] + self._held_back
     window = self._facts["condition_frames"] + 2 * self._facts["context_codes"]
-    self._pending = np.concatenate([self._pending, np.repeat(self._pending[-1:], window)])
-    settled = self._settled(self._num_codes - self._num_codes_done)
+    self._pending = np.concatenate([self._pending, np.repeat(self._pending[-1:], window, axis=0)])
+    settled = self._settled(self._num_frames - self._num_frames_done)
     # After the last step there is nothing.
     self._values = np.concatenate(
       [self._values, np.full([self._synthesis_window, self._facts["num_bands"]], -1, np.int32)]
@@ -227,7 +236,7 @@ class Decoder:
         num_frames_left -= len(share)
       noise = self._noise(len(share) * self._facts["steps_per_frame"])
       self._values = np.concatenate([self._values, self._loop.run(share, noise, self._temperature)])
-      start, self._num_codes_done = start + len(share), self._num_codes_done + len(share)
+      start, self._num_frames_done = start + len(share), self._num_frames_done + len(share)
       speech.append(self._synthesize())
     self._pending = self._pending[start:]
     return np.concatenate(speech)

@@ -7,12 +7,13 @@
   1        length of the speaker's name in bytes; the name follows
   4        float32: what the speech was multiplied by before it was encoded
   8        number of samples, unsigned
-  ...      codes, each in that many bits, the highest first
+  ...      codes, frame by frame, each in that many bits, the highest first
   4        CRC-32 of everything before it
 
 All numbers are little-endian.
 """
 
+import math
 import struct
 import zlib
 from typing import NamedTuple
@@ -30,7 +31,7 @@ _LENGTHS = struct.Struct("<fQ")
 class EncodedSpeech(NamedTuple):
   """What a file of codes holds."""
 
-  codes: np.ndarray  # int32 [F]
+  codes: np.ndarray  # int32 [F, *frame_shape]
   model_id: bytes
   speaker: str
   gain: float
@@ -43,7 +44,7 @@ def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
   Args:
     speech: What to write.
     num_embeddings: K, number of codes.
-    hop_samples: Samples per code.
+    hop_samples: Samples per frame.
 
   Raises:
     ValueError: There are more or fewer codes than the samples ask for, or a code is not in 0..K-1.
@@ -54,14 +55,14 @@ def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
   ):
     raise ValueError("Codes and number of samples do not agree, or a code is out of its range.")
   num_bits = bits_per_code(num_embeddings)
-  bits = (codes[:, np.newaxis] >> np.arange(num_bits - 1, -1, -1)) & 1
+  bits = (codes.reshape(-1, 1) >> np.arange(num_bits - 1, -1, -1)) & 1
   name = speech.speaker.encode()
   content = _HEADER.pack(_MAGIC, _VERSION, num_bits, speech.model_id, len(name)) + name
   content += _LENGTHS.pack(speech.gain, speech.num_samples) + np.packbits(bits.astype(np.uint8)).tobytes()
   return content + struct.pack("<I", zlib.crc32(content))
 
 
-def unpack(content: bytes, num_embeddings: int, hop_samples: int) -> EncodedSpeech:
+def unpack(content: bytes, num_embeddings: int, hop_samples: int, frame_shape: tuple[int, ...] = ()) -> EncodedSpeech:
   """What a file's bytes say.
 
   Raises:
@@ -83,14 +84,14 @@ def unpack(content: bytes, num_embeddings: int, hop_samples: int) -> EncodedSpee
   except (UnicodeDecodeError, struct.error) as error:
     raise CodecError("It is altered: its header makes no sense.") from error
   packed = np.frombuffer(content[begin + _LENGTHS.size : -4], np.uint8)
-  num_codes = -(-num_samples // hop_samples)
+  num_codes = -(-num_samples // hop_samples) * math.prod(frame_shape)
   if num_bits != bits_per_code(num_embeddings) or len(packed) != -(-num_codes * num_bits // 8) or not 0 < gain < np.inf:
     raise CodecError("It is altered: its header does not agree with what follows.")
   bits = np.unpackbits(packed, count=num_codes * num_bits).reshape(num_codes, num_bits)
   codes = bits.astype(np.int32) @ (1 << np.arange(num_bits - 1, -1, -1, dtype=np.int32))
   if num_codes and codes.max() >= num_embeddings:
     raise CodecError(f"It holds codes outside 0..{num_embeddings - 1}.")
-  return EncodedSpeech(codes, model_id, speaker, gain, num_samples)
+  return EncodedSpeech(codes.reshape(-1, *frame_shape), model_id, speaker, gain, num_samples)
 
 
 def bits_per_code(num_embeddings: int) -> int:

@@ -145,7 +145,8 @@ def speech_autoencoder(**changes) -> ConfigDict:
   settings = ConfigDict(
     {
       "encoder": "waveform",  # or log_mel
-      "strides": (2, 2, 2, 2, 2, 2),  # their product is the number of samples per code
+      "strides": (2, 2, 2, 2, 2, 2),  # their product is the number of samples per frame
+      "latents_per_position": 1,  # codes of a frame
       "encoder_units": 256,
       "num_embeddings": 512,
       "embedding_dim": 64,

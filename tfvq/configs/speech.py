@@ -5,9 +5,10 @@ of VCTK.
 
   python train_main.py --config=tfvq/configs/speech.py:small --workdir=runs/speech
 
-`small` (default) is for two cores: log-mel encoder, decoder over four sub-bands. `paper` is the paper's: raw waveform,
-plain WaveNet at 16 kHz, VCTK; it wants an accelerator. Both send 2.25 kbit/s. The paper gives no figure for the sound;
-docs/RESULTS.md tells what `small` reaches. Other data: --config.data.source=fillets|festvox_ru|espeak|tfds|folder.
+`small` (default) is for two cores: log-mel encoder, two codes every 8 ms, decoder over eight sub-bands. `paper` is the
+paper's: raw waveform, plain WaveNet at 16 kHz, VCTK; it wants an accelerator. Both send 2.25 kbit/s. The paper gives no
+figure for the sound; docs/RESULTS.md tells what `small` reaches. Other data:
+--config.data.source=fillets|festvox_ru|espeak|tfds|folder.
 """
 
 from ml_collections import ConfigDict
@@ -24,31 +25,35 @@ def small():
   config.data = common.speech_data(source="asterisk", languages=("en", "es", "fr", "it", "ru"))
   config.autoencoder = common.speech_autoencoder(
     encoder="log_mel",
+    strides=(2,) * 7,
+    latents_per_position=2,
     encoder_units=128,
-    encoder_dilations=(1, 2, 4),
-    condition_dilations=(1, 2, 4),
+    encoder_dilations=(1, 2),
+    condition_dilations=(1, 2),
     decay=0.98,
     revival_threshold=0.2,
   )
-  config.autoencoder.decoder = common.wavenet(num_bands=4, channels=96, num_stacks=2, layers_per_stack=8)
+  config.autoencoder.decoder = common.wavenet(
+    num_bands=8, channels=96, num_stacks=2, layers_per_stack=7, hidden_units=32
+  )
   config.prior = common.wavenet(channels=64, num_stacks=2, layers_per_stack=6, hidden_units=256)
-  config.prior.window_codes = 500
+  config.prior.window_frames = 250
   # Encoder, quantiser and conditioner learn the spectra first, and before that without the quantiser.
   config.train.unquantized = common.training(
     steps=200, batch_size=16, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
   )
   config.train.spectral = common.training(
-    steps=8000, batch_size=16, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
+    steps=10_000, batch_size=16, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
   )
   config.train.autoencoder = common.training(
-    steps=6000, batch_size=4, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
+    steps=10_000, batch_size=4, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
   )
   config.train.prior = common.training(steps=2000, batch_size=16, learning_rate=1e-2, optimizer="muon")
   config.pruning = common.pruning()
   config.train.prune = common.training(
     steps=3000, batch_size=4, learning_rate=2e-3, optimizer="muon", adam_lr_ratio=0.3
   )
-  config.samples = ConfigDict({"num": 4, "temperature": (0.4, 0.7, 0.8, 0.8)})  # one for each band
+  config.samples = ConfigDict({"num": 4, "temperature": (0.4, 0.4, 0.7, 0.7, 0.8, 0.8, 0.8, 0.8)})  # one for each band
   return config
 
 
@@ -58,7 +63,7 @@ def paper():
   config.autoencoder = common.speech_autoencoder(encoder="waveform", encoder_units=768, null_rate=0.0, mel_weight=0.0)
   config.autoencoder.decoder = common.wavenet(channels=256, num_stacks=3, layers_per_stack=10)
   config.prior = common.wavenet(channels=256, num_stacks=2, layers_per_stack=8, hidden_units=512)
-  config.prior.window_codes = 500
+  config.prior.window_frames = 500
   config.train.autoencoder = common.training(
     steps=500_000, batch_size=64, learning_rate=2e-4, schedule="constant", beta_2=0.999
   )

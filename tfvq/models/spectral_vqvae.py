@@ -17,10 +17,10 @@ class SpectralVQVAE(keras.Model):
   Deviation: the paper trains encoder and quantiser through the WaveNet alone.
 
   Args:
-    encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D].
+    encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D], or [B, T / hop, G, D] with G latents a frame.
     quantizer: `tfvq.layers.VectorQuantizer` of dimension D.
     conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
-    hop_samples: Samples per code.
+    hop_samples: Samples per frame.
     **kwargs: As for `keras.Model`.
 
   Input shape:
@@ -56,7 +56,7 @@ class SpectralVQVAE(keras.Model):
     return mel_error
 
   def codebook_vectors(self, audio, training=False) -> tf.Tensor:
-    """Float [B, T] -> z_q [B, T / hop_samples, D], or z_e where nothing is quantised."""
+    """Audio, float [B, T] -> z_q, of the shape of z_e, or z_e itself while nothing is quantised."""
     z_e = self.encoder(audio, training=training)
     return self.quantizer(z_e, training=training) if self.quantizing else z_e
 

@@ -19,7 +19,7 @@ class SpeechCodec:
 
   Args:
     model: The model.
-    frames_per_part: Codes that are decoded at once.
+    frames_per_part: Frames that are decoded at once.
     jit_compile: Whether XLA compiles the loop: many times as fast, after some seconds once per batch size.
   """
 
@@ -47,7 +47,7 @@ class SpeechCodec:
     return float(LEVEL / np.sqrt(np.mean(sounding))) if np.any(sounding > 1e-10) else 1.0
 
   def encode(self, reader, gain: float = 1.0) -> np.ndarray:
-    """Codes of audio, int32 [F], F = ceil(num_samples / hop_samples); `reader` as for `gain_of`.
+    """Codes of audio, int32 [F] or [F, G], F = ceil(num_samples / hop_samples); `reader` as for `gain_of`.
 
     The recording is taken to stand in silence, so that parts of any size have the codes of the whole.
     """
@@ -63,25 +63,26 @@ class SpeechCodec:
     return np.concatenate(codes)
 
   def decode(self, codes, speaker, seed: int = 0, temperature=1.0) -> np.ndarray:
-    """Speech from codes, int32 [B, F] and speakers [B] -> float32 [B, F * hop_samples]; see `decode_parts`."""
+    """Speech from codes and speakers, float32 [B, F * hop_samples]; see `decode_parts`."""
     return np.concatenate(list(self.decode_parts(codes, speaker, seed, temperature)), axis=1)
 
   def decode_parts(self, codes, speaker, seed: int = 0, temperature=1.0) -> Iterator[np.ndarray]:
     """The same part by part, float32 [B, T] each.
 
     Args:
-      codes: Integers [B, F].
+      codes: Integers [B, F] or [B, F, G].
       speaker: Integers [B].
       seed: Seed of the noise.
       temperature: A scalar, or one for each band, lowest first.
     """
     model, codes = self.model, np.asarray(codes, np.int32)
-    batch_size, num_frames = codes.shape
+    batch_size, num_frames, *latents = codes.shape
     temperature = tf.broadcast_to(tf.cast(temperature, tf.float32), [model.decoder.head.num_variables])
     num_parts = -(-num_frames // self.frames_per_part)
-    # Before the first code and after the last there is more of them; every part has the shape that was compiled for.
+    # Before the first frame and after the last there is more of them; every part has the shape that was compiled for.
     left_over = num_parts * self.frames_per_part - num_frames
-    filled = np.pad(codes, [(0, 0), (model.context_codes, left_over + model.context_codes)], mode="edge")
+    around = [(0, 0), (model.context_codes, left_over + model.context_codes), *[(0, 0)] * len(latents)]
+    filled = np.pad(codes, around, mode="edge")
     start = sequence_start(model.decoder, batch_size)
     num_steps = self.frames_per_part * model.steps_per_frame
     bands = np.zeros([batch_size, _CONTEXT_STEPS, model.audio_values.num_bands], np.float32)
@@ -105,7 +106,7 @@ class SpeechCodec:
 
 
 def encode_inside(model: SpeechVQVAE, audio) -> tf.Tensor:
-  """Codes of audio but for the context at its ends, float [B, (F + 2 context_frames) hop_samples] -> int32 [B, F]."""
+  """Codes of audio but for the context at its ends, float [B, (F + 2 context_frames) hop_samples] -> F frames."""
   return model.encode(audio)[:, model.context_frames : -model.context_frames or None]
 
 
@@ -114,7 +115,7 @@ def shares_inside(model: SpeechVQVAE, codes, speaker) -> list[tf.Tensor]:
 
   Args:
     model: The model.
-    codes: Integers [B, F + 2 context_codes].
+    codes: Integers [B, F + 2 context_codes] or [B, F + 2 context_codes, G].
     speaker: Integers [B].
 
   Returns:

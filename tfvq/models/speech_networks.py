@@ -18,25 +18,28 @@ def context_of(network: keras.Model) -> int:
   return -(-(field - 1) // (2 * stride))
 
 
-def waveform_encoder(embedding_dim: int, strides: tuple[int, ...] = (2,) * 6, hidden_units: int = 256) -> keras.Model:
+def waveform_encoder(
+  embedding_dim: int, strides: tuple[int, ...] = (2,) * 6, hidden_units: int = 256, latents_per_position: int = 1
+) -> keras.Model:
   """The encoder on raw audio: strided convolutions of window 2 * stride.
 
   Reference: arXiv 1711.00937, section 4.3: six of stride 2 and window 4 make 64 samples a code.
 
   Args:
     embedding_dim: D.
-    strides: Stride of each convolution; their product is the number of samples per code.
+    strides: Stride of each convolution; their product is the number of samples per frame.
     hidden_units: Channels of every convolution.
+    latents_per_position: G, latents of each frame.
 
   Returns:
-    A model, audio float [B, T] in -1..1 -> z_e [B, T / hop, D].
+    A model, audio float [B, T] in -1..1 -> z_e [B, T / hop, D]; [B, T / hop, G, D] if G > 1.
   """
   audio = keras.Input((None,), name="audio")
   x = keras.layers.Reshape((-1, 1))(audio)
   for stride in strides:
     x = keras.layers.Conv1D(hidden_units, 2 * stride, stride, padding="same", activation="relu")(x)
   x = keras.layers.Conv1D(hidden_units, 3, padding="same", activation="relu")(x)
-  return keras.Model(audio, keras.layers.Conv1D(embedding_dim, 1)(x), name="encoder")
+  return keras.Model(audio, _latents(x, embedding_dim, latents_per_position), name="encoder")
 
 
 def log_mel_encoder(
@@ -45,6 +48,7 @@ def log_mel_encoder(
   hidden_units: int = 128,
   num_mel_bands: int = 80,
   dilation_rates: tuple[int, ...] = (),
+  latents_per_position: int = 1,
 ) -> keras.Model:
   """The encoder on log-mel spectra: two convolutions over five frames each, then residual ones.
 
@@ -52,13 +56,14 @@ def log_mel_encoder(
 
   Args:
     embedding_dim: D.
-    hop_samples: Samples per code.
+    hop_samples: Samples per frame.
     hidden_units: Channels of the convolutions.
     num_mel_bands: Bands of the spectra.
     dilation_rates: One for each residual block.
+    latents_per_position: G, latents of each frame.
 
   Returns:
-    A model, audio float [B, T] in -1..1 -> z_e [B, T / hop_samples, D].
+    A model, audio float [B, T] in -1..1 -> z_e [B, T / hop_samples, D]; [B, T / hop_samples, G, D] if G > 1.
   """
   audio = keras.Input((None,), name="audio")
   x = LogMel(num_mel_bands, hop_samples, max(400, hop_samples))(audio)
@@ -66,11 +71,15 @@ def log_mel_encoder(
     x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu")(x)
   for rate in dilation_rates:
     x = _dilated_residual(x, rate)
-  return keras.Model(audio, keras.layers.Conv1D(embedding_dim, 1)(x), name="encoder")
+  return keras.Model(audio, _latents(x, embedding_dim, latents_per_position), name="encoder")
 
 
 def conditioner(
-  embedding_dim: int, num_speakers: int, condition_dim: int = 128, dilation_rates: tuple[int, ...] = ()
+  embedding_dim: int,
+  num_speakers: int,
+  condition_dim: int = 128,
+  dilation_rates: tuple[int, ...] = (),
+  latents_per_position: int = 1,
 ) -> keras.Model:
   """Three convolutions over codebook vectors and the speaker, then residual ones: the decoder's local condition.
 
@@ -79,21 +88,30 @@ def conditioner(
     num_speakers: Number of speakers.
     condition_dim: E, channels of every convolution and of the output.
     dilation_rates: One for each residual block.
+    latents_per_position: G, latents of each frame.
 
   Returns:
-    A model, (z_q float [B, F, D], speaker integers [B]) -> float [B, F, E].
+    A model, (z_q float [B, F, D] or [B, F, G, D], speaker integers [B]) -> float [B, F, E].
   """
-  z_q = keras.Input((None, embedding_dim), name="z_q")
+  several = latents_per_position > 1
+  z_q = keras.Input((None, latents_per_position, embedding_dim) if several else (None, embedding_dim), name="z_q")
   speaker = keras.Input((), dtype="int32", name="speaker")
   embedded = keras.layers.Embedding(num_speakers, condition_dim, name="speaker_embedding")(speaker)
   embedded = keras.layers.Reshape((1, condition_dim))(embedded)
-  x = keras.layers.Conv1D(condition_dim, 3, padding="same")(z_q)
+  x = keras.layers.Reshape((-1, latents_per_position * embedding_dim))(z_q) if several else z_q
+  x = keras.layers.Conv1D(condition_dim, 3, padding="same")(x)
   x = keras.layers.ReLU()(x + embedded)
   for _ in range(2):
     x = x + keras.layers.Conv1D(condition_dim, 3, padding="same", activation="relu")(x)
   for rate in dilation_rates:
     x = _dilated_residual(x, rate)
   return keras.Model([z_q, speaker], x, name="conditioner")
+
+
+def _latents(x, embedding_dim, latents_per_position):
+  """A frame's features to its latents, [B, F, C] -> [B, F, D] or [B, F, G, D]."""
+  x = keras.layers.Conv1D(latents_per_position * embedding_dim, 1)(x)
+  return keras.layers.Reshape((-1, latents_per_position, embedding_dim))(x) if latents_per_position > 1 else x
 
 
 def _dilated_residual(x, dilation_rate):

@@ -21,12 +21,12 @@ class SpeechVQVAE(keras.Model):
   listen to them.
 
   Args:
-    encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D].
+    encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D], or [B, T / hop, G, D] with G latents a frame.
     quantizer: `tfvq.layers.VectorQuantizer` of dimension D.
     conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
     audio_values: `tfvq.layers.AudioValues`: what the decoder models.
     decoder: `tfvq.models.WaveNet` with `condition_dim` E, over these values.
-    hop_samples: Samples per code.
+    hop_samples: Samples per frame.
     null_rate: Share of training clips that get the null condition, 0 to less than 1.
     mel_weight: Weight of the prediction of the spectra, >= 0.
     seed: Seed of the choice of clips.
@@ -78,8 +78,13 @@ class SpeechVQVAE(keras.Model):
     self.built = True
 
   @property
+  def frame_shape(self) -> tuple[int, ...]:
+    """Shape of a frame's codes: (G,), or () if there is one."""
+    return self.encoder.output_shape[2:-1]
+
+  @property
   def steps_per_frame(self) -> int:
-    """Steps of the decoder that a code stands for."""
+    """Steps of the decoder that a frame stands for."""
     return self.hop_samples // self.audio_values.num_bands
 
   @property
@@ -91,7 +96,8 @@ class SpeechVQVAE(keras.Model):
     audio, speaker = inputs["audio"], inputs["speaker"]
     z_q = self.spectral.codebook_vectors(audio, training)
     is_null = keras.random.uniform(tf.shape(speaker), seed=self._seeds) < (self.null_rate if training else 0.0)
-    z_q = tf.where(is_null[:, tf.newaxis, tf.newaxis], tf.convert_to_tensor(self.null), z_q)
+    is_null_everywhere = tf.reshape(is_null, [-1, *[1] * (len(z_q.shape) - 1)])
+    z_q = tf.where(is_null_everywhere, tf.convert_to_tensor(self.null), z_q)
     condition = self.conditioner((z_q, speaker), training=training)
     mel_error = self.spectral.mel_error(audio, condition)
     heard = tf.cast(~is_null, mel_error.dtype)
@@ -120,11 +126,11 @@ class SpeechVQVAE(keras.Model):
     return {**results, "gain_nats": null_nats - results["nats_per_sample"]}
 
   def encode(self, audio) -> tf.Tensor:
-    """Codes of audio, float [B, T] -> int32 [B, T / hop_samples]."""
+    """Codes of audio, float [B, T] -> int32 [B, T / hop_samples], or [B, T / hop_samples, G]."""
     return self.quantizer.encode(self.encoder(audio))
 
   def condition(self, codes, speaker) -> tf.Tensor:
-    """The decoder's local condition, int32 [B, F] and [B] -> float [B, F, E]."""
+    """The decoder's local condition, int32 [B, F] or [B, F, G] and [B] -> float [B, F, E]."""
     return self.conditioner((self.quantizer.decode(codes), tf.convert_to_tensor(speaker)))
 
   def nats_per_sample(self, audio, speaker, z_q=None) -> tf.Tensor:
@@ -133,16 +139,17 @@ class SpeechVQVAE(keras.Model):
     Args:
       audio: Float [B, T], T a multiple of `hop_samples`.
       speaker: Integers [B].
-      z_q: Codebook vectors [B, T / hop_samples, D] in place of the audio's own; "null" for the null condition.
+      z_q: Codebook vectors in place of the audio's own, [B, T / hop_samples, D] or [B, T / hop_samples, G, D]; "null"
+        for the null condition.
 
     Returns:
       Float [B].
     """
-    if z_q is None:
+    is_null = isinstance(z_q, str)
+    if z_q is None or is_null:
       z_q = self.quantizer.decode(self.encode(audio))
-    elif isinstance(z_q, str):
-      shape = [tf.shape(audio)[0], tf.shape(audio)[1] // self.hop_samples, self.quantizer.embedding_dim]
-      z_q = tf.broadcast_to(tf.convert_to_tensor(self.null), shape)
+    if is_null:
+      z_q = tf.zeros_like(z_q) + tf.convert_to_tensor(self.null)
     return self._nats(self.audio_values(audio), self.conditioner((z_q, speaker)))
 
   def adapt(self, audio) -> None:

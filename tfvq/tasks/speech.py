@@ -27,8 +27,12 @@ class SpeechTask(CorpusTask):
 
   @property
   def hop_samples(self) -> int:
-    """Samples per code."""
+    """Samples per frame."""
     return int(np.prod(self.config.autoencoder.strides))
+
+  @property
+  def _num_latents(self):
+    return self.config.autoencoder.latents_per_position
 
   def build_autoencoder(self):
     model = build_speech_vqvae(self.config.autoencoder, self.num_classes, self.config.seed)
@@ -86,7 +90,7 @@ class SpeechTask(CorpusTask):
       codes = {speaker: [] for speaker in range(self.num_classes)}
       for clip in tqdm.tqdm(self.corpus.clips(split), desc=f"codes {split}", unit="clip", dynamic_ncols=True):
         codes[clip.speaker].append(codec.encode(AudioArray(clip.audio)))
-      window = self.config.prior.window_codes
+      window = self.config.prior.window_frames
       windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
       labels = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
       splits[split] = {"codes": np.concatenate(list(windows.values())), "label": np.concatenate(labels)}
@@ -95,13 +99,15 @@ class SpeechTask(CorpusTask):
   def build_prior(self, manifest):
     config = self.config.prior.copy_and_resolve_references()
     config.num_values = manifest["num_embeddings"]
+    config.num_bands = self.config.autoencoder.latents_per_position
     return build_wavenet(config, ordinal=False, num_speakers=self.num_classes)
 
   def prior_batches(self, codes, batch_size, step):
     return codes.train(batch_size, self.config.seed, step).map(self._prior_inputs)
 
   def _prior_inputs(self, batch):
-    return ((batch["codes"][..., tf.newaxis], {"speaker": batch["label"]}),)
+    codes = tf.reshape(batch["codes"], [*tf.unstack(tf.shape(batch["codes"])[:2]), self._num_latents])
+    return ((codes, {"speaker": batch["label"]}),)
 
   def write_samples(self, run, folder):
     """Writes speech from the prior, held-out recordings, what their codes give, and the same in other voices."""
@@ -127,10 +133,11 @@ class SpeechTask(CorpusTask):
     """Unconditional speech of each speaker in turn."""
     num = self.config.samples.num
     speakers = np.arange(num, dtype=np.int32) % self.num_classes
-    noise_shape = models.sequence_noise_shape(run.prior, self.config.prior.window_codes, num)
+    noise_shape = models.sequence_noise_shape(run.prior, self.config.prior.window_frames, num)
     sample = tf.function(models.sample_sequence, jit_compile=True)
     noise = models.gumbel_noise(self.config.seed, noise_shape)
-    codes = sample(run.prior, noise, {"speaker": tf.constant(speakers)})[..., 0].numpy()
+    codes = sample(run.prior, noise, {"speaker": tf.constant(speakers)}).numpy()
+    codes = codes if self._num_latents > 1 else codes[..., 0]
     audio = codec.decode(codes, speakers, self.config.seed, self.config.samples.temperature)
     names = [f"{index:02d}-{self.corpus.speakers[speaker]}" for index, speaker in enumerate(speakers)]
     return dict(zip(names, audio, strict=True))
@@ -148,7 +155,8 @@ class SpeechTask(CorpusTask):
     measured |= figures.code_statistics(run.codes.splits[split]["codes"], run.manifest["num_embeddings"])
     batches = run.codes.batches(split, self.config.train.prior.batch_size)
     measured["prior_bits_per_code"] = figures.bits_per_value(run.prior, map(self._prior_inputs, batches))
-    measured["kilobits_per_second"] = np.log2(run.manifest["num_embeddings"]) * SAMPLE_RATE_HZ / self.hop_samples / 1000
+    bits_per_frame = self._num_latents * np.log2(run.manifest["num_embeddings"])
+    measured["kilobits_per_second"] = bits_per_frame * SAMPLE_RATE_HZ / self.hop_samples / 1000
     return measured
 
   def report_sections(self, run):
@@ -174,20 +182,21 @@ class SpeechTask(CorpusTask):
 
 def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.SpeechVQVAE:
   """The autoencoder that `tfvq.configs.common.speech_autoencoder` settings describe."""
+  latents = {"latents_per_position": config.latents_per_position}
+  hop_samples = int(np.prod(config.strides))
   if config.encoder == "waveform":
-    encoder = models.waveform_encoder(config.embedding_dim, tuple(config.strides), config.encoder_units)
+    encoder = models.waveform_encoder(config.embedding_dim, tuple(config.strides), config.encoder_units, **latents)
   else:
-    hop_samples = int(np.prod(config.strides))
     encoder = models.log_mel_encoder(
-      config.embedding_dim, hop_samples, config.encoder_units, dilation_rates=config.encoder_dilations
+      config.embedding_dim, hop_samples, config.encoder_units, dilation_rates=config.encoder_dilations, **latents
     )
   return models.SpeechVQVAE(
     encoder,
     build_quantizer(config, seed),
-    models.conditioner(config.embedding_dim, num_speakers, config.condition_dim, config.condition_dilations),
+    models.conditioner(config.embedding_dim, num_speakers, config.condition_dim, config.condition_dilations, **latents),
     AudioValues(config.decoder.num_bands, config.decoder.num_values),
     build_wavenet(config.decoder, condition_dim=config.condition_dim),
-    hop_samples=int(np.prod(config.strides)),
+    hop_samples=hop_samples,
     null_rate=config.null_rate,
     mel_weight=config.mel_weight,
     seed=seed,
@@ -195,5 +204,5 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
 
 
 def _windows(codes, length):
-  """Codes [F] -> windows [N, length] side by side, the rest dropped."""
-  return codes[: len(codes) // length * length].reshape(-1, length)
+  """Codes [F, ...] -> windows [N, length, ...] side by side, the rest dropped."""
+  return codes[: len(codes) // length * length].reshape(-1, length, *codes.shape[1:])

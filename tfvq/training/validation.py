@@ -84,14 +84,14 @@ def _validate_speech(config):
   hop_samples = math.prod(config.autoencoder.strides)
   if config.data.crop_samples % hop_samples:
     raise UserError(
-      f"config.data.crop_samples is {config.data.crop_samples}, which the {hop_samples} samples of a code (the product "
-      "of config.autoencoder.strides) do not divide."
+      f"config.data.crop_samples is {config.data.crop_samples}, which the {hop_samples} samples of a frame (the "
+      "product of config.autoencoder.strides) do not divide."
     )
   num_bands = config.autoencoder.decoder.num_bands
   if hop_samples % num_bands:
     raise UserError(
-      f"config.autoencoder.decoder.num_bands is {num_bands}, which does not divide the {hop_samples} samples of a code "
-      "(the product of config.autoencoder.strides)."
+      f"config.autoencoder.decoder.num_bands is {num_bands}, which does not divide the {hop_samples} samples of a "
+      "frame (the product of config.autoencoder.strides)."
     )
   _validate_temperature(config, num_bands)
 
