@@ -44,6 +44,7 @@ def _time_steps():
     "10 x 32": (_network(32, twice(5)), ("dynamic",)),
     "16 x 96, four sub-bands": (_network(96, twice(8), num_bands=4), both),
     "12 x 48, four sub-bands": (_network(48, twice(6), num_bands=4), both),
+    "14 x 96, eight sub-bands": (_network(96, twice(7), num_bands=8, hidden_units=32), both),
   }
   rng, functions = np.random.default_rng(0), {}
   for name, (wavenet, modes) in networks.items():
@@ -66,9 +67,9 @@ def _time_steps():
     print(f"{name}: {microseconds:.1f} us a sample, {1e6 / _SAMPLE_RATE_HZ / microseconds:.2f} times real time")
 
 
-def _network(channels, dilation_rates, num_bands=1, pruned=None):
+def _network(channels, dilation_rates, num_bands=1, hidden_units=64, pruned=None):
   """A WaveNet with random weights; `pruned` is a sparsity and the size of the blocks."""
-  network = WaveNet(CategoricalHead(256, num_bands, 64), channels, dilation_rates, condition_dim=128)
+  network = WaveNet(CategoricalHead(256, num_bands, hidden_units), channels, dilation_rates, condition_dim=128)
   if pruned:
     apply_masks(block_masks(network, *pruned))
   return network

@@ -21,8 +21,22 @@ from tfvq.tasks.speech import build_speech_vqvae
 CONDITION_DIM = 64
 
 
-def decoder_settings(num_bands, channels, layers_per_stack):
-  return common.wavenet(num_bands=num_bands, channels=channels, num_stacks=2, layers_per_stack=layers_per_stack)
+def decoder_settings(num_bands, channels, layers_per_stack, hidden_units=64):
+  return common.wavenet(
+    num_bands=num_bands,
+    channels=channels,
+    num_stacks=2,
+    layers_per_stack=layers_per_stack,
+    hidden_units=hidden_units,
+  )
+
+
+DECODERS = {
+  "plain 64 x 20": decoder_settings(1, 64, 10),
+  "4 sub-bands, 128 x 16": decoder_settings(4, 128, 8),
+  "8 sub-bands, 128 x 16": decoder_settings(8, 128, 8, hidden_units=32),
+  "8 sub-bands, 96 x 14": decoder_settings(8, 96, 7, hidden_units=32),
+}
 
 
 def naive_step(model: WaveNet):
@@ -42,11 +56,7 @@ def cached(model: WaveNet, num_steps, jit_compile, batch_size=1):
 
 
 def generation():
-  for title, settings in (
-    ("plain 64 x 20, 16 kHz", decoder_settings(1, 64, 10)),
-    ("4 sub-bands, 96 x 16", decoder_settings(4, 96, 8)),
-    ("4 sub-bands, 128 x 16", decoder_settings(4, 128, 8)),
-  ):
+  for title, settings in DECODERS.items():
     model = build_wavenet(settings, condition_dim=CONDITION_DIM)
     num_steps = 4096
     seconds = medians(
@@ -70,11 +80,7 @@ def generation():
 
 def training():
   crop_samples, batch_size = 4096, 8
-  for title, settings in (
-    ("plain 64 x 20", decoder_settings(1, 64, 10)),
-    ("4 sub-bands, 96 x 16", decoder_settings(4, 96, 8)),
-    ("4 sub-bands, 128 x 16", decoder_settings(4, 128, 8)),
-  ):
+  for title, settings in DECODERS.items():
     functions = {}
     for name, jit_compile in (("TensorFlow", False), ("XLA", True)):
       autoencoder = common.speech_autoencoder(encoder="log_mel", encoder_units=128)

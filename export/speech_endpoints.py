@@ -10,8 +10,8 @@ from tfvq import models
 from tfvq.data.audio_files import AudioArray
 from tfvq.models.speech_codec import SpeechCodec, encode_inside, shares_inside
 
-ENCODER_FRAMES = 50  # that the encoder of speech takes at once: 0.2 s at 250 a second
-CONDITION_FRAMES = 50
+ENCODER_FRAMES = 25  # whose codes the encoder of speech makes at once: 0.2 s at 125 a second
+CONDITION_FRAMES = 25
 STEPS_AT_ONCE = 4
 SYNTHESIS_CONTEXT = 8  # steps that a synthesised sample depends on, to either side
 

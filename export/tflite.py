@@ -8,7 +8,9 @@ import tempfile
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.qtyping import TFLOperationName
@@ -18,6 +20,7 @@ from export.endpoint import Endpoint
 MODES = ("none", "float16", "dynamic", "int8")
 
 _QUANTIZED_OPS = (TFLOperationName.CONV_2D, TFLOperationName.CONV_2D_TRANSPOSE, TFLOperationName.FULLY_CONNECTED)
+_LOOK_UPS = TFLOperationName.EMBEDDING_LOOKUP
 _NUM_CALIBRATION_EXAMPLES = 200
 _SIGNATURE = "serving_default"
 _OUTPUTS = "StatefulPartitionedCall.*"  # a layer that makes an output stays as it is
@@ -62,6 +65,9 @@ def _quantize(content, mode, endpoint):
   if mode == "none":
     return content
   recipe = recipe_manager.RecipeManager()
+  if mode == "dynamic":
+    content = _with_look_ups(content)
+    recipe.add_dynamic_config(".*", _LOOK_UPS, 8)
   for operation in _QUANTIZED_OPS:
     if mode == "float16":
       recipe.add_weight_only_config(".*", operation, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
@@ -86,6 +92,26 @@ def _quantize(content, mode, endpoint):
       examples = spread(endpoint.examples("train"), _NUM_CALIBRATION_EXAMPLES)
       calibration = machine.calibrate({_SIGNATURE: examples})
     return bytes(machine.quantize(calibration).quantized_model)
+
+
+def _with_look_ups(content):
+  """The same file with EMBEDDING_LOOKUP for GATHER where rows of a table are taken: only that has int8 tables."""
+  model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+  code = schema.OperatorCodeT()
+  code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.EMBEDDING_LOOKUP
+  code.version = 1
+  model.operatorCodes.append(code)
+  for graph in model.subgraphs:
+    for operation in graph.operators:
+      if model.operatorCodes[operation.opcodeIndex].builtinCode != schema.BuiltinOperator.GATHER:
+        continue
+      table, rows = (graph.tensors[index] for index in operation.inputs)
+      is_constant = model.buffers[table.buffer].data is not None
+      if is_constant and operation.builtinOptions.axis == 0 and len(table.shape) == 2 and len(rows.shape) == 1:
+        operation.opcodeIndex = len(model.operatorCodes) - 1
+        operation.inputs = operation.inputs[::-1]
+        operation.builtinOptions, operation.builtinOptionsType = None, 0
+  return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def spread(examples, num: int) -> list:

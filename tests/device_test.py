@@ -37,7 +37,7 @@ def speech(num_samples, rng):
 
 def test_it_does_what_the_codec_of_keras_does(codec_folder, speech_run_folder, rng):
   codec = SpeechCodec(codec_folder)
-  expected = keras_codec.SpeechCodec(open_run(speech_run_folder).autoencoder, frames_per_part=50, jit_compile=False)
+  expected = keras_codec.SpeechCodec(open_run(speech_run_folder).autoencoder, frames_per_part=25, jit_compile=False)
   audio = speech(7777, rng)
   np.testing.assert_array_equal(codec.encode(audio), expected.encode(AudioArray(audio)))
   np.testing.assert_allclose(codec.gain_of(audio), expected.gain_of(AudioArray(audio)), rtol=1e-6)
@@ -45,7 +45,7 @@ def test_it_does_what_the_codec_of_keras_does(codec_folder, speech_run_folder, r
   parts = iter(range(10))
 
   def noise(num_steps):
-    return gumbel_noise(3, [400, 1, *codec.facts["noise_shape"]], next(parts)).numpy()[:num_steps, 0]
+    return gumbel_noise(3, [200, 1, *codec.facts["noise_shape"]], next(parts)).numpy()[:num_steps, 0]
 
   stream = codec.decoder(codec.speakers[1], temperature=0.7, noise=noise)
   spoken = np.concatenate([stream.push(codes), stream.finish()])

@@ -3,11 +3,13 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from export import tflite
+from export.endpoint import Endpoint, integers
 from export.exporter import device_endpoints, export
 from export.fast_wavenet import WaveNetStep, WaveNetSteps
 from export.parity import measure_parity, sure_codes
@@ -102,6 +104,22 @@ def test_a_step_is_exported_with_a_mixture_of_logistics_too(rng):
   shares, noise, expected = generation(model, num_frames=2, steps_per_frame=4, rng=rng)
   outputs = WaveNetStep(model)(tf.zeros([1, 8]), tf.zeros([2, 8]), shares[:1], noise[0], tf.fill([1], 0.7))
   np.testing.assert_array_equal(outputs["values"][0], expected[0])
+
+
+@pytest.mark.parametrize("xnnpack", [True, False])
+def test_tables_are_int8_where_weights_are(xnnpack, rng):
+  layer = keras.layers.Embedding(200, 64)
+  layer.build()
+  layer.embeddings.assign(rng.normal(size=[200, 64]) * 10.0 ** rng.uniform(-3, 1, [200, 1]))
+  table = layer.embeddings.numpy()
+  rows = rng.integers(0, 200, 5).astype(np.int32)
+  endpoint = Endpoint(
+    "rows", lambda rows: {"vectors": 1 + tf.gather(table, rows)}, {"rows": integers(5)}, layer, lambda split: ()
+  )
+  content = tflite.write(endpoint, "dynamic")
+  assert len(content) < 0.5 * len(tflite.write(endpoint, "none"))
+  error = np.abs(tflite.Runner(content, xnnpack)(rows=rows)["vectors"] - 1 - table[rows])
+  assert np.all(error <= np.abs(table[rows]).max(axis=1, keepdims=True) / 127 + 1e-6)
 
 
 def test_codes_are_sure_where_the_error_does_not_reach_the_border(rng):

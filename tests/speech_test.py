@@ -274,6 +274,18 @@ def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
     assert AudioReader(tmp_path / "out.wav").num_samples == int(seconds * SAMPLE_RATE_HZ)
 
 
+def test_eight_bits_keep_every_weight_within_half_a_step(rng):
+  weights = (rng.normal(size=[3, 40, 30]) * 10.0 ** rng.uniform(-4, 1, 30)).astype(np.float32)
+  weights[..., 0] = 0
+  rounded = release.eight_bits(weights)
+  largest = np.abs(weights).max(axis=(0, 1))
+  assert rounded.dtype == np.float16 and np.all(np.abs(rounded - weights) <= largest / 127)
+  for output in range(30):
+    steps = rounded[..., output] / 2.0 ** np.ceil(np.log2(max(largest[output] / 127, 2.0**-24)))
+    np.testing.assert_array_equal(steps, np.clip(np.round(steps), -127, 127))
+  np.testing.assert_array_equal(release.eight_bits(rounded.astype(np.float32)), rounded)
+
+
 @pytest.mark.parametrize(
   ("args", "sentence"),
   [

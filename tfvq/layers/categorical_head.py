@@ -79,10 +79,10 @@ class CategoricalHead(keras.layers.Layer):
     pending = self.hidden(features)
     temperature = tf.broadcast_to(tf.cast(temperature, noise.dtype), [self.num_variables])
     values = []
-    for g in range(self.num_variables):
+    for g, scaled_noise in enumerate(tf.unstack(temperature[:, tf.newaxis] * noise, axis=-2)):
       logits, pending = self._next_logits(pending, g)
       # argmax(logits / T + noise) = argmax(logits + T noise)
-      values.append(tf.argmax(logits + temperature[g] * noise[..., g, :], axis=-1, output_type=tf.int32))
+      values.append(tf.argmax(logits + scaled_noise, axis=-1, output_type=tf.int32))
       pending = self._observe(pending, g, values[-1])
     return tf.stack(values, axis=-1)
 
@@ -97,13 +97,19 @@ class CategoricalHead(keras.layers.Layer):
       pending: Pre-activations of the hidden layers of variables g..G-1, [..., (G - g) hidden_units].
       g: Index of the variable.
     """
-    hidden, rest = pending[..., : self.hidden_units], pending[..., self.hidden_units :]
+    num_after = self.num_variables - 1 - g
+    # A split, not two slices: strided ones are slow in TFLite.
+    hidden, rest = tf.split(pending, [self.hidden_units, num_after * self.hidden_units], axis=-1)
     logits = self.outputs[g](tf.nn.relu(hidden))
     return tf.cast(logits, "float64" if self.compute_dtype == "float64" else "float32"), rest
 
   def _observe(self, pending, g, value):
     """Adds what the value of variable g tells the variables after it."""
-    return pending + self.earlier[g](value) if g < self.num_variables - 1 else pending
+    if g == self.num_variables - 1:
+      return pending
+    # Not the layer's call: it looks for negative values, in three operations.
+    table = tf.convert_to_tensor(self.earlier[g].embeddings)
+    return pending + tf.cast(tf.gather(table, value), pending.dtype)
 
   def get_config(self):
     return {
