@@ -14,6 +14,7 @@ ENCODER_FRAMES = 25  # whose codes the encoder of speech makes at once: 0.2 s at
 CONDITION_FRAMES = 25
 STEPS_AT_ONCE = 4
 SYNTHESIS_CONTEXT = 8  # steps that a synthesised sample depends on, to either side
+_KEPT_IN_ENCODER = (".*log_mel.*", ".*stem.*", *LOOK_UP)
 
 
 def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
@@ -64,7 +65,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     return {"audio": model.audio_values.join(bands)[:, margin:-margin]}
 
   return [
-    Endpoint("encoder", encode, {"audio": floats(1, num_samples)}, model, audio, (".*log_mel.*", *LOOK_UP)),
+    Endpoint("encoder", encode, {"audio": floats(1, num_samples)}, model, audio, _KEPT_IN_ENCODER),
     Endpoint(
       "condition",
       condition,

@@ -67,8 +67,8 @@ def log_mel_encoder(
   """
   audio = keras.Input((None,), name="audio")
   x = LogMel(num_mel_bands, hop_samples, max(400, hop_samples))(audio)
-  for _ in range(2):
-    x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu")(x)
+  x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu", name="stem")(x)
+  x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu")(x)
   for rate in dilation_rates:
     x = _dilated_residual(x, rate)
   return keras.Model(audio, _latents(x, embedding_dim, latents_per_position), name="encoder")
