@@ -1,5 +1,5 @@
 # make demo      trains, samples and measures the small frames system, and writes a report
-# make speech    trains the small speech system: hours
+# make speech    trains the small speech system: an hour or two
 # make test      the fast tests; make test-all adds the slow ones
 PYTHON ?= python3.11
 WORKDIR ?= runs/frames
