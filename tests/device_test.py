@@ -86,12 +86,12 @@ def test_voice_seed_and_temperature_matter(codec_folder, rng):
     assert np.abs(other - first).max() > 1e-3
 
 
-def test_the_shipped_codec_is_that_of_the_released_model(rng):
+def test_the_shipped_codec_is_that_of_the_released_model(speech_run_folder):
   codec, (model, facts) = SpeechCodec(), load_released()
   assert codec.speakers == facts["speakers"] and codec.num_embeddings == model.quantizer.num_embeddings
-  audio = speech(16_000, rng)
+  audio = np.concatenate([clip.audio for clip in open_run(speech_run_folder).task.corpus.clips("held_out")])
   codes, expected = codec.encode(audio), keras_codec.SpeechCodec(model).encode(AudioArray(audio))
-  assert np.mean(codes == expected) > 0.9
+  assert len(codes) > 200 and np.mean(codes == expected) > 0.9
   assert np.isfinite(codec.decode(codes[:50], speaker="it")).all()
 
 

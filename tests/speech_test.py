@@ -274,16 +274,17 @@ def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
     assert AudioReader(tmp_path / "out.wav").num_samples == int(seconds * SAMPLE_RATE_HZ)
 
 
-def test_eight_bits_keep_every_weight_within_half_a_step(rng):
+@pytest.mark.parametrize("num_bits", [8, 10])
+def test_rounded_weights_stay_within_half_a_step(num_bits, rng):
   weights = (rng.normal(size=[3, 40, 30]) * 10.0 ** rng.uniform(-4, 1, 30)).astype(np.float32)
   weights[..., 0] = 0
-  rounded = release.eight_bits(weights)
+  rounded, limit = release.round_weights(weights, num_bits), 2 ** (num_bits - 1) - 1
   largest = np.abs(weights).max(axis=(0, 1))
-  assert rounded.dtype == np.float16 and np.all(np.abs(rounded - weights) <= largest / 127)
+  assert rounded.dtype == np.float16 and np.all(np.abs(rounded - weights) <= largest / limit)
   for output in range(30):
-    steps = rounded[..., output] / 2.0 ** np.ceil(np.log2(max(largest[output] / 127, 2.0**-24)))
-    np.testing.assert_array_equal(steps, np.clip(np.round(steps), -127, 127))
-  np.testing.assert_array_equal(release.eight_bits(rounded.astype(np.float32)), rounded)
+    steps = rounded[..., output] / 2.0 ** np.ceil(np.log2(max(largest[output] / limit, 2.0**-24)))
+    np.testing.assert_array_equal(steps, np.clip(np.round(steps), -limit, limit))
+  np.testing.assert_array_equal(release.round_weights(rounded.astype(np.float32), num_bits), rounded)
 
 
 @pytest.mark.parametrize(

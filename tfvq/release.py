@@ -2,8 +2,8 @@
 
   python -m tfvq.release --workdir=runs/speech --out=tfvq/released/speech.keras
 
-The file is an ordinary Keras file without the optimiser; its weights are rounded to eight bits, as those of the int8
-TFLite files are. Beside it a JSON file names the speakers and the temperature.
+The file is an ordinary Keras file without the optimiser; its weights are rounded to eight bits, those that choose the
+codes to ten. Beside it a JSON file names the speakers and the temperature.
 """
 
 import io
@@ -67,7 +67,7 @@ def write_released(run, path) -> None:
 
 
 def _rounded(content):
-  """An HDF5 file's bytes with every float32 array rounded, see `eight_bits`, in float16, and compressed."""
+  """An HDF5 file's bytes with every float32 array rounded, see `round_weights`, in float16, and compressed."""
   import h5py
 
   source, target = h5py.File(io.BytesIO(content)), io.BytesIO()
@@ -81,8 +81,10 @@ def _rounded(content):
         elif value.ndim < 2:
           file.create_dataset(name, data=value.astype("float16"))
         else:
+          chooses_codes = name.startswith(("encoder", "layers/vector_quantizer"))
+          rounded = round_weights(value, 10 if chooses_codes else 8)
           # The low bytes of so few bits are mostly zeros: put side by side, they take next to no room.
-          file.create_dataset(name, data=eight_bits(value), compression="gzip", compression_opts=9, shuffle=True)
+          file.create_dataset(name, data=rounded, compression="gzip", compression_opts=9, shuffle=True)
       else:
         file.require_group(name)
       for key, value in item.attrs.items():
@@ -94,14 +96,15 @@ def _rounded(content):
   return target.getvalue()
 
 
-def eight_bits(weights) -> np.ndarray:
-  """Weights rounded to eight bits, float [..., outputs] -> float16.
+def round_weights(weights, num_bits: int) -> np.ndarray:
+  """Weights rounded to so many bits, at most 11, float [..., outputs] -> float16.
 
-  Each output has a step of its own, the smallest power of two whose 127-fold reaches its largest weight.
+  Each output has a step of its own, the smallest power of two of which half the range reaches its largest weight.
   """
+  limit = 2 ** (num_bits - 1) - 1
   largest = np.max(np.abs(weights), axis=tuple(range(weights.ndim - 1)), keepdims=True)
   # 2^-24 is float16's smallest number.
-  step = np.exp2(np.ceil(np.log2(np.maximum(largest / 127, 2.0**-24))))
+  step = np.exp2(np.ceil(np.log2(np.maximum(largest / limit, 2.0**-24))))
   return (np.round(weights / step) * step).astype(np.float16)
 
 
