@@ -264,23 +264,26 @@ class StepLoop:
 
   def run(self, share, noise, temperature):
     """Steps of some frames: share [F, 2CL], noise [T, ...] -> values int32 [T, G]."""
-    model, values = self._model, []
+    model, rings = self._model, self._rings
+    share_in, noise_in, past_in, x_in, x_out, inputs_out, values_out = map(
+      model.view, ("share", "noise", "past", "x", "x_next", "inputs", "values")
+    )
     model.set("temperature", temperature)
-    for frame, frame_noise in zip(
-      share, noise.reshape(len(share), self._steps_per_frame, *noise.shape[1:]), strict=True
-    ):
-      model.set("share", frame[np.newaxis])
-      for step_noise in frame_noise:
-        places = self._first + self._time % self._rates
-        model.set("noise", step_noise[np.newaxis])
-        model.set("past", self._rings[places])
-        model.set("x", self._x)
-        model.invoke()
-        self._rings[places] = model.get("inputs")
-        self._x = model.get("x_next")
-        values.append(model.get("values"))
-        self._time += 1
-    return np.concatenate(values)
+    x_in()[...] = self._x
+    places = self._first + (self._time + np.arange(len(noise)))[:, np.newaxis] % self._rates
+    values = np.empty([len(noise), values_out().shape[1]], np.int32)
+    for step, step_places in enumerate(places):
+      if step % self._steps_per_frame == 0:
+        share_in()[0] = share[step // self._steps_per_frame]
+      noise_in()[0] = noise[step]
+      rings.take(step_places, axis=0, out=past_in(), mode="clip")  # other modes copy
+      model.invoke()
+      rings[step_places] = inputs_out()
+      x_in()[...] = x_out()
+      values[step] = values_out()[0]
+    self._x = x_out().copy()
+    self._time += len(noise)
+    return values
 
 
 class GumbelNoise:
@@ -322,6 +325,10 @@ class Model:
   def set(self, name: str, value) -> None:
     """Sets an input; it stays as it is until it is set again."""
     self._interpreter.set_tensor(self._inputs[name], value)
+
+  def view(self, name: str):
+    """A function that gives an input's or output's own memory; what it gave must not be held while the file runs."""
+    return self._interpreter.tensor({**self._inputs, **self._outputs}[name])
 
   def invoke(self) -> None:
     """Runs the file."""
