@@ -33,6 +33,7 @@ def decoder_settings(num_bands, channels, layers_per_stack, hidden_units=64):
 
 DECODERS = {
   "plain 64 x 20": decoder_settings(1, 64, 10),
+  "4 sub-bands, 96 x 16": decoder_settings(4, 96, 8),
   "4 sub-bands, 128 x 16": decoder_settings(4, 128, 8),
   "8 sub-bands, 128 x 16": decoder_settings(8, 128, 8, hidden_units=32),
   "8 sub-bands, 96 x 14": decoder_settings(8, 96, 7, hidden_units=32),

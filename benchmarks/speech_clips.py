@@ -24,7 +24,7 @@ _CODEC = flags.DEFINE_string("codec", "", "Folder of an exported codec.")
 _SPLIT = flags.DEFINE_string("split", "held_out", "Split of the corpus.")
 _LANGUAGE = flags.DEFINE_string("language", "en/", "What the names of the clips begin with.")
 _NUM = flags.DEFINE_integer("num", 20, "Number of clips.")
-_TEMPERATURE = flags.DEFINE_list("temperature", ["0.4", "0.7", "0.8", "0.8"], "One for each band.")
+_TEMPERATURE = flags.DEFINE_list("temperature", [], "One for all bands, or one for each; the model's own if empty.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 
 
@@ -37,7 +37,10 @@ def main(argv):
 
   del argv
   run = open_run(_WORKDIR.value)
-  model = load_released(_MODEL.value)[0] if _MODEL.value else run.autoencoder
+  if _MODEL.value:
+    model, facts = load_released(_MODEL.value)
+  else:
+    model, facts = run.autoencoder, run.config.samples
   clips = [clip for clip in run.task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
   first = [clip for clip in clips if clip.speaker == 0 and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]
   out = pathlib.Path(_OUT.value)
@@ -45,7 +48,7 @@ def main(argv):
   audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
   codec = SpeechCodec(model)
   codes = np.stack([codec.encode(AudioArray(sound)) for sound in audio])
-  temperature = [float(value) for value in _TEMPERATURE.value]
+  temperature = [float(value) for value in _TEMPERATURE.value] or list(facts["temperature"])
   for folder, speaker in (("tfvq", 0), ("converted", 1)):
     if speaker and _SPLIT.value != "held_out":
       continue
