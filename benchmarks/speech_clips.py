@@ -1,7 +1,7 @@
 """Writes held-out recordings of a speech model and what it makes of them, for benchmarks/speech_quality.py.
 
   python -m benchmarks.speech_clips --workdir=runs/speech --out=clips
-  python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.5,0.8,0.8,0.8
+  python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.7
 
 The clips are of the first speaker in --language, 1.2 to 7 seconds long. `out` gets the folders original, tfvq,
 converted (the second speaker says what the first one said), and second (the second speaker's own recordings); with

@@ -25,14 +25,7 @@ from tfvq.files import sha256, write_json
 
 _NUM_PARITY_EXAMPLES = 100
 _CODEC_PARTS = ("encoder", "condition", "step", "synthesis")
-_CODEC_FACTS = (
-  "sample_rate_hz",
-  "hop_samples",
-  "frame_shape",
-  "num_embeddings",
-  "speakers",
-  "autoencoder_sha256",
-)
+_CODEC_FACTS = ("sample_rate_hz", "hop_samples", "frame_shape", "num_embeddings", "speakers", "autoencoder_sha256")
 
 
 def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, int, str]]:

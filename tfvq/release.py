@@ -99,7 +99,7 @@ def _rounded(content):
 def round_weights(weights, num_bits: int) -> np.ndarray:
   """Weights rounded to so many bits, at most 11, float [..., outputs] -> float16.
 
-  Each output has a step of its own, the smallest power of two of which half the range reaches its largest weight.
+  Each output has a step of its own, the smallest power of two with which its largest weight fits into the bits.
   """
   limit = 2 ** (num_bits - 1) - 1
   largest = np.max(np.abs(weights), axis=tuple(range(weights.ndim - 1)), keepdims=True)

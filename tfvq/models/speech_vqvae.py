@@ -145,11 +145,12 @@ class SpeechVQVAE(keras.Model):
     Returns:
       Float [B].
     """
-    is_null = isinstance(z_q, str)
-    if z_q is None or is_null:
+    if z_q is None:
       z_q = self.quantizer.decode(self.encode(audio))
-    if is_null:
-      z_q = tf.zeros_like(z_q) + tf.convert_to_tensor(self.null)
+    elif isinstance(z_q, str):
+      num_frames = tf.shape(audio)[1] // self.hop_samples
+      shape = [tf.shape(audio)[0], num_frames, *self.frame_shape, self.quantizer.embedding_dim]
+      z_q = tf.broadcast_to(tf.convert_to_tensor(self.null), shape)
     return self._nats(self.audio_values(audio), self.conditioner((z_q, speaker)))
 
   def adapt(self, audio) -> None:

@@ -99,7 +99,7 @@ class SpeechTask(CorpusTask):
   def build_prior(self, manifest):
     config = self.config.prior.copy_and_resolve_references()
     config.num_values = manifest["num_embeddings"]
-    config.num_bands = self.config.autoencoder.latents_per_position
+    config.num_bands = self._num_latents
     return build_wavenet(config, ordinal=False, num_speakers=self.num_classes)
 
   def prior_batches(self, codes, batch_size, step):
@@ -137,7 +137,7 @@ class SpeechTask(CorpusTask):
     sample = tf.function(models.sample_sequence, jit_compile=True)
     noise = models.gumbel_noise(self.config.seed, noise_shape)
     codes = sample(run.prior, noise, {"speaker": tf.constant(speakers)}).numpy()
-    codes = codes if self._num_latents > 1 else codes[..., 0]
+    codes = codes.reshape(*codes.shape[:2], *run.autoencoder.frame_shape)
     audio = codec.decode(codes, speakers, self.config.seed, self.config.samples.temperature)
     names = [f"{index:02d}-{self.corpus.speakers[speaker]}" for index, speaker in enumerate(speakers)]
     return dict(zip(names, audio, strict=True))
