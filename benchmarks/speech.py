@@ -15,6 +15,7 @@ import tensorflow as tf
 from benchmarks.timing import medians, report
 from tfvq.configs import common
 from tfvq.models import WaveNet, gumbel_noise, sample_sequence, sequence_noise_shape
+from tfvq.ops.product import product_precision
 from tfvq.tasks.corpus_task import build_wavenet
 from tfvq.tasks.speech import build_speech_vqvae
 
@@ -79,11 +80,21 @@ def generation():
     report(title, per_step, "naive", settings.num_bands, "samples")
 
 
+def train_step(model, batch, factors):
+  with product_precision(factors):
+    model.train_on_batch(batch)  # where it is traced
+  return lambda: model.train_on_batch(batch)
+
+
 def training():
   crop_samples, batch_size = 4096, 8
   for title, settings in DECODERS.items():
     functions = {}
-    for name, jit_compile in (("TensorFlow", False), ("XLA", True)):
+    for name, jit_compile, factors in (
+      ("TensorFlow", False, None),
+      ("XLA", True, None),
+      ("products in bfloat16", False, tf.bfloat16),
+    ):
       autoencoder = common.speech_autoencoder(encoder="log_mel", encoder_units=128)
       autoencoder.decoder = settings
       model = build_speech_vqvae(autoencoder, num_speakers=4)
@@ -91,7 +102,7 @@ def training():
       context = 2 * model.margin_frames * model.hop_samples
       audio = 0.1 * np.random.default_rng(0).normal(size=(batch_size, crop_samples + context))
       batch = {"audio": tf.constant(audio, tf.float32), "speaker": tf.zeros([batch_size], tf.int32)}
-      functions[name] = lambda model=model, batch=batch: model.train_on_batch(batch)
+      functions[name] = train_step(model, batch, factors)
     title = f"training step with Adam, {title}, encoder and quantiser included"
     report(title, medians(functions, rounds=5, turn_seconds=3), "TensorFlow", batch_size * crop_samples, "samples")
 

@@ -1,10 +1,11 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfvq.layers import AudioValues, LogMel
+from tfvq.layers import AudioValues, LogMel, VoicePerturbation
 from tfvq.ops.mu_law import compress, expand, mu_law_decode, mu_law_encode
 from tfvq.ops.subbands import filter_bank, join_bands, split_into_bands
 
@@ -97,3 +98,47 @@ def test_levels_follow_the_data_and_survive_saving(tmp_path, rng):
   layer.adapt(audio)
   np.testing.assert_allclose(layer.levels, np.abs(split_into_bands(tf.constant(audio), 4)).max(axis=(0, 1)), rtol=1e-6)
   assert AudioValues.from_config(layer.get_config()).num_bands == 4
+
+
+def test_features_of_audio_are_those_of_float32_whatever_the_policy(rng):
+  audio = rng.uniform(-0.5, 0.5, (1, 1024)).astype(np.float32)
+  layers = [LogMel, lambda: AudioValues(num_bands=4)]
+  expected = [build()(audio) for build in layers]
+  keras.config.set_dtype_policy("mixed_bfloat16")
+  for build, features in zip(layers, expected, strict=True):
+    np.testing.assert_array_equal(build()(audio), features)
+
+
+def tone_spectra(frequency_hz, num_clips=1):
+  time = np.arange(6400) / 16_000
+  audio = np.sin(2 * np.pi * frequency_hz * time).astype(np.float32)
+  return LogMel(num_bands=80)(np.tile(audio, [num_clips, 1]))[:, 10:-10]
+
+
+def test_perturbation_scales_frequencies_clip_by_clip():
+  perturbed = VoicePerturbation(scale=0.3, level=0.0, seed=1)(tone_spectra(1000, num_clips=64), training=True)
+  peaks = np.argmax(perturbed, axis=-1)
+  assert np.all(peaks == peaks[:, :1])
+  # Every band from that of 741 Hz to that of 1350 Hz is met by some clip; none goes past them.
+  lowest, highest = (int(np.argmax(tone_spectra(1000 * np.exp(sign * 0.3))[0, 0])) for sign in (-1, 1))
+  assert lowest - 1 <= peaks.min() <= lowest + 2 and highest - 2 <= peaks.max() <= highest + 1
+
+
+def test_perturbation_of_levels_is_smooth_and_of_its_size():
+  spectra = tf.zeros([2000, 3, 80])
+  levels = VoicePerturbation(scale=0.0, level=0.1, seed=1)(spectra, training=True).numpy()
+  np.testing.assert_array_equal(levels[:, 0], levels[:, 2])
+  # Four orthogonal cosines of that deviation, the first a constant.
+  np.testing.assert_allclose(levels.var(axis=0).mean(), 0.01 * (1 + 3 / 2), rtol=0.05)
+  assert np.abs(np.diff(levels[:, 0])).max() < 0.1
+
+
+def test_perturbation_is_for_training_only_and_not_for_frozen_encoders():
+  spectra = tone_spectra(1000)
+  layer = VoicePerturbation(scale=0.3, seed=1)
+  assert np.abs(layer(spectra, training=True) - spectra).max() > 0.1
+  np.testing.assert_array_equal(layer(spectra), spectra)
+  layer.trainable = False
+  np.testing.assert_array_equal(layer(spectra, training=True), spectra)
+  with pytest.raises(ValueError, match="negative"):
+    VoicePerturbation(scale=-0.1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tfvq.ops import kmeans, nearest_code, quantize
 from tfvq.ops.gated import gated_activation
 from tfvq.ops.nearest_code import split_matmul
+from tfvq.ops.product import product, product_precision
 
 # The package's attribute of that name is the function.
 nearest_code_module = importlib.import_module("tfvq.ops.nearest_code")
@@ -152,3 +153,16 @@ def test_gated_activation_is_tanh_times_sigmoid(rng):
   x = rng.normal(size=(3, 8))
   expected = np.tanh(x[:, :4]) / (1 + np.exp(-x[:, 4:]))
   np.testing.assert_allclose(gated_activation(x), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(7, 20), (2, 3, 20)])
+def test_products_round_their_factors_where_they_are_told_to(shape, rng):
+  x, kernel = rng.normal(size=shape).astype(np.float32), rng.normal(size=(20, 5)).astype(np.float32)
+  rounded = lambda value: tf.cast(tf.cast(value, tf.bfloat16), tf.float64).numpy()
+  with pytest.raises(KeyError), product_precision(tf.bfloat16):
+    given = product(x, kernel, tf.float32)
+    raise KeyError
+  assert given.dtype == tf.float32
+  # The sum too is rounded to eight bits.
+  np.testing.assert_allclose(given, rounded(x) @ rounded(kernel), rtol=2**-8, atol=1e-5)
+  np.testing.assert_allclose(product(x, kernel, tf.float32), x.astype(np.float64) @ kernel, rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ from tfvq.configs import common
 from tfvq.data.arrays import ArraySource
 from tfvq.errors import UserError
 from tfvq.evaluation import figures
+from tfvq.ops.product import as_factor
 from tfvq.training.callbacks import read_curves, read_seconds
 from tfvq.training.muon import ConvMuon
 from tfvq.training.stages import Run, run_stages
@@ -102,6 +103,21 @@ def test_an_interrupted_run_ends_as_one_that_was_not(optimizer, step, tmp_path):
     np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=a.path)
   curves = [[row["step"] for row in read_curves(tmp_path / part / "curves.csv")] for part in ("whole", "parts")]
   assert curves == [[4, 8, 12], [4, 8, 12]]
+
+
+@pytest.mark.parametrize("bfloat16_products", [False, True])
+def test_products_are_of_the_chosen_precision_in_training_only(bfloat16_products, tmp_path):
+  seen = []
+
+  class Product(Line):
+    def call(self, x):
+      seen.append(as_factor(x).dtype)
+      return super().call(x)
+
+  model, _ = fit(tmp_path, settings(bfloat16_products=bfloat16_products), build=Product)
+  assert seen[-1] == (tf.bfloat16 if bfloat16_products else tf.float32)
+  model(tf.zeros([1, 3]))
+  assert seen[-1] == tf.float32
 
 
 def test_training_that_is_done_is_not_done_again(tmp_path):

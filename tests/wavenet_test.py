@@ -15,6 +15,7 @@ from tfvq.models import (
   sequence_noise_shape,
   sequence_start,
 )
+from tfvq.ops.product import product_precision
 
 CONDITIONS = ("none", "local", "speaker", "both")
 
@@ -70,6 +71,31 @@ def test_features_are_those_of_the_definition(rng):
   x = rng.integers(0, 6, (12, 2))
   features = model.features(tf.constant(x, tf.int32), 1)
   np.testing.assert_allclose(features, plain_wavenet(model, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("head", [CategoricalHead(6, 2, hidden_units=16), LogisticMixtureHead(256, 2, hidden_units=16)])
+def test_products_in_bfloat16_are_near_those_in_float32(head, rng):
+  model, condition = wavenet("both", rng=rng, head=head)
+  x = tf.constant(rng.integers(0, head.num_values, (2, 12, 2)), tf.int32)
+
+  def gradients():
+    with tf.GradientTape() as tape:
+      nats = -model.log_prob(x, condition)
+    return nats, tape.gradient(nats, [variable.value for variable in model.trainable_variables])
+
+  nats, exact = gradients()
+  with product_precision(tf.bfloat16):
+    rounded_nats, rounded = gradients()
+  np.testing.assert_allclose(rounded_nats, nats, rtol=1e-2)
+  assert np.any(rounded_nats != nats)
+  rounded, exact = (
+    tf.concat([tf.reshape(tf.convert_to_tensor(value), [-1]) for value in values], axis=0)
+    for values in (rounded, exact)
+  )
+  assert rounded.dtype == tf.float32
+  # Hidden units near zero may be cut off in one of the two only.
+  assert np.dot(rounded, exact) > 0.99 * np.linalg.norm(rounded) * np.linalg.norm(exact)
+  np.testing.assert_array_equal(-model.log_prob(x, condition), nats)
 
 
 def test_a_step_depends_on_its_receptive_field_and_on_nothing_else(rng):

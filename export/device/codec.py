@@ -1,5 +1,6 @@
 """Speech to codes and back with TFLite files, in one piece or as it comes in."""
 
+import ctypes
 import hashlib
 import json
 import pathlib
@@ -269,19 +270,19 @@ class StepLoop:
       model.view, ("share", "noise", "past", "x", "x_next", "inputs", "values")
     )
     model.set("temperature", temperature)
-    x_in()[...] = self._x
+    x_in[...] = self._x
     places = self._first + (self._time + np.arange(len(noise)))[:, np.newaxis] % self._rates
-    values = np.empty([len(noise), values_out().shape[1]], np.int32)
-    for step, step_places in enumerate(places):
+    values = np.empty([len(noise), values_out.shape[1]], np.int32)
+    for step, (step_places, step_noise) in enumerate(zip(places, noise, strict=True)):
       if step % self._steps_per_frame == 0:
-        share_in()[0] = share[step // self._steps_per_frame]
-      noise_in()[0] = noise[step]
-      rings.take(step_places, axis=0, out=past_in(), mode="clip")  # other modes copy
+        share_in[0] = share[step // self._steps_per_frame]
+      noise_in[0] = step_noise
+      rings.take(step_places, axis=0, out=past_in, mode="clip")  # other modes copy
       model.invoke()
-      rings[step_places] = inputs_out()
-      x_in()[...] = x_out()
-      values[step] = values_out()[0]
-    self._x = x_out().copy()
+      rings[step_places] = inputs_out
+      x_in[...] = x_out
+      values[step] = values_out
+    self._x = x_out.copy()
     self._time += len(noise)
     return values
 
@@ -326,9 +327,12 @@ class Model:
     """Sets an input; it stays as it is until it is set again."""
     self._interpreter.set_tensor(self._inputs[name], value)
 
-  def view(self, name: str):
-    """A function that gives an input's or output's own memory; what it gave must not be held while the file runs."""
-    return self._interpreter.tensor({**self._inputs, **self._outputs}[name])
+  def view(self, name: str) -> np.ndarray:
+    """An input's or output's own memory; it is valid as long as this object is, while no shape changes."""
+    array = self._interpreter.tensor({**self._inputs, **self._outputs}[name])()
+    # The interpreter does not run while arrays that it gave are held. Nothing moves once its tensors are allocated.
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    return np.frombuffer(memory, array.dtype).reshape(array.shape)
 
   def invoke(self) -> None:
     """Runs the file."""

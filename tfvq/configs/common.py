@@ -57,6 +57,7 @@ def training(steps: int, batch_size: int, learning_rate: float, **changes) -> Co
       "log_every_steps": 50,
       "checkpoint_seconds": 30.0,
       "jit_compile": False,
+      "bfloat16_products": False,  # of a WaveNet, all else in float32: faster on CPUs with AVX512-BF16 or AMX
     }
   )
   settings.update(changes)
@@ -155,6 +156,7 @@ def speech_autoencoder(**changes) -> ConfigDict:
       "decay": 0.99,
       "revival_threshold": 0.03,
       "encoder_dilations": (),  # of residual blocks after the log_mel encoder's convolutions
+      "voice_perturbation": 0.0,  # log_mel: of what is seen in training; 0.25 takes much of the voice out of the codes
       "condition_dim": 128,
       "condition_dilations": (),  # of residual blocks after the conditioner's convolutions
       "null_rate": 0.1,

@@ -4,17 +4,20 @@ from tfvq.layers.audio_values import AudioValues
 from tfvq.layers.categorical_head import CategoricalHead
 from tfvq.layers.causal_conv2d import HorizontalConv2D, VerticalConv2D
 from tfvq.layers.codebook_usage import CodebookUsage
+from tfvq.layers.dense import Dense
 from tfvq.layers.dilated_block import DilatedBlock
 from tfvq.layers.gated_block import GatedBlock
 from tfvq.layers.log_mel import LogMel
 from tfvq.layers.logistic_mixture_head import LogisticMixtureHead
 from tfvq.layers.residual_block import ResidualBlock
 from tfvq.layers.vector_quantizer import VectorQuantizer
+from tfvq.layers.voice_perturbation import VoicePerturbation
 
 __all__ = [
   "AudioValues",
   "CategoricalHead",
   "CodebookUsage",
+  "Dense",
   "DilatedBlock",
   "GatedBlock",
   "HorizontalConv2D",
@@ -23,4 +26,5 @@ __all__ = [
   "ResidualBlock",
   "VectorQuantizer",
   "VerticalConv2D",
+  "VoicePerturbation",
 ]

@@ -27,7 +27,9 @@ class AudioValues(keras.layers.Layer):
   """
 
   def __init__(self, num_bands: int = 1, num_values: int = 256, **kwargs):
-    super().__init__(**{**kwargs, "trainable": False})
+    # Audio in low precision would be noise, also where networks compute in it.
+    dtype = keras.config.dtype_policy().variable_dtype
+    super().__init__(**{"dtype": dtype, **kwargs, "trainable": False})
     if num_bands < 1 or num_values < 2:
       raise ValueError(f"num_bands must be positive and num_values 2 or more, not {num_bands}, {num_values}.")
     self.num_bands = num_bands

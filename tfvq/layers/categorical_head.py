@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tfvq.layers.dense import Dense
+
 
 @keras.saving.register_keras_serializable("tfvq")
 class CategoricalHead(keras.layers.Layer):
@@ -35,13 +37,13 @@ class CategoricalHead(keras.layers.Layer):
     self.num_variables = num_variables
     self.hidden_units = hidden_units
     policy = self.dtype_policy
-    self.hidden = keras.layers.Dense(num_variables * hidden_units, dtype=policy)
+    self.hidden = Dense(num_variables * hidden_units, dtype=policy)
     # earlier[g](x_g) is what variable g tells the hidden layers of all variables after it.
     self.earlier = [
       keras.layers.Embedding(num_values, (num_variables - 1 - g) * hidden_units, dtype=policy)
       for g in range(num_variables - 1)
     ]
-    self.outputs = [keras.layers.Dense(num_values, dtype=policy) for _ in range(num_variables)]
+    self.outputs = [Dense(num_values, dtype=policy) for _ in range(num_variables)]
 
   @property
   def noise_shape(self) -> tuple[int, ...]:

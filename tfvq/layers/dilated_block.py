@@ -3,7 +3,9 @@
 import keras
 import tensorflow as tf
 
+from tfvq.layers.dense import Dense
 from tfvq.ops.gated import gated_activation
+from tfvq.ops.product import as_factor, product
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -37,8 +39,8 @@ class DilatedBlock(keras.layers.Layer):
     self.channels = channels
     self.dilation_rate = dilation_rate
     self.last = last
-    self.conv = keras.layers.Dense(2 * channels, dtype=self.dtype_policy)  # of [past, present]
-    self.residual = None if last else keras.layers.Dense(channels, dtype=self.dtype_policy)
+    self.conv = Dense(2 * channels, dtype=self.dtype_policy)  # of [past, present]
+    self.residual = None if last else Dense(channels, dtype=self.dtype_policy)
 
   def build(self, input_shape):
     del input_shape
@@ -50,10 +52,14 @@ class DilatedBlock(keras.layers.Layer):
   def call(self, inputs, batch_size):
     x, share = inputs
     delay = tf.minimum(self.dilation_rate * batch_size, tf.shape(x)[0])
-    past = tf.concat([tf.zeros([delay, self.channels], x.dtype), x[: tf.shape(x)[0] - delay]], axis=0)
-    gates = self.conv(tf.concat([past, x], axis=-1))
+    present = as_factor(x)
+    # tf.slice and tf.pad: their gradients are several times as fast as those of x[...] and tf.concat.
+    past = tf.pad(tf.slice(present, [0, 0], [tf.shape(x)[0] - delay, self.channels]), [[delay, 0], [0, 0]])
+    gates = product(tf.concat([past, present], axis=-1), self.conv.kernel, x.dtype)
     frames = tf.reshape(gates, [tf.shape(share)[0], -1, batch_size, 2 * self.channels])
-    skip = gated_activation(tf.reshape(frames + share, tf.shape(gates)))
+    # The bias joins the frames, which are fewer than the steps: its gradient is then a small sum.
+    share += tf.cast(self.conv.bias, x.dtype)
+    skip = as_factor(gated_activation(tf.reshape(frames + share, tf.shape(gates))))
     return self._output(x, skip), skip
 
   def step(self, x, past, share):

@@ -36,7 +36,9 @@ class LogMel(keras.layers.Layer):
     sample_rate_hz: int = 16_000,
     **kwargs,
   ):
-    super().__init__(**{**kwargs, "trainable": False})
+    # Audio in low precision would be noise, also where networks compute in it.
+    dtype = keras.config.dtype_policy().variable_dtype
+    super().__init__(**{"dtype": dtype, **kwargs, "trainable": False})
     if window_samples < hop_samples or window_samples % 2:
       raise ValueError(f"window_samples ({window_samples}) must be even, and at least hop_samples ({hop_samples}).")
     self.num_bands = num_bands

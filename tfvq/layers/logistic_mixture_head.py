@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfvq.layers.dense import Dense
+
 
 @keras.saving.register_keras_serializable("tfvq")
 class LogisticMixtureHead(keras.layers.Layer):
@@ -39,8 +41,8 @@ class LogisticMixtureHead(keras.layers.Layer):
     self.num_variables = num_variables
     self.num_mixtures = num_mixtures
     self.hidden_units = hidden_units
-    self.hidden = keras.layers.Dense(hidden_units, activation="relu", dtype=self.dtype_policy)
-    self.output_projection = keras.layers.Dense(3 * num_variables * num_mixtures, dtype=self.dtype_policy)
+    self.hidden = Dense(hidden_units, activation="relu", dtype=self.dtype_policy)
+    self.output_projection = Dense(3 * num_variables * num_mixtures, dtype=self.dtype_policy)
 
   @property
   def noise_shape(self) -> tuple[int, ...]:

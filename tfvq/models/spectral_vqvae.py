@@ -35,7 +35,7 @@ class SpectralVQVAE(keras.Model):
   """
 
   def __init__(self, encoder, quantizer, conditioner, hop_samples: int = 64, **kwargs):
-    super().__init__(**kwargs)
+    super().__init__(**{**kwargs, "autocast": False})
     self.encoder = encoder
     self.quantizer = quantizer
     self.conditioner = conditioner
@@ -73,7 +73,8 @@ class SpectralVQVAE(keras.Model):
       )
     inside = slice(self.margin_frames, -self.margin_frames or None)
     log_mel = tf.stop_gradient(self.log_mel(audio))[:, inside]
-    return tf.reduce_mean(tf.math.squared_difference(self.mel_prediction(condition[:, inside]), log_mel), axis=[1, 2])
+    predicted = tf.cast(self.mel_prediction(condition[:, inside]), log_mel.dtype)
+    return tf.reduce_mean(tf.math.squared_difference(predicted, log_mel), axis=[1, 2])
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
     del x, y, sample_weight

@@ -3,6 +3,7 @@
 import keras
 
 from tfvq.layers.log_mel import LogMel
+from tfvq.layers.voice_perturbation import VoicePerturbation
 
 
 def context_of(network: keras.Model) -> int:
@@ -49,6 +50,7 @@ def log_mel_encoder(
   num_mel_bands: int = 80,
   dilation_rates: tuple[int, ...] = (),
   latents_per_position: int = 1,
+  voice_perturbation: float = 0.0,
 ) -> keras.Model:
   """The encoder on log-mel spectra: two convolutions over five frames each, then residual ones.
 
@@ -61,12 +63,16 @@ def log_mel_encoder(
     num_mel_bands: Bands of the spectra.
     dilation_rates: One for each residual block.
     latents_per_position: G, latents of each frame.
+    voice_perturbation: Range of the logarithm of the factor by which frequencies are scaled in training, see
+      `tfvq.layers.VoicePerturbation`; 0 for none.
 
   Returns:
     A model, audio float [B, T] in -1..1 -> z_e [B, T / hop_samples, D]; [B, T / hop_samples, G, D] if G > 1.
   """
   audio = keras.Input((None,), name="audio")
   x = LogMel(num_mel_bands, hop_samples, max(400, hop_samples))(audio)
+  if voice_perturbation:
+    x = VoicePerturbation(voice_perturbation)(x)
   x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu", name="stem")(x)
   x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu")(x)
   for rate in dilation_rates:

@@ -57,7 +57,7 @@ class SpeechVQVAE(keras.Model):
     seed: int = 0,
     **kwargs,
   ):
-    super().__init__(**kwargs)
+    super().__init__(**{**kwargs, "autocast": False})  # the audio stays as it is
     self.encoder = encoder
     self.quantizer = quantizer
     self.conditioner = conditioner

@@ -188,7 +188,12 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
     encoder = models.waveform_encoder(config.embedding_dim, tuple(config.strides), config.encoder_units, **latents)
   else:
     encoder = models.log_mel_encoder(
-      config.embedding_dim, hop_samples, config.encoder_units, dilation_rates=config.encoder_dilations, **latents
+      config.embedding_dim,
+      hop_samples,
+      config.encoder_units,
+      dilation_rates=config.encoder_dilations,
+      voice_perturbation=config.voice_perturbation,
+      **latents,
     )
   return models.SpeechVQVAE(
     encoder,

@@ -8,6 +8,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tfvq.errors import UserError
+from tfvq.ops.product import product_precision
 from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds
 from tfvq.training.muon import ConvMuon
 
@@ -86,7 +87,8 @@ def train(
     callbacks = [*extra_callbacks(model), *watching]
     examples = batches(settings.batch_size, step)
     try:
-      model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
+      with product_precision(tf.bfloat16 if settings.bfloat16_products else None):
+        model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
     except KeyboardInterrupt:
       checkpoint.save()
       step = int(model.optimizer.iterations)

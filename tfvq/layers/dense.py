@@ -1,0 +1,36 @@
+"""A dense layer whose product may be of a lower precision while a model is trained."""
+
+import keras
+
+from tfvq.ops.product import product
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class Dense(keras.layers.Dense):
+  """`keras.layers.Dense`, its product in the precision that `tfvq.ops.product.product_precision` sets.
+
+  It has the name of its parent, by which saved models find its weights.
+
+  Args:
+    units: D.
+    **kwargs: As for `keras.layers.Dense`.
+
+  Input shape:
+    Float [..., C], of the layer's compute dtype or that of factors.
+
+  Output shape:
+    Float [..., D] of the layer's compute dtype.
+
+  Training behaviour:
+    Kernel and bias learn by their gradients.
+  """
+
+  def __init__(self, units: int, **kwargs):
+    super().__init__(units, **{**kwargs, "autocast": False})
+
+  def call(self, inputs, training=None):
+    del training
+    x = product(inputs, self.kernel, self.compute_dtype)
+    if self.use_bias:
+      x += keras.ops.cast(self.bias, self.compute_dtype)
+    return self.activation(x)

@@ -1,0 +1,83 @@
+"""Spectra of other voices saying the same, while a model is trained."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_LOWEST_HZ = 40.0  # as in LogMel
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class VoicePerturbation(keras.layers.Layer):
+  """Scales the frequencies of log-mel spectra at random, and raises and lowers broad bands of them.
+
+  A clip is changed in one way over all its frames. An encoder behind this layer cannot tell by how much, so that what
+  it hands on is what does not change: less of the voice, and of the room, than of what is said.
+
+  Reference: arXiv 2110.14513, section 3.2 (perturbation of formants, pitch and level).
+  Deviation: spectra are perturbed, not the audio: formants and pitch by the same factor.
+
+  Args:
+    scale: Frequencies are multiplied by e^u, u uniform in -scale..scale, >= 0.
+    level: Standard deviation of each of the four slowest cosines over the bands that are added, in units of the
+      spectra, >= 0.
+    sample_rate_hz: Sample rate of the audio.
+    seed: Seed of the changes.
+    **kwargs: As for `keras.layers.Layer`.
+
+  Input shape:
+    Log-mel spectra as `tfvq.layers.LogMel` makes them, float [B, F, num_bands].
+
+  Output shape:
+    The same.
+
+  Training behaviour:
+    Nothing is learned. Spectra pass unchanged where `training` is false, and where the layer is frozen, as it is when
+    the encoder around it is.
+
+  Example:
+    >>> spectra = tf.random.normal([2, 50, 80])
+    >>> VoicePerturbation(0.2)(spectra, training=True).shape
+    TensorShape([2, 50, 80])
+  """
+
+  def __init__(
+    self, scale: float = 0.2, level: float = 0.1, sample_rate_hz: int = 16_000, seed: int | None = None, **kwargs
+  ):
+    super().__init__(**kwargs)
+    if scale < 0 or level < 0:
+      raise ValueError(f"scale and level must not be negative, they are {scale} and {level}.")
+    self.scale = scale
+    self.level = level
+    self.sample_rate_hz = sample_rate_hz
+    self.seed = seed
+    self._seeds = keras.random.SeedGenerator(seed)
+    self.built = True
+
+  def call(self, spectra, training=False):
+    if not (training and self.trainable):
+      return spectra
+    batch_size, num_bands = tf.shape(spectra)[0], spectra.shape[-1]
+    scale = keras.random.uniform([batch_size, 1], -self.scale, self.scale, seed=self._seeds)
+    scaled = tf.einsum("bfi,boi->bfo", spectra, self._interpolation(num_bands, tf.exp(scale)))
+    cosines = np.cos(np.pi * np.outer(np.arange(4), np.arange(num_bands) + 0.5) / num_bands)
+    levels = keras.random.normal([batch_size, 4], stddev=self.level, seed=self._seeds)
+    return scaled + tf.matmul(levels, tf.constant(cosines, levels.dtype))[:, tf.newaxis]
+
+  def _interpolation(self, num_bands, factors):
+    """Weights of the bands that each band is read from, float [B, 1] -> [B, num_bands, num_bands]."""
+    ends = 1127 * np.log1p(np.array([_LOWEST_HZ, self.sample_rate_hz / 2]) / 700)
+    width = (ends[1] - ends[0]) / (num_bands + 1)
+    centres_hz = 700 * np.expm1((ends[0] + width * (np.arange(num_bands) + 1)) / 1127)
+    places = (1127 * tf.math.log1p(factors * tf.constant(centres_hz / 700, factors.dtype)) - ends[0]) / width - 1
+    places = tf.clip_by_value(places, 0.0, num_bands - 1.0)[..., tf.newaxis]
+    return tf.maximum(1 - tf.abs(places - tf.range(num_bands, dtype=places.dtype)), 0)
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      "scale": self.scale,
+      "level": self.level,
+      "sample_rate_hz": self.sample_rate_hz,
+      "seed": self.seed,
+    }
