@@ -3,9 +3,9 @@
   python -m benchmarks.speech_clips --workdir=runs/speech --out=clips
   python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.7
 
-The clips are of the first speaker in --language, 1.2 to 7 seconds long. `out` gets the folders original, tfvq,
-converted (the second speaker says what the first one said), and second (the second speaker's own recordings); with
---codec also device, what an exported codec makes of the clips.
+The clips are of --speaker in --language, 1.2 to 7 seconds long. `out` gets the folders original, tfvq, converted
+(--target says what the speaker said), and second (the target's own recordings); with --codec also device, what an
+exported codec makes of the clips.
 """
 
 import os
@@ -22,6 +22,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _MODEL = flags.DEFINE_string("model", "", "A released model; the run's own if empty.")
 _CODEC = flags.DEFINE_string("codec", "", "Folder of an exported codec.")
 _SPLIT = flags.DEFINE_string("split", "held_out", "Split of the corpus.")
+_SPEAKER = flags.DEFINE_string("speaker", "", "Whose clips; the corpus's first speaker's if empty.")
+_TARGET = flags.DEFINE_string("target", "", "Whose voice they are converted to; the second speaker's if empty.")
 _LANGUAGE = flags.DEFINE_string("language", "en/", "What the names of the clips begin with.")
 _NUM = flags.DEFINE_integer("num", 20, "Number of clips.")
 _TEMPERATURE = flags.DEFINE_list("temperature", [], "One for all bands, or one for each; the model's own if empty.")
@@ -42,15 +44,17 @@ def main(argv):
   else:
     model, facts = run.autoencoder, run.config.samples
   clips = [clip for clip in run.task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
-  first = [clip for clip in clips if clip.speaker == 0 and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]
+  speakers = run.task.corpus.speakers
+  source, target = (speakers.index(flag.value or speakers[i]) for i, flag in enumerate((_SPEAKER, _TARGET)))
+  first = [clip for clip in clips if clip.speaker == source and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]
   out = pathlib.Path(_OUT.value)
   num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples
   audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
   codec = SpeechCodec(model)
   codes = np.stack([codec.encode(AudioArray(sound)) for sound in audio])
   temperature = [float(value) for value in _TEMPERATURE.value] or list(facts["temperature"])
-  for folder, speaker in (("tfvq", 0), ("converted", 1)):
-    if speaker and _SPLIT.value != "held_out":
+  for folder, speaker in (("tfvq", source), ("converted", target)):
+    if folder == "converted" and _SPLIT.value != "held_out":
       continue
     spoken = codec.decode(codes, np.full(len(first), speaker), _SEED.value, temperature)
     for clip, sound in zip(first, spoken, strict=True):
@@ -58,9 +62,10 @@ def main(argv):
   if _CODEC.value:
     exported = DeviceCodec(_CODEC.value)
     for clip in first:
-      sound = exported.decode(exported.encode(clip.audio), exported.speakers[0], _SEED.value, temperature)
+      sound = exported.decode(exported.encode(clip.audio), speakers[source], _SEED.value, temperature)
       write_wav(out / "device" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
-  for folder, chosen in (("original", first), ("second", [clip for clip in clips if clip.speaker == 1][: _NUM.value])):
+  second = [clip for clip in clips if clip.speaker == target][: _NUM.value]
+  for folder, chosen in (("original", first), ("second", second)):
     for clip in chosen:
       write_wav(out / folder / f"{_name(clip)}.wav", [clip.audio])
 

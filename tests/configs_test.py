@@ -153,6 +153,15 @@ def test_every_config_is_valid_and_says_how_to_run_it(name, variant):
   assert f"--config=tfvq/configs/{name}.py" in doc and "arXiv" in doc
 
 
+def test_spectra_are_perturbed_where_there_are_some():
+  config = config_of("speech", "small")
+  config.autoencoder.voice_perturbation = 0.25
+  validate(config)
+  config.autoencoder.encoder = "waveform"
+  with pytest.raises(UserError, match="voice_perturbation changes spectra"):
+    validate(config)
+
+
 def test_two_replicas_train_as_one(two_replicas, tmp_path):
   """The whole autoencoder under a strategy: the same codebook and losses as without one."""
   images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3)).astype(np.uint8)

@@ -148,6 +148,18 @@ def test_the_null_condition_replaces_the_codes_of_some_clips(rng):
   )
 
 
+def test_voices_are_perturbed_while_the_encoder_learns_only(rng, tmp_path):
+  model = speech_model(encoder="log_mel", voice_perturbation=0.25)
+  audio = speech_like(64 * 40, rng)[np.newaxis]
+  heard = lambda training: model.encoder(audio, training=training).numpy()
+  assert np.abs(heard(True) - heard(True)).max() > 1e-3
+  model.encoder.trainable = False
+  np.testing.assert_array_equal(heard(True), heard(False))
+  model.save(tmp_path / "model.keras")
+  loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+  np.testing.assert_array_equal(loaded.encode(audio), model.encode(audio))
+
+
 def test_a_model_survives_saving(tmp_path, rng):
   model = speech_model()
   audio = np.stack([speech_like(64 * 20, rng)])

@@ -29,6 +29,7 @@ _MAY_BE_ZERO = (
   "autoencoder.mel_weight",
   "autoencoder.null_rate",
   "autoencoder.revival_threshold",
+  "autoencoder.voice_perturbation",
   "autoencoder.num_encoder_blocks",
   "autoencoder.num_decoder_blocks",
   "prior.dropout",
@@ -40,6 +41,7 @@ _BELOW_ONE = (
   "autoencoder.decay",
   "autoencoder.null_rate",
   "autoencoder.revival_threshold",
+  "autoencoder.voice_perturbation",
   "prior.dropout",
   "train.*.beta_2",
   "pruning.sparsity",
@@ -92,6 +94,11 @@ def _validate_speech(config):
     raise UserError(
       f"config.autoencoder.decoder.num_bands is {num_bands}, which does not divide the {hop_samples} samples of a "
       "frame (the product of config.autoencoder.strides)."
+    )
+  if config.autoencoder.voice_perturbation and config.autoencoder.encoder != "log_mel":
+    raise UserError(
+      "config.autoencoder.voice_perturbation changes spectra: it needs config.autoencoder.encoder=log_mel, which is "
+      f"{config.autoencoder.encoder}."
     )
   _validate_temperature(config, num_bands)
 
