@@ -8,7 +8,8 @@ of VCTK.
 `small` (default) is for two cores: log-mel encoder, two codes every 8 ms, decoder over eight sub-bands. `paper` is the
 paper's: raw waveform, plain WaveNet at 16 kHz, VCTK; it wants an accelerator. Both send 2.25 kbit/s. The paper gives no
 figure for the sound; docs/RESULTS.md tells what `small` reaches. Other data:
---config.data.source=fillets|festvox_ru|espeak|tfds|folder.
+--config.data.source=fillets|festvox_ru|espeak|tfds|folder. Codes that carry less of the voice, for speaker conversion:
+--config.autoencoder.voice_perturbation=0.25 --config.autoencoder.latents_per_position=1.
 """
 
 from ml_collections import ConfigDict
