@@ -45,7 +45,8 @@ def main(argv):
     model, facts = run.autoencoder, run.config.samples
   clips = [clip for clip in run.task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
   speakers = run.task.corpus.speakers
-  source, target = (speakers.index(flag.value or speakers[i]) for i, flag in enumerate((_SPEAKER, _TARGET)))
+  source = speakers.index(_SPEAKER.value or speakers[0])
+  target = speakers.index(_TARGET.value or speakers[1 % len(speakers)])
   first = [clip for clip in clips if clip.speaker == source and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]
   out = pathlib.Path(_OUT.value)
   num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples

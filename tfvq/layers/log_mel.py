@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+LOWEST_HZ = 40.0  # where the first band begins; the last one ends at half the sample rate
 _FLOOR = 1e-5  # of a mel band's magnitude: some 20 dB below the noise of a quiet studio
 
 
@@ -56,7 +57,9 @@ class LogMel(keras.layers.Layer):
     angle = 2 * np.pi * np.outer(np.arange(self._quarter) + 0.5, np.arange(fft_size // 2 + 1)) / fft_size
     self._cosines = np.cos(angle[:, ::2]), np.cos(angle[:, 1::2])
     self._sines = np.sin(angle[:, ::2]), np.sin(angle[:, 1::2])
-    mel = tf.signal.linear_to_mel_weight_matrix(num_bands, fft_size // 2 + 1, sample_rate_hz, 40.0, sample_rate_hz / 2)
+    mel = tf.signal.linear_to_mel_weight_matrix(
+      num_bands, fft_size // 2 + 1, sample_rate_hz, LOWEST_HZ, sample_rate_hz / 2
+    )
     self._mel = np.concatenate([mel[::2], mel[1::2]])
 
   def call(self, audio):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_LOWEST_HZ = 40.0  # as in LogMel
+from tfvq.layers.log_mel import LOWEST_HZ
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -14,7 +14,7 @@ class VoicePerturbation(keras.layers.Layer):
   A clip is changed in one way over all its frames. An encoder behind this layer cannot tell by how much, so that what
   it hands on is what does not change: less of the voice, and of the room, than of what is said.
 
-  Reference: arXiv 2110.14513, section 3.2 (perturbation of formants, pitch and level).
+  Reference: arXiv 2110.14513 (information perturbation: of formants, pitch and levels).
   Deviation: spectra are perturbed, not the audio: formants and pitch by the same factor.
 
   Args:
@@ -66,7 +66,7 @@ class VoicePerturbation(keras.layers.Layer):
 
   def _interpolation(self, num_bands, factors):
     """Weights of the bands that each band is read from, float [B, 1] -> [B, num_bands, num_bands]."""
-    ends = 1127 * np.log1p(np.array([_LOWEST_HZ, self.sample_rate_hz / 2]) / 700)
+    ends = 1127 * np.log1p(np.array([LOWEST_HZ, self.sample_rate_hz / 2]) / 700)
     width = (ends[1] - ends[0]) / (num_bands + 1)
     centres_hz = 700 * np.expm1((ends[0] + width * (np.arange(num_bands) + 1)) / 1127)
     places = (1127 * tf.math.log1p(factors * tf.constant(centres_hz / 700, factors.dtype)) - ends[0]) / width - 1
