@@ -12,7 +12,8 @@ _factors: tf.DType | None = None
 def product_precision(dtype: tf.DType | None) -> Iterator[None]:
   """Functions traced inside the block round the factors of `product` to `dtype`; None leaves them as they are.
 
-  CPUs with AVX512-BF16 multiply matrices of bfloat16 1.7 times as fast as those of float32; tanh and sigmoid are slower in it.
+  CPUs with AVX512-BF16 multiply matrices of bfloat16 1.7 times as fast as those of float32; tanh and sigmoid are
+  slower in it.
   """
   global _factors
   before, _factors = _factors, dtype
