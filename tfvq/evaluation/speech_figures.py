@@ -6,6 +6,12 @@ import tensorflow as tf
 _MAX_SAMPLES = 2**15  # of a clip that are looked at
 
 
+def nats_per_sample(model, clips) -> float:
+  """How unlikely the audio of clips is to a `SpeechVQVAE` that is given its codes and speakers."""
+  (nats,) = _mean_nats(model, clips, lambda z_q, speaker: [(z_q, speaker)])
+  return nats
+
+
 def likelihoods(model, clips, num_speakers: int) -> dict[str, float]:
   """What the codes are worth to the decoder.
 
@@ -19,18 +25,25 @@ def likelihoods(model, clips, num_speakers: int) -> dict[str, float]:
     the codes shuffled in time (`gain_over_shuffled_nats`), and with another speaker (`gain_of_speaker_nats`; 0 if there
     is one only).
   """
-  nats = tf.function(lambda audio, speaker, z_q: model.nats_per_sample(audio, speaker, z_q), reduce_retracing=True)
   shuffler = np.random.default_rng(0)
-  totals, num_samples = np.zeros(4), 0
+
+  def cases(z_q, speaker):
+    shuffled = tf.gather(z_q, shuffler.permutation(z_q.shape[1]), axis=1)
+    return [(z_q, speaker), ("null", speaker), (shuffled, speaker), (z_q, (speaker + 1) % num_speakers)]
+
+  nats, *others = _mean_nats(model, clips, cases)
+  names = ("gain_nats", "gain_over_shuffled_nats", "gain_of_speaker_nats")
+  return {"nats_per_sample": nats, **{name: other - nats for name, other in zip(names, others, strict=True)}}
+
+
+def _mean_nats(model, clips, cases):
+  """Nats per sample of clips for each of the pairs of codes and speaker that `cases` makes of a clip's own."""
+  nats = tf.function(lambda audio, speaker, z_q: model.nats_per_sample(audio, speaker, z_q), reduce_retracing=True)
+  totals, num_samples = 0, 0
   for clip in clips:
     length = min(len(clip.audio), _MAX_SAMPLES) // model.hop_samples * model.hop_samples
     audio, speaker = tf.constant(clip.audio[np.newaxis, :length]), tf.constant([clip.speaker])
     z_q = model.quantizer.decode(model.encode(audio))
-    shuffled = tf.gather(z_q, shuffler.permutation(z_q.shape[1]), axis=1)
-    other = (speaker + 1) % num_speakers
-    cases = [(z_q, speaker), ("null", speaker), (shuffled, speaker), (z_q, other)]
-    totals += length * np.array([float(nats(audio, who, codes)[0]) for codes, who in cases])
+    totals += length * np.array([float(nats(audio, who, codes)[0]) for codes, who in cases(z_q, speaker)])
     num_samples += length
-  per_sample = totals / num_samples
-  names = ("gain_nats", "gain_over_shuffled_nats", "gain_of_speaker_nats")
-  return {"nats_per_sample": per_sample[0], **dict(zip(names, per_sample[1:] - per_sample[0], strict=True))}
+  return (totals / num_samples).tolist()

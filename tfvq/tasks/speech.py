@@ -11,7 +11,7 @@ from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, AudioReader, write_wav
 from tfvq.data.speech_corpus import SPLITS
 from tfvq.evaluation import figures, sections
-from tfvq.evaluation.speech_figures import likelihoods
+from tfvq.evaluation.speech_figures import likelihoods, nats_per_sample
 from tfvq.files import read_json
 from tfvq.layers import AudioValues
 from tfvq.models.speech_codec import SpeechCodec
@@ -81,7 +81,7 @@ class SpeechTask(CorpusTask):
     return model.with_decoder(decoder)
 
   def loss_nats(self, model):
-    return likelihoods(model, self.corpus.clips("held_out"), self.num_classes)["nats_per_sample"]
+    return nats_per_sample(model, self.corpus.clips("held_out"))
 
   def encode_splits(self, autoencoder):
     codec = SpeechCodec(autoencoder)
