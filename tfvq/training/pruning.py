@@ -1,13 +1,16 @@
 """Pruning of WaveNets while they are trained on: blocks of weights, whole channels, or whole layers.
 
-Reference: arXiv 1710.01878 (the cubic schedule); arXiv 1802.08435 (blocks of weights in recurrent vocoders).
+References: arXiv 1710.01878 (the cubic schedule); arXiv 1802.08435 (blocks of weights in recurrent vocoders); LeCun et
+al., "Optimal Brain Damage", 1989 (what a weight is worth).
 """
 
+import functools
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
+from tfvq.errors import UserError
 from tfvq.models import WaveNet
 
 METHODS = ("blocks", "channels", "layers")
@@ -16,22 +19,26 @@ _RAMP = 2 / 3  # share of the steps after which the final sparsity is reached
 _EVERY_STEPS = 10  # between two choices of what to prune
 
 Mask = tuple[keras.Variable, np.ndarray]
+Importance = Callable[[keras.Variable], np.ndarray]  # of each weight of a variable, >= 0; 0 for a weight of 0
 
 
 class Pruning(keras.callbacks.Callback):
   """Sets more and more of a WaveNet's weights to zero, and keeps them there.
 
   After `t` of `T` steps the sparsity is s (1 - (1 - t / (2T/3))^3), and s from two thirds of the steps on. It is exact
-  after every step, whatever the optimiser did.
+  after every step, whatever the optimiser did. What goes is what the loss would miss least, see `saliency`.
 
   Args:
     wavenet: The network, a part of the model that is trained or the whole of it.
-    choose: `wavenet` and a sparsity -> what is to be kept, see `block_masks`.
+    choose: `wavenet`, a sparsity and an importance -> what is to be kept, see `block_masks`.
     sparsity: s, share of blocks, channels or layers that are pruned, 0 to less than 1.
     num_steps: T.
+
+  Raises:
+    UserError: The optimiser is not Adam.
   """
 
-  def __init__(self, wavenet: WaveNet, choose: Callable[[WaveNet, float], list[Mask]], sparsity: float, num_steps: int):
+  def __init__(self, wavenet: WaveNet, choose: Callable[..., list[Mask]], sparsity: float, num_steps: int):
     super().__init__()
     self._wavenet, self._choose = wavenet, choose
     self._sparsity, self._ramp_steps = sparsity, max(1, int(_RAMP * num_steps))
@@ -42,7 +49,8 @@ class Pruning(keras.callbacks.Callback):
     step = int(self.model.optimizer.iterations)
     if self._masks is None or (step <= self._ramp_steps and (step % _EVERY_STEPS == 0 or step == self._ramp_steps)):
       progress = min(1.0, step / self._ramp_steps)
-      self._masks = self._choose(self._wavenet, self._sparsity * (1 - (1 - progress) ** 3))
+      sparsity = self._sparsity * (1 - (1 - progress) ** 3)
+      self._masks = self._choose(self._wavenet, sparsity, saliency(self.model.optimizer))
     apply_masks(self._masks)
 
 
@@ -52,30 +60,59 @@ def apply_masks(masks: list[Mask]) -> None:
     variable.assign(variable * mask)
 
 
-def masks_of(method: str, block_size: int) -> Callable[[WaveNet, float], list[Mask]]:
+def magnitude(variable: keras.Variable) -> np.ndarray:
+  """The importance of weights of which no gradients are known."""
+  return np.abs(np.array(variable))
+
+
+def saliency(optimizer: keras.optimizers.Optimizer) -> Importance:
+  """The importance |w| sqrt(E[g^2]), the mean being Adam's running one.
+
+  With E[g^2] for the curvature, half its square is what the loss rises by where a weight is set to zero.
+
+  Raises:
+    UserError: The optimiser is not Adam.
+  """
+  # Muon would not do even with an importance of its own: its updates of what is pruned drown those of what is kept.
+  if not isinstance(optimizer, keras.optimizers.Adam):
+    raise UserError("Pruning needs Adam's second moments of the gradients: set train.prune.optimizer to adam.")
+
+  def importance(variable):
+    second_moments = np.array(optimizer._velocities[optimizer._get_variable_index(variable)])
+    return magnitude(variable) * np.sqrt(second_moments)
+
+  return importance
+
+
+def masks_of(method: str, block_size: int) -> Callable[..., list[Mask]]:
   """The function that chooses what is kept: `block_masks`, `channel_masks` or `layer_masks`."""
   if method == "blocks":
-    return lambda wavenet, sparsity: block_masks(wavenet, sparsity, block_size)
+    return functools.partial(block_masks, block_size=block_size)
   return {"channels": channel_masks, "layers": layer_masks}[method]
 
 
-def block_masks(wavenet: WaveNet, sparsity: float, block_size: int) -> list[Mask]:
-  """Keeps of each kernel the blocks of the greatest norm.
+def block_masks(
+  wavenet: WaveNet, sparsity: float, importance: Importance = magnitude, *, block_size: int
+) -> list[Mask]:
+  """Keeps the most important blocks of all kernels together.
 
   Args:
     wavenet: The network.
-    sparsity: Share of a kernel's blocks to prune, rounded down to whole blocks.
+    sparsity: Share of the blocks to prune, rounded down to whole blocks.
+    importance: Of the weights; that of a block is the norm of its weights'.
     block_size: Inputs of one output that make a block.
 
   Returns:
     Kernels with masks of zeros and ones.
   """
-  masks = []
-  for kernel in _kernels(wavenet):
-    norms = _block_norms(np.array(kernel), block_size)
-    mask = _mask_of_lowest(norms.ravel(), int(sparsity * norms.size)).reshape(norms.shape)
-    masks.append((kernel, np.repeat(mask, block_size, axis=0)[: kernel.shape[0]]))
-  return masks
+  kernels = _kernels(wavenet)
+  norms = [_block_norms(importance(kernel), block_size) for kernel in kernels]
+  every = np.concatenate([found.ravel() for found in norms])
+  kept = np.split(_mask_of_lowest(every, int(sparsity * every.size)), np.cumsum([found.size for found in norms])[:-1])
+  return [
+    (kernel, np.repeat(mask.reshape(found.shape), block_size, axis=0)[: kernel.shape[0]])
+    for kernel, found, mask in zip(kernels, norms, kept, strict=True)
+  ]
 
 
 def has_zero_blocks(wavenet: WaveNet, block_size: int) -> bool:
@@ -93,11 +130,11 @@ def has_zero_blocks(wavenet: WaveNet, block_size: int) -> bool:
   return True
 
 
-def channel_masks(wavenet: WaveNet, sparsity: float) -> list[Mask]:
+def channel_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
   """Keeps the strongest channels: of the residual stream over all layers, and as many gates of each layer."""
   num_dead = min(wavenet.channels - 1, int(sparsity * wavenet.channels))
-  stream = _mask_of_lowest(_stream_norms(wavenet), num_dead)
-  gates = [_mask_of_lowest(norms, num_dead) for norms in _gate_norms(wavenet)]
+  stream = _mask_of_lowest(_stream_norms(wavenet, importance), num_dead)
+  gates = [_mask_of_lowest(norms, num_dead) for norms in _gate_norms(wavenet, importance)]
   masks = [(variable, stream) for variable in wavenet.embedding.variables]
   for block, gate in zip(wavenet.blocks, gates, strict=True):
     if not block.last:
@@ -105,9 +142,9 @@ def channel_masks(wavenet: WaveNet, sparsity: float) -> list[Mask]:
   return [*masks, (wavenet.head.hidden.kernel, np.concatenate(gates)[:, np.newaxis])]
 
 
-def layer_masks(wavenet: WaveNet, sparsity: float) -> list[Mask]:
+def layer_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
   """Keeps the layers that weigh most in what follows them."""
-  norms = np.array([np.linalg.norm(norms) for norms in _gate_norms(wavenet)])
+  norms = np.array([np.linalg.norm(norms) for norms in _gate_norms(wavenet, importance)])
   kept = _mask_of_lowest(norms, min(len(norms) - 1, int(sparsity * len(norms))))
   masks = [
     (variable, keep)
@@ -172,22 +209,22 @@ def _block_norms(kernel, block_size):
   return np.linalg.norm(padded.reshape(-1, block_size, kernel.shape[1]), axis=1)
 
 
-def _gate_norms(wavenet):
-  """For each layer the norm of what each of its gates gives to later layers and to the head, [C] each."""
-  to_head = np.split(np.array(wavenet.head.hidden.kernel), len(wavenet.blocks))
+def _gate_norms(wavenet, importance=magnitude):
+  """For each layer the importance of what each of its gates gives to later layers and to the head, [C] each."""
+  to_head = np.split(importance(wavenet.head.hidden.kernel), len(wavenet.blocks))
   norms = []
   for block, head in zip(wavenet.blocks, to_head, strict=True):
-    given = head if block.last else np.concatenate([head, np.array(block.residual.kernel)], axis=1)
+    given = head if block.last else np.concatenate([head, importance(block.residual.kernel)], axis=1)
     norms.append(np.linalg.norm(given, axis=1))
   return norms
 
 
-def _stream_norms(wavenet):
-  """The norm of all that goes into each channel of the residual stream, [C]."""
-  sources = [np.array(variable).reshape(-1, wavenet.channels) for variable in wavenet.embedding.variables]
+def _stream_norms(wavenet, importance=magnitude):
+  """The importance of all that goes into each channel of the residual stream, [C]."""
+  sources = [importance(variable).reshape(-1, wavenet.channels) for variable in wavenet.embedding.variables]
   for block in wavenet.blocks:
     if not block.last:
-      sources += [np.array(block.residual.kernel), np.array(block.residual.bias)[np.newaxis]]
+      sources += [importance(block.residual.kernel), importance(block.residual.bias)[np.newaxis]]
   return np.linalg.norm(np.concatenate(sources), axis=0)
 
 
