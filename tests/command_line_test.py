@@ -1,5 +1,8 @@
+import json
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -118,3 +121,26 @@ def test_a_run_killed_in_every_stage_goes_on(tmp_path):
 def test_every_small_config_is_valid(name, tmp_path):
   returncode, output = run(f"--config=tfvq/configs/{name}.py", f"--workdir={tmp_path}", "--stage=dessert")
   assert returncode == 2 and "no stage 'dessert'" in output
+
+
+def test_the_cores_of_the_cpu_share_the_batches(frames_run, tmp_path):
+  """In a process of its own, as what devices there are is settled once in each."""
+  num_cores = os.cpu_count()
+  shutil.copytree(frames_run.workdir.path, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "prior")
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  config["strategy"] = "cores"
+  config["train"]["prior"]["batch_size"] = 2 * num_cores
+  (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+  code = """if True:
+    import sys, tensorflow as tf
+    from tfvq.training.stages import open_run, run_stages
+    run = open_run(sys.argv[1])
+    print(run.strategy.num_replicas_in_sync, tf.config.threading.get_intra_op_parallelism_threads())
+    run_stages(run, "prior")
+  """
+  command = [sys.executable, "-c", code, str(tmp_path / "run")]
+  process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert process.returncode == 0, process.stderr
+  assert process.stdout.split("\n")[0] == f"{num_cores} 1"
+  assert (tmp_path / "run" / "prior" / "done.json").exists()

@@ -14,6 +14,7 @@ from tfvq.configs import common
 from tfvq.data.arrays import ArraySource
 from tfvq.errors import UserError
 from tfvq.evaluation import figures
+from tfvq.ops.distributed import share_of_loss
 from tfvq.ops.product import as_factor
 from tfvq.training.callbacks import read_curves, read_seconds
 from tfvq.training.muon import ConvMuon
@@ -47,10 +48,10 @@ class Line(keras.Model):
     loss = tf.reduce_mean(tf.square(y_pred - 2 * x))
     if self.fail_at is not None:
       loss += tf.where(self.optimizer.iterations >= self.fail_at, np.nan, 0.0)
-    return loss
+    return share_of_loss(loss)
 
 
-def fit(folder, settings, build=Line, **arguments):
+def fit(folder, settings, build=Line, strategy=None, **arguments):
   keras.utils.set_random_seed(0)
   source = ArraySource({"train": {"x": np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)}})
   return train(
@@ -59,7 +60,7 @@ def fit(folder, settings, build=Line, **arguments):
     settings,
     folder,
     title="line",
-    strategy=tf.distribute.get_strategy(),
+    strategy=strategy or tf.distribute.get_strategy(),
     **arguments,
   )
 
@@ -118,6 +119,21 @@ def test_products_are_of_the_chosen_precision_in_training_only(bfloat16_products
   assert seen[-1] == (tf.bfloat16 if bfloat16_products else tf.float32)
   model(tf.zeros([1, 3]))
   assert seen[-1] == tf.float32
+
+
+def test_replicas_learn_and_go_on_from_a_checkpoint(two_replicas, tmp_path):
+  for steps in (100, 200):
+    chosen = settings(schedule="constant", learning_rate=0.05, steps=steps, log_every_steps=50, checkpoint_seconds=60.0)
+    model, _ = fit(tmp_path, chosen, strategy=two_replicas)
+  assert [row["step"] for row in read_curves(tmp_path / "curves.csv")] == [50, 100, 150, 200]
+  np.testing.assert_allclose(np.array(model.dense.kernel), 2 * np.eye(3), atol=0.05)
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused(two_replicas, tmp_path):
+  with pytest.raises(
+    UserError, match="2 replicas cannot share the batches of 5 of 'line': set its batch_size to a mult"
+  ):
+    fit(tmp_path, settings(batch_size=5), strategy=two_replicas)
 
 
 def test_training_that_is_done_is_not_done_again(tmp_path):

@@ -24,7 +24,8 @@ def run_settings(task: str = "images") -> ConfigDict:
   config = ConfigDict()
   config.task = task  # see tfvq/tasks
   config.seed = 0
-  # auto | default | mirrored | tpu; auto: tpu or mirrored where there are several accelerators.
+  # auto | default | cores | mirrored | tpu. auto: tpu, or mirrored where there are several accelerators. cores: each
+  # core of the CPU takes a part of every batch.
   config.strategy = "auto"
   config.precision = "float32"  # or mixed_bfloat16, mixed_float16: a Keras dtype policy
   config.samples = ConfigDict({"num": 16, "temperature": 1.0})

@@ -11,6 +11,11 @@ from tfvq.errors import UserError
 from tfvq.files import written_whole
 
 
+def steps_done(model: keras.Model) -> int:
+  """Steps that the model's optimiser has made."""
+  return int(np.array(model.optimizer.iterations))  # int() alone fails on the variables of a mirrored strategy
+
+
 class Checkpoint(keras.callbacks.Callback):
   """Saves model and optimiser as one `.keras` file every so often, whole or not at all, and at the end.
 
@@ -54,7 +59,7 @@ class Curves(keras.callbacks.Callback):
     self.rows = []
 
   def on_train_begin(self, logs=None):
-    step = int(self.model.optimizer.iterations)
+    step = steps_done(self.model)
     self.rows = [row for row in read_curves(self.path) if row["step"] <= step]
     self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
     self._began_at = time.monotonic()
@@ -65,17 +70,17 @@ class Curves(keras.callbacks.Callback):
     return round(self._seconds_before + time.monotonic() - self._began_at, 2)
 
   def on_train_batch_end(self, batch, logs=None):
-    if int(self.model.optimizer.iterations) % self.every_steps == 0:
+    if steps_done(self.model) % self.every_steps == 0:
       self._write_row(logs)
       self.model.reset_metrics()
 
   def on_train_end(self, logs=None):
-    if not self.rows or self.rows[-1]["step"] < int(self.model.optimizer.iterations):
+    if not self.rows or self.rows[-1]["step"] < steps_done(self.model):
       self._write_row(logs)
 
   def _write_row(self, logs):
     metrics = {name: float(value) for name, value in logs.items()}
-    self.rows.append({"step": int(self.model.optimizer.iterations), "seconds": self.seconds, **metrics})
+    self.rows.append({"step": steps_done(self.model), "seconds": self.seconds, **metrics})
     with written_whole(self.path) as temporary, open(temporary, "w", newline="") as file:
       writer = csv.DictWriter(file, self.rows[-1].keys())
       writer.writeheader()
@@ -112,11 +117,11 @@ class ProgressBar(keras.callbacks.Callback):
     self.num_steps = num_steps
 
   def on_train_begin(self, logs=None):
-    done = int(self.model.optimizer.iterations)
+    done = steps_done(self.model)
     self._bar = tqdm.tqdm(total=self.num_steps, initial=done, desc=self.title, unit="step", dynamic_ncols=True)
 
   def on_train_batch_end(self, batch, logs=None):
-    self._bar.update(int(self.model.optimizer.iterations) - self._bar.n)
+    self._bar.update(steps_done(self.model) - self._bar.n)
     if self.curves.rows:
       latest = {name: f"{value:.4g}" for name, value in self.curves.rows[-1].items() if name not in ("step", "seconds")}
       self._bar.set_postfix(latest, refresh=False)
@@ -138,7 +143,7 @@ class StopAtLostLoss(keras.callbacks.Callback):
 
   def on_train_batch_end(self, batch, logs=None):
     if not np.isfinite(float(logs["loss"])):
-      step = int(self.model.optimizer.iterations)
+      step = steps_done(self.model)
       learning_rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
       kept = (
         f"the last good checkpoint is {self.checkpoint_path}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfvq.errors import UserError
 from tfvq.models import WaveNet
+from tfvq.training.callbacks import steps_done
 
 METHODS = ("blocks", "channels", "layers")
 
@@ -46,7 +47,7 @@ class Pruning(keras.callbacks.Callback):
 
   def on_train_batch_end(self, batch, logs=None):
     del batch, logs
-    step = int(self.model.optimizer.iterations)
+    step = steps_done(self.model)
     if self._masks is None or (step <= self._ramp_steps and (step % _EVERY_STEPS == 0 or step == self._ramp_steps)):
       progress = min(1.0, step / self._ramp_steps)
       sparsity = self._sparsity * (1 - (1 - progress) ** 3)

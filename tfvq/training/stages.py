@@ -35,9 +35,9 @@ class Run:
   command: str
 
   def __post_init__(self):
+    self.strategy = make_strategy(self.config.strategy)
     keras.utils.set_random_seed(self.config.seed)
     keras.config.set_dtype_policy(self.config.precision)
-    self.strategy = make_strategy(self.config.strategy)
     self.task = TASKS[self.config.task](self.config, self.workdir.folder("data"))
 
   @functools.cached_property

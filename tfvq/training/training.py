@@ -1,5 +1,6 @@
 """One way to train every model: strategy, optimiser, resumption, callbacks."""
 
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from tfvq.errors import UserError
 from tfvq.ops.product import product_precision
-from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds
+from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds, steps_done
 from tfvq.training.muon import ConvMuon
 
 
@@ -25,7 +26,22 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     return tf.distribute.TPUStrategy(resolver)
   if name == "mirrored":
     return tf.distribute.MirroredStrategy()
+  if name == "cores":
+    return _strategy_of_cores()
   return tf.distribute.get_strategy()
+
+
+def _strategy_of_cores():
+  """A replica for each core of the CPU, on one thread: no operation waits for another thread to do its part of it.
+
+  It can be made only before TensorFlow has run anything.
+  """
+  num_cores = os.cpu_count()
+  tf.config.threading.set_intra_op_parallelism_threads(1)
+  tf.config.threading.set_inter_op_parallelism_threads(num_cores)
+  (cpu,) = tf.config.list_physical_devices("CPU")
+  tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_cores)
+  return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
 
 
 def train(
@@ -57,9 +73,15 @@ def train(
     The trained model, and the seconds spent training, parts and interrupted runs included.
 
   Raises:
-    UserError: The loss is no longer finite, or a file cannot be written.
+    UserError: The replicas cannot share a batch, the loss is no longer finite, or a file cannot be written.
   """
   checkpoint_path = folder / "checkpoint.keras"
+  num_replicas = strategy.num_replicas_in_sync
+  if settings.batch_size % num_replicas:
+    raise UserError(
+      f"{num_replicas} replicas cannot share the batches of {settings.batch_size} of {title!r}: set its batch_size to "
+      f"a multiple of {num_replicas}, or config.strategy to default."
+    )
 
   def train_part(name, part, settings, prepare=lambda model, train_part: None):
     names = {"folder": folder / name, "title": f"{title}, {name}"}
@@ -79,7 +101,7 @@ def train(
     model.optimizer.build(model.trainable_variables)
   if checkpoint_path.exists():
     load_weights(model, checkpoint_path)
-  step = int(model.optimizer.iterations)
+  step = steps_done(model)
   if step < settings.steps:
     curves = Curves(folder / "curves.csv", settings.log_every_steps)
     checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
@@ -91,7 +113,7 @@ def train(
         model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
     except KeyboardInterrupt:
       checkpoint.save()
-      step = int(model.optimizer.iterations)
+      step = steps_done(model)
       raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from None
   return model, sum(read_seconds(path) for path in folder.rglob("curves.csv"))
 

@@ -9,7 +9,7 @@ from tfvq.errors import UserError
 
 _CHOICES = {
   "task": ("images", "speech", "wavenet"),
-  "strategy": ("auto", "default", "mirrored", "tpu"),
+  "strategy": ("auto", "default", "cores", "mirrored", "tpu"),
   "precision": ("float32", "float64", "mixed_bfloat16", "mixed_float16"),
   "autoencoder.encoder": ("waveform", "log_mel"),
   "autoencoder.decoder.distribution": ("categorical", "logistic_mixture"),
