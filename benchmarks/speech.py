@@ -3,6 +3,8 @@
 python -m benchmarks.speech
 """
 
+import contextlib
+import multiprocessing
 import os
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -18,8 +20,10 @@ from tfvq.models import WaveNet, gumbel_noise, sample_sequence, sequence_noise_s
 from tfvq.ops.product import product_precision
 from tfvq.tasks.corpus_task import build_wavenet
 from tfvq.tasks.speech import build_speech_vqvae
+from tfvq.training.training import make_strategy
 
 CONDITION_DIM = 64
+BATCH_SIZE, CROP_SAMPLES = 8, 4096  # of a training step
 
 
 def decoder_settings(num_bands, channels, layers_per_stack, hidden_units=64):
@@ -80,33 +84,55 @@ def generation():
     report(title, per_step, "naive", settings.num_bands, "samples")
 
 
-def train_step(model, batch, factors):
-  with product_precision(factors):
-    model.train_on_batch(batch)  # where it is traced
-  return lambda: model.train_on_batch(batch)
+def train_when_told(connection, title, strategy, jit_compile, bfloat16_products):
+  """Makes a training step for each word that comes through a connection, and answers it."""
+  strategy = make_strategy(strategy)
+  autoencoder = common.speech_autoencoder(encoder="log_mel", encoder_units=128)
+  autoencoder.decoder = DECODERS[title]
+  with strategy.scope():
+    model = build_speech_vqvae(autoencoder, num_speakers=4)
+    model.compile(keras.optimizers.Adam(1e-3), jit_compile=jit_compile)
+    model.optimizer.build(model.trainable_variables)
+  num_samples = CROP_SAMPLES + 2 * model.margin_frames * model.hop_samples
+  audio = 0.1 * np.random.default_rng(0).normal(size=(BATCH_SIZE, num_samples)).astype(np.float32)
+  examples = tf.data.Dataset.from_tensor_slices({"audio": audio, "speaker": np.zeros(BATCH_SIZE, np.int32)})
+  batches = examples.repeat().batch(BATCH_SIZE, drop_remainder=True)
+  with product_precision(tf.bfloat16 if bfloat16_products else None):
+    model.fit(batches, steps_per_epoch=1, verbose=0, shuffle=False)
+  iterator = iter(strategy.experimental_distribute_dataset(batches))
+  with contextlib.suppress(EOFError):  # the other end is gone
+    while True:
+      connection.recv()
+      connection.send(float(model.train_function(iterator)["loss"]))
 
 
-def training():
-  crop_samples, batch_size = 4096, 8
-  for title, settings in DECODERS.items():
-    functions = {}
-    for name, jit_compile, factors in (
-      ("TensorFlow", False, None),
-      ("XLA", True, None),
-      ("products in bfloat16", False, tf.bfloat16),
-    ):
-      autoencoder = common.speech_autoencoder(encoder="log_mel", encoder_units=128)
-      autoencoder.decoder = settings
-      model = build_speech_vqvae(autoencoder, num_speakers=4)
-      model.compile(keras.optimizers.Adam(1e-3), jit_compile=jit_compile)
-      context = 2 * model.margin_frames * model.hop_samples
-      audio = 0.1 * np.random.default_rng(0).normal(size=(batch_size, crop_samples + context))
-      batch = {"audio": tf.constant(audio, tf.float32), "speaker": tf.zeros([batch_size], tf.int32)}
-      functions[name] = train_step(model, batch, factors)
-    title = f"training step with Adam, {title}, encoder and quantiser included"
-    report(title, medians(functions, rounds=5, turn_seconds=3), "TensorFlow", batch_size * crop_samples, "samples")
+def training_step(*arguments):
+  """A step of `train_when_told` in a process of its own: the threads of a process are settled once."""
+  context = multiprocessing.get_context("spawn")
+  here, there = context.Pipe()
+  context.Process(target=train_when_told, args=(there, *arguments), daemon=True).start()
+  there.close()
+
+  def step():
+    here.send("step")
+    here.recv()
+
+  return step
+
+
+def training(title):
+  functions = {
+    "TensorFlow": training_step(title, "default", False, False),
+    "XLA": training_step(title, "default", True, False),
+    "products in bfloat16": training_step(title, "default", False, True),
+    "cores": training_step(title, "cores", False, False),
+    "cores, products in bfloat16": training_step(title, "cores", False, True),
+  }
+  title = f"training step with Adam, {title}, encoder and quantiser included"
+  report(title, medians(functions, rounds=5, turn_seconds=3), "TensorFlow", BATCH_SIZE * CROP_SAMPLES, "samples")
 
 
 if __name__ == "__main__":
   generation()
-  training()
+  for title in DECODERS:
+    training(title)
