@@ -15,7 +15,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from absl import app, flags
+from absl import flags
+
+from tfvq.errors import UserError, run_program
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A speech run's folder, for its corpus.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
@@ -45,6 +47,9 @@ def main(argv):
     model, facts = run.autoencoder, run.config.samples
   clips = [clip for clip in run.task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
   speakers = run.task.corpus.speakers
+  for name in (_SPEAKER.value, _TARGET.value):
+    if name and name not in speakers:
+      raise UserError(f"The corpus has no speaker {name!r}; choose among {', '.join(speakers)}.")
   source = speakers.index(_SPEAKER.value or speakers[0])
   target = speakers.index(_TARGET.value or speakers[1 % len(speakers)])
   first = [clip for clip in clips if clip.speaker == source and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]
@@ -76,4 +81,4 @@ def _name(clip):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  run_program(main)
