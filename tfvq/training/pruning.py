@@ -116,19 +116,23 @@ def block_masks(
   ]
 
 
-def has_zero_blocks(wavenet: WaveNet, block_size: int) -> bool:
-  """Whether at least half the weights of every kernel are zero, and all zeros in blocks as `block_masks` makes them.
+def has_zero_blocks(wavenet: WaveNet, block_size: int, least: float = 0.0) -> bool:
+  """Whether at least half the weights of all kernels are zero, and all zeros in blocks as `block_masks` makes them.
 
-  False where the inputs of a kernel are no multiple of the block size.
+  Each kernel by itself must have at least the share `least` of zeros. False where the inputs of a kernel are no
+  multiple of the block size.
   """
+  num_zeros, num_weights = 0, 0
   for kernel in _kernels(wavenet):
     kernel = np.array(kernel)
     if len(kernel) % block_size:
       return False
-    in_blocks = np.repeat(_block_norms(kernel, block_size) == 0, block_size, axis=0)[: len(kernel)]
-    if in_blocks.mean() < 0.5 or np.any((kernel == 0) & ~in_blocks):
+    in_blocks = np.repeat(_block_norms(kernel, block_size) == 0, block_size, axis=0)
+    if np.any((kernel == 0) & ~in_blocks) or in_blocks.mean() < least:
       return False
-  return True
+    num_zeros += np.count_nonzero(in_blocks)
+    num_weights += kernel.size
+  return num_zeros >= num_weights / 2
 
 
 def channel_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
