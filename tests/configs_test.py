@@ -162,6 +162,13 @@ def test_spectra_are_perturbed_where_there_are_some():
     validate(config)
 
 
+def test_an_optimiser_that_cannot_prune_is_told_of_before_anything_starts():
+  config = config_of("speech", "small")
+  config.train.prune.optimizer = "muon"
+  with pytest.raises(UserError, match="train.prune.optimizer is muon; pruning needs the second moments of adam"):
+    validate(config)
+
+
 def test_two_replicas_train_as_one(two_replicas, tmp_path):
   """The whole autoencoder under a strategy: the same codebook and losses as without one."""
   images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3)).astype(np.uint8)

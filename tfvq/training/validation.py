@@ -100,6 +100,10 @@ def _validate_speech(config):
       "config.autoencoder.voice_perturbation changes spectra: it needs config.autoencoder.encoder=log_mel, which is "
       f"{config.autoencoder.encoder}."
     )
+  if config.train.prune.optimizer != "adam":
+    raise UserError(
+      f"config.train.prune.optimizer is {config.train.prune.optimizer}; pruning needs the second moments of adam."
+    )
   _validate_temperature(config, num_bands)
 
 
