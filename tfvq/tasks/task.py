@@ -1,5 +1,6 @@
 """What a task is: all that differs between images, speech and video."""
 
+import abc
 import pathlib
 
 from ml_collections import ConfigDict
@@ -7,12 +8,12 @@ from ml_collections import ConfigDict
 from tfvq.layers import VectorQuantizer
 
 
-class Task:
+class Task(abc.ABC):
   """Data, networks and conditions of a kind of system, and what is written and measured of it.
 
   A task's methods are called by the stages of a run, see `tfvq.training.stages`; `run` has the trained `autoencoder`
   and `prior`, the `codes` with their `manifest` (both None where the prior models the data themselves) and the
-  `workdir`.
+  `workdir`. A system need not have the methods of an autoencoder, of its codes and of pruning if it lacks those stages.
 
   Args:
     config: The config.
@@ -24,9 +25,9 @@ class Task:
     self.data_folder = data_folder
 
   @property
+  @abc.abstractmethod
   def stages(self) -> tuple[str, ...]:
     """The stages of this system, in order."""
-    raise NotImplementedError
 
   @property
   def extra_stages(self) -> tuple[str, ...]:
@@ -44,13 +45,13 @@ class Task:
     return ("held_out",)
 
   @property
+  @abc.abstractmethod
   def num_classes(self) -> int:
     """Number of labels of the codes; 0 if they have none."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def prepare_data(self) -> dict:
     """Collects or fetches the data; returns facts worth keeping."""
-    raise NotImplementedError
 
   def build_autoencoder(self):
     """An untrained autoencoder, a Keras model."""
@@ -62,6 +63,7 @@ class Task:
 
   def prepare_autoencoder(self, model, train_part) -> None:
     """What is done before the first step; `train_part` as for `tfvq.training.training.train`."""
+    del model, train_part
 
   def freeze_codes(self, model, frozen: bool = True) -> None:
     """Keeps the codes as they are in further training, or no longer."""
@@ -79,25 +81,25 @@ class Task:
     """Codes and labels of every split, as `tfvq.data.codes.write_codes` takes them."""
     raise NotImplementedError
 
+  @abc.abstractmethod
   def build_prior(self, manifest: dict | None):
     """An untrained prior over the codes that a manifest describes, or over data if there is none."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def prior_batches(self, codes, batch_size: int, step: int):
     """Endless training batches for the prior's `fit`, from a step on: a `tf.data.Dataset`."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def write_samples(self, run, folder: pathlib.Path) -> None:
     """Draws samples from the trained models and writes them into a folder."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def measure(self, run, split: str) -> dict:
     """Figures of the trained models on a split; their titles are in `tfvq.training.report`."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def report_sections(self, run) -> list:
     """What the report shows beside figures and curves: `tfvq.evaluation.sections.Section`s."""
-    raise NotImplementedError
 
 
 def build_quantizer(config: ConfigDict, seed: int) -> VectorQuantizer:
