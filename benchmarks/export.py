@@ -71,9 +71,9 @@ def _network(channels, dilation_rates, num_bands=1, hidden_units=64, pruned=None
   """A WaveNet with random weights; `pruned` is a sparsity and the size of the blocks, which are taken out at random."""
   network = WaveNet(CategoricalHead(256, num_bands, hidden_units), channels, dilation_rates, condition_dim=128)
   if pruned:
-    (sparsity, block_size), rng = pruned, np.random.default_rng(0)
-    worth = lambda kernel: rng.random(kernel.shape)
-    apply_masks(block_masks(network, sparsity, worth, block_size=block_size))
+    sparsity, block_size = pruned
+    rng = np.random.default_rng(0)
+    apply_masks(block_masks(network, sparsity, lambda kernel: rng.random(kernel.shape), block_size=block_size))
   return network
 
 
