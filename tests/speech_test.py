@@ -146,6 +146,7 @@ def test_the_null_condition_replaces_the_codes_of_some_clips(rng):
   np.testing.assert_allclose(
     rows["nats_per_sample"], [n for n in np.unique(nats) if abs(n - rows["nats_per_sample"]) < 1e-4][0], atol=1e-4
   )
+  assert "gain_nats" not in speech_model(null_rate=0.0).get_metrics_result()
 
 
 def test_voices_are_perturbed_while_the_encoder_learns_only(rng, tmp_path):

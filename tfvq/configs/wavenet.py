@@ -4,7 +4,7 @@ Source: arXiv 1609.03499, section 3.1 (VCTK, 109 speakers), shown in the VQ-VAE 
 
   python train_main.py --config=tfvq/configs/wavenet.py:small --workdir=runs/wavenet
 
-`small` (default) models four professional speakers in four sub-bands on two cores; `paper` models VCTK, sample by
+`small` (default) models four professional speakers in eight sub-bands on two cores; `paper` models VCTK, sample by
 sample, and wants an accelerator. The paper shows samples, word-like and without meaning, and gives no figure.
 """
 
@@ -19,9 +19,9 @@ def get_config(variant=None):
 
 def small():
   config = common.run_settings("wavenet")
-  config.data = common.speech_data(source="asterisk", languages=("en", "es", "fr", "it", "ru"))
-  config.prior = common.wavenet(num_bands=4, channels=64, num_stacks=2, layers_per_stack=9)
-  config.train.prior = common.training(steps=1500, batch_size=4, learning_rate=4e-3, optimizer="muon")
+  config.data = common.speech_data(source="asterisk", languages=("en", "es", "fr", "it", "ru"), crop_samples=8192)
+  config.prior = common.wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=8, hidden_units=32)
+  config.train.prior = common.training(steps=3000, batch_size=4, learning_rate=4e-3, optimizer="muon")
   config.samples = ConfigDict({"num": 4, "seconds": 3, "temperature": (0.8,)})
   return config
 

@@ -40,8 +40,8 @@ class SpeechVQVAE(keras.Model):
 
   Training behaviour:
     `compile(optimizer)` and `fit` minimise eq. 3 and the spectra's squared error. Metrics: `nats_per_sample` with
-    codes, `gain_nats`, `mel_error`, `perplexity`, `codebook_usage`. Before training, `adapt` sets what depends on the
-    data.
+    codes, `gain_nats` where there is a `null_rate`, `mel_error`, `perplexity`, `codebook_usage`. Before training, `adapt`
+    sets what depends on the data.
   """
 
   def __init__(
@@ -123,7 +123,7 @@ class SpeechVQVAE(keras.Model):
   def get_metrics_result(self):
     results = super().get_metrics_result()
     null_nats = results.pop("null_nats")
-    return {**results, "gain_nats": null_nats - results["nats_per_sample"]}
+    return {**results, "gain_nats": null_nats - results["nats_per_sample"]} if self.null_rate else results
 
   def encode(self, audio) -> tf.Tensor:
     """Codes of audio, float [B, T] -> int32 [B, T / hop_samples], or [B, T / hop_samples, G]."""
