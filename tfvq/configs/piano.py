@@ -6,8 +6,8 @@ corpus, played by a sampled piano.
   pip install --no-deps -r requirements-piano.txt
   python train_main.py --config=tfvq/configs/piano.py:small --workdir=runs/piano
 
-`small` (default) models Bach's chorales in eight sub-bands on two cores; `paper` is larger, models sample by sample, and
-is meant for your own recordings: --config.data.source=folder --config.data.folder=DIR. The paper gives no figure.
+`small` (default) models Bach's chorales in eight sub-bands on two cores; `paper` is larger, models sample by sample,
+and is meant for your own recordings: --config.data.source=folder --config.data.folder=DIR. The paper gives no figure.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def small():
   config = common.run_settings("wavenet")
   config.data = common.speech_data(source="piano", composers=("bach",), crop_samples=8192)
   config.prior = common.wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=9, hidden_units=32)
-  config.train.prior = common.training(steps=3000, batch_size=4, learning_rate=4e-3, optimizer="muon")
+  config.train.prior = common.training(steps=2000, batch_size=4, learning_rate=4e-3, optimizer="muon")
   config.samples = ConfigDict({"num": 3, "seconds": 5, "temperature": (0.9,)})
   return config
 

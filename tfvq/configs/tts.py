@@ -22,7 +22,7 @@ def small():
   config = common.run_settings("wavenet")
   config.data = common.speech_data(source="festvox_ru", crop_samples=4800)
   config.prior = common.wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=7, hidden_units=32)
-  config.train.prior = common.training(steps=4000, batch_size=4, learning_rate=4e-3, optimizer="muon")
+  config.train.prior = common.training(steps=3000, batch_size=4, learning_rate=4e-3, optimizer="muon")
   config.samples = ConfigDict({"num": 3, "seconds": 3, "temperature": (0.7,)})
   return config
 

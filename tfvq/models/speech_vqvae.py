@@ -40,8 +40,8 @@ class SpeechVQVAE(keras.Model):
 
   Training behaviour:
     `compile(optimizer)` and `fit` minimise eq. 3 and the spectra's squared error. Metrics: `nats_per_sample` with
-    codes, `gain_nats` where there is a `null_rate`, `mel_error`, `perplexity`, `codebook_usage`. Before training, `adapt`
-    sets what depends on the data.
+    codes, `gain_nats` where there is a `null_rate`, `mel_error`, `perplexity`, `codebook_usage`. Before training,
+    `adapt` sets what depends on the data.
   """
 
   def __init__(

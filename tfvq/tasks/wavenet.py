@@ -49,7 +49,8 @@ class WaveNetTask(CorpusTask):
       self.config.seed + step,
       with_phones=bool(self.corpus.phones),
     )
-    return batches.map(lambda batch: ((self.audio_values(batch["audio"]), self._condition(batch)),))
+    audio_values = self.audio_values  # not within the map, where TensorFlow would only note down how to make it
+    return batches.map(lambda batch: ((audio_values(batch["audio"]), self._condition(batch)),))
 
   def _condition(self, batch):
     """The condition of {"speaker": [B], "phones": [B, F, 5]}, as `WaveNet` takes it."""
