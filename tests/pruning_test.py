@@ -15,7 +15,7 @@ from export.wavenet_endpoints import step_endpoint
 from tfvq.errors import UserError
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
-from tfvq.training.muon import ConvMuon
+from tfvq.training.muon import ConvMuon, PruningMuon
 from tfvq.training.pruning import (
   Pruning,
   apply_masks,
@@ -69,10 +69,17 @@ def blocks_of(kernel, block_size, mode="constant"):
   return padded.T.reshape(-1, block_size)
 
 
-def test_what_goes_is_of_the_least_saliency(rng):
-  """After one step of Adam the mean of the squared gradients is 1 - beta_2 times those of that step."""
+@pytest.mark.parametrize(
+  "optimizer",
+  [
+    keras.optimizers.Adam(1e-12, beta_2=0.5),
+    PruningMuon(1e-12, adam_beta_2=0.5, weight_decay=0.0, adam_weight_decay=0.0),
+  ],
+  ids=["adam", "muon"],
+)
+def test_what_goes_is_of_the_least_saliency(optimizer, rng):
+  """After one step the mean of the squared gradients is 1 - beta_2 times those of that step."""
   model = wavenet(rng)
-  optimizer = keras.optimizers.Adam(1e-12, beta_2=0.5)
   optimizer.build(model.trainable_variables)
   gradients = [tf.constant(rng.normal(size=variable.shape), tf.float32) for variable in model.trainable_variables]
   optimizer.apply(gradients, model.trainable_variables)
@@ -93,8 +100,24 @@ def test_pruning_with_an_optimiser_that_cannot_tell_what_matters_is_refused(rng)
   model.compile(ConvMuon(0.01))
   x, condition = inputs(rng)
   data = tf.data.Dataset.from_tensors(((x, condition),))
-  with pytest.raises(UserError, match="set train.prune.optimizer to adam"):
+  with pytest.raises(UserError, match="set train.prune.optimizer to adam or pruning_muon"):
     model.fit(data, verbose=0, callbacks=[Pruning(model, channel_masks, 0.5, 1)])
+
+
+def test_what_is_pruned_has_no_part_in_the_updates_of_muon(rng):
+  """A matrix with columns of zeros is trained as the smaller matrix without them."""
+  weights = rng.normal(size=[6, 4]).astype(np.float32)
+  weights[:, [1, 3]] = 0
+  whole, small = keras.Variable(weights), keras.Variable(weights[:, [0, 2]])
+  settings = {"weight_decay": 0.0, "adam_weight_decay": 0.0}
+  pruning, plain = PruningMuon(0.1, **settings), ConvMuon(0.1, **settings)
+  for _ in range(3):
+    gradient = rng.normal(size=[6, 4]).astype(np.float32)
+    pruning.apply([gradient], [whole])
+    plain.apply([gradient[:, [0, 2]]], [small])
+  np.testing.assert_allclose(whole[:, ::2], small, rtol=1e-4)
+  assert np.abs(small - weights[:, ::2]).min() > 1e-3
+  np.testing.assert_array_equal(whole[:, 1::2], 0)
 
 
 @pytest.mark.parametrize("ordinal", [True, False])
@@ -140,7 +163,7 @@ def test_sparsity_follows_the_cubic_schedule_and_is_exact_after_every_step(metho
 
   model.compile(keras.optimizers.Adam(0.01))
   data = tf.data.Dataset.from_tensors(((tf.constant(rng.integers(0, 16, [4, 50, 1]), tf.int32), None),)).repeat()
-  model.fit(data, steps_per_epoch=60, verbose=0, callbacks=[Pruning(model, choose, sparsity, 60), Watch()])
+  model.fit(data, steps_per_epoch=60, verbose=0, callbacks=[Pruning(model, choose, sparsity, 40), Watch()])
   np.testing.assert_allclose(asked, [sparsity * (1 - (1 - step / 40) ** 3) for step in (1, 10, 20, 30, 40)])
   assert np.all(np.diff(zeros) >= -1e-9)
   expected = {"blocks": 0.75, "channels": 0.5, "layers": 0.5}[method]
@@ -219,7 +242,7 @@ def step_inputs(model, rng):
 def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(method, sparsity, speech_run_folder, tmp_path, rng):
   shutil.copytree(speech_run_folder, tmp_path / "run")
   config = json.loads((tmp_path / "run" / "config.json").read_text())
-  config["pruning"] = {"method": method, "sparsity": sparsity, "block_size": 4}
+  config["pruning"] |= {"method": method, "sparsity": sparsity, "block_size": 4}
   (tmp_path / "run" / "config.json").write_text(json.dumps(config))
   run = open_run(tmp_path / "run")
   run_stages(run, "prune")

@@ -48,7 +48,7 @@ def training(steps: int, batch_size: int, learning_rate: float, **changes) -> Co
       "steps": steps,
       "initial_weights": "",  # a checkpoint of the same architecture to start from; its optimiser's state is not taken
       "batch_size": batch_size,
-      "optimizer": "adam",  # or muon: fewer steps to the same loss, see tfvq/training/muon.py
+      "optimizer": "adam",  # or muon: fewer steps to the same loss; pruning_muon where weights are pruned
       "learning_rate": learning_rate,
       "adam_lr_ratio": 0.4,  # with muon: Adam's share of the learning rate, for biases and embeddings
       "warmup_steps": 100,
@@ -113,6 +113,7 @@ def pruning(**changes) -> ConfigDict:
     {
       "method": "channels",  # or layers, or blocks of weights, which stay as zeros
       "sparsity": 0.5,  # share that is taken out
+      "ramp": 0.2,  # share of the steps in which it is taken out; the others mend
       "block_size": 16,  # blocks: inputs of one output; 4 suits float32, 16 suits int8
     }
   )

@@ -51,7 +51,9 @@ def small():
   )
   config.train.prior = common.training(steps=2000, batch_size=16, learning_rate=1e-2, optimizer="muon")
   config.pruning = common.pruning()
-  config.train.prune = common.training(steps=3000, batch_size=4, learning_rate=1.5e-3, beta_2=0.99)
+  config.train.prune = common.training(
+    steps=3000, batch_size=4, learning_rate=2e-3, optimizer="pruning_muon", beta_2=0.99
+  )
   config.samples = ConfigDict({"num": 4, "temperature": (0.4, 0.4, 0.7, 0.7, 0.8, 0.8, 0.8, 0.8)})  # one for each band
   return config
 

@@ -20,3 +20,30 @@ class ConvMuon(keras.optimizers.Muon):
     matrix = ops.reshape(gradient + self.momentum * m, (-1, variable.shape[-1]))
     update = self.lr_adjust(lr * self.zeropower_via_newtonschulz5(matrix, self.ns_steps))
     self.assign_sub(variable, ops.reshape(update, variable.shape))
+
+
+@keras.saving.register_keras_serializable("tfvq")
+class PruningMuon(ConvMuon):
+  """`ConvMuon` for a network that is being pruned: zeros of a matrix have no part in its updates.
+
+  With the gradients of what is pruned among them, orthogonal updates would hardly move what is kept. The running means
+  of the squared gradients are there too, see `second_moments`.
+  """
+
+  def build(self, variables):
+    if self.built:
+      return
+    super().build(variables)
+    self._second_moments = [
+      self.add_variable_from_reference(variable, name="second_moment") if velocity is None else velocity
+      for variable, velocity in zip(variables, self.adam_velocities, strict=True)
+    ]
+
+  def second_moments(self, variable):
+    """The running mean of a variable's squared gradients, of its shape."""
+    return self._second_moments[self._get_variable_index(variable)]
+
+  def _muon_update_step(self, gradient, variable, lr, m):
+    second_moments = self.second_moments(variable)
+    self.assign_add(second_moments, (ops.square(gradient) - second_moments) * (1 - self.adam_beta_2))
+    super()._muon_update_step(gradient * ops.cast(variable != 0, gradient.dtype), variable, lr, m)

@@ -13,10 +13,10 @@ import numpy as np
 from tfvq.errors import UserError
 from tfvq.models import WaveNet
 from tfvq.training.callbacks import steps_done
+from tfvq.training.muon import PruningMuon
 
 METHODS = ("blocks", "channels", "layers")
 
-_RAMP = 2 / 3  # share of the steps after which the final sparsity is reached
 _EVERY_STEPS = 10  # between two choices of what to prune
 
 Mask = tuple[keras.Variable, np.ndarray]
@@ -26,23 +26,23 @@ Importance = Callable[[keras.Variable], np.ndarray]  # of each weight of a varia
 class Pruning(keras.callbacks.Callback):
   """Sets more and more of a WaveNet's weights to zero, and keeps them there.
 
-  After `t` of `T` steps the sparsity is s (1 - (1 - t / (2T/3))^3), and s from two thirds of the steps on. It is exact
-  after every step, whatever the optimiser did. What goes is what the loss would miss least, see `saliency`.
+  After `t` steps the sparsity is s (1 - (1 - t / R)^3), and s from R steps on. It is exact after every step, whatever
+  the optimiser did. What goes is what the loss would miss least, see `saliency`.
 
   Args:
     wavenet: The network, a part of the model that is trained or the whole of it.
     choose: `wavenet`, a sparsity and an importance -> what is to be kept, see `block_masks`.
     sparsity: s, share of blocks, channels or layers that are pruned, 0 to less than 1.
-    num_steps: T.
+    ramp_steps: R, >= 1.
 
   Raises:
-    UserError: The optimiser is not Adam.
+    UserError: The optimiser keeps no second moments.
   """
 
-  def __init__(self, wavenet: WaveNet, choose: Callable[..., list[Mask]], sparsity: float, num_steps: int):
+  def __init__(self, wavenet: WaveNet, choose: Callable[..., list[Mask]], sparsity: float, ramp_steps: int):
     super().__init__()
     self._wavenet, self._choose = wavenet, choose
-    self._sparsity, self._ramp_steps = sparsity, max(1, int(_RAMP * num_steps))
+    self._sparsity, self._ramp_steps = sparsity, ramp_steps
     self._masks = None
 
   def on_train_batch_end(self, batch, logs=None):
@@ -67,22 +67,20 @@ def magnitude(variable: keras.Variable) -> np.ndarray:
 
 
 def saliency(optimizer: keras.optimizers.Optimizer) -> Importance:
-  """The importance |w| sqrt(E[g^2]), the mean being Adam's running one.
+  """The importance |w| sqrt(E[g^2]), the mean being the optimiser's running one.
 
   With E[g^2] for the curvature, half its square is what the loss rises by where a weight is set to zero.
 
   Raises:
-    UserError: The optimiser is not Adam.
+    UserError: The optimiser keeps no second moments, or would let what is pruned spoil its updates.
   """
-  # Muon would not do even with an importance of its own: its updates of what is pruned drown those of what is kept.
-  if not isinstance(optimizer, keras.optimizers.Adam):
-    raise UserError("Pruning needs Adam's second moments of the gradients: set train.prune.optimizer to adam.")
-
-  def importance(variable):
-    second_moments = np.array(optimizer._velocities[optimizer._get_variable_index(variable)])
-    return magnitude(variable) * np.sqrt(second_moments)
-
-  return importance
+  if isinstance(optimizer, PruningMuon):
+    second_moments = optimizer.second_moments
+  elif isinstance(optimizer, keras.optimizers.Adam):
+    second_moments = lambda variable: optimizer._velocities[optimizer._get_variable_index(variable)]
+  else:
+    raise UserError("Pruning needs second moments of the gradients: set train.prune.optimizer to adam or pruning_muon.")
+  return lambda variable: magnitude(variable) * np.sqrt(np.array(second_moments(variable)))
 
 
 def masks_of(method: str, block_size: int) -> Callable[..., list[Mask]]:

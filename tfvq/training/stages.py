@@ -179,9 +179,8 @@ def _prune(run, facts):
     )
 
   dense, dense_seconds = fine_tuned("dense", lambda model: [])
-  pruned, seconds = fine_tuned(
-    "pruned", lambda model: [Pruning(model.decoder, choose, pruning.sparsity, settings.steps)]
-  )
+  ramp_steps = max(1, int(pruning.ramp * settings.steps))
+  pruned, seconds = fine_tuned("pruned", lambda model: [Pruning(model.decoder, choose, pruning.sparsity, ramp_steps)])
   apply_masks(choose(pruned.decoder, pruning.sparsity))
   if pruning.method != "blocks":
     pruned = run.task.with_decoder(pruned, shrunk(pruned.decoder))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tfvq.errors import UserError
 from tfvq.ops.product import product_precision
 from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds, steps_done
-from tfvq.training.muon import ConvMuon
+from tfvq.training.muon import ConvMuon, PruningMuon
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -132,8 +132,9 @@ def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
   else:
     learning_rate = settings.learning_rate
   clipnorm = settings.clipnorm or None
-  if settings.optimizer == "muon":
-    return ConvMuon(
+  if settings.optimizer in ("muon", "pruning_muon"):
+    muon = ConvMuon if settings.optimizer == "muon" else PruningMuon
+    return muon(
       learning_rate,
       adam_lr_ratio=settings.adam_lr_ratio,
       adam_beta_2=settings.beta_2,

@@ -18,7 +18,7 @@ _CHOICES = {
   "autoencoder.distribution": ("gaussian", "logistic"),
   "autoencoder.codebook_update": ("moving_average", "loss"),
   "pruning.method": ("blocks", "channels", "layers"),
-  "train.*.optimizer": ("adam", "muon"),
+  "train.*.optimizer": ("adam", "muon", "pruning_muon"),
   "train.*.schedule": ("cosine", "constant"),
 }
 # Fields that may be zero; every other number must be positive.
@@ -45,6 +45,7 @@ _BELOW_ONE = (
   "prior.dropout",
   "train.*.beta_2",
   "pruning.sparsity",
+  "pruning.ramp",
 )
 
 
@@ -100,10 +101,8 @@ def _validate_speech(config):
       "config.autoencoder.voice_perturbation changes spectra: it needs config.autoencoder.encoder=log_mel, which is "
       f"{config.autoencoder.encoder}."
     )
-  if config.train.prune.optimizer != "adam":
-    raise UserError(
-      f"config.train.prune.optimizer is {config.train.prune.optimizer}; pruning needs the second moments of adam."
-    )
+  if config.train.prune.optimizer == "muon":
+    raise UserError("config.train.prune.optimizer is muon, which cannot prune; choose adam or pruning_muon.")
   _validate_temperature(config, num_bands)
 
 
