@@ -4,6 +4,7 @@ import lzma
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
 
 def to_uint8(images) -> np.ndarray:
@@ -60,7 +61,7 @@ def bits_per_value(model, inputs) -> float:
   """
   log_prob = tf.function(model.log_prob, reduce_retracing=True)
   nll_nats, num_values = 0.0, 0
-  for batch in inputs:
+  for batch in tqdm.tqdm(inputs, desc="likelihood", unit="batch", dynamic_ncols=True):
     x, condition = batch[0] if isinstance(batch, tuple) else (batch, None)
     nll_nats -= float(tf.reduce_sum(tf.cast(log_prob(x, condition), tf.float64)))
     num_values += int(tf.size(x))

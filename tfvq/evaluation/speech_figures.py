@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
 _MAX_SAMPLES = 2**15  # of a clip that are looked at
 
@@ -40,7 +41,7 @@ def _mean_nats(model, clips, cases):
   """Nats per sample of clips for each of the pairs of codes and speaker that `cases` makes of a clip's own."""
   nats = tf.function(lambda audio, speaker, z_q: model.nats_per_sample(audio, speaker, z_q), reduce_retracing=True)
   totals, num_samples = 0, 0
-  for clip in clips:
+  for clip in tqdm.tqdm(clips, desc="likelihood", unit="clip", dynamic_ncols=True):
     length = min(len(clip.audio), _MAX_SAMPLES) // model.hop_samples * model.hop_samples
     audio, speaker = tf.constant(clip.audio[np.newaxis, :length]), tf.constant([clip.speaker])
     z_q = model.quantizer.decode(model.encode(audio))
