@@ -167,11 +167,11 @@ class SpeechTask(CorpusTask):
       speaker, other = (self.corpus.speakers[(clip.speaker + shift) % self.num_classes] for shift in (0, 1))
       kinds = ("original", "reconstruction", "conversion")
       sounds = [play(folder / f"{index:02d}-{kind}.wav") for kind in kinds]
-      spoken.append([f"{clip.name}, {speaker}", *sounds[:2], f"{other}:", sounds[2]])
+      spoken.append([f"{clip.name}, {speaker}", *sounds[:2], other, sounds[2]])
     samples = [[path.stem.removeprefix("prior-"), play(path)] for path in sorted(folder.glob("prior-*.wav"))]
     quality = run.workdir.path / "quality.json"
     tables = read_json(quality)["tables"] if quality.exists() else []
-    columns = ["recording not trained on", "original", "from its codes", "in another voice", ""]
+    columns = ["recording not trained on", "original", "from its codes", "another voice", "in that voice"]
     return [
       sections.Section("Recordings through their codes", columns=columns, rows=spoken),
       *(sections.Section(**table) for table in tables),
