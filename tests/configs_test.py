@@ -166,6 +166,14 @@ def test_every_config_is_valid_and_says_how_to_run_it(name, variant):
   assert f"--config=tfvq/configs/{name}.py" in doc and "arXiv" in doc
 
 
+@pytest.mark.parametrize(("name", "expected"), [("frames", "photos, tfds, vizdoom"), ("tts", "asterisk, espeak")])
+def test_a_source_that_there_is_not_is_told_of_before_anything_starts(name, expected):
+  config = config_of(name, "small")
+  config.data.source = "radio"
+  with pytest.raises(UserError, match=f"config.data.source is 'radio'; choose one of {expected}"):
+    validate(config)
+
+
 def test_spectra_are_perturbed_where_there_are_some():
   config = config_of("speech", "small")
   config.autoencoder.voice_perturbation = 0.25

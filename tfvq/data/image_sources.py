@@ -47,7 +47,7 @@ def open_image_source(data: ConfigDict, folder: pathlib.Path, seed: int):
   Raises:
     UserError: A package or a file is missing, or damaged.
   """
-  return _SOURCES[data.source](data, folder, seed)
+  return SOURCES[data.source](data, folder, seed)
 
 
 def _vizdoom(data, folder, seed):
@@ -139,4 +139,4 @@ def _load(path):
     raise UserError(f"{path} is damaged: delete its folder and run the stage `data` again.") from error
 
 
-_SOURCES = {"photos": _photos, "tfds": _tfds, "vizdoom": _vizdoom, "vizdoom_scenarios": _vizdoom_scenarios}
+SOURCES = {"photos": _photos, "tfds": _tfds, "vizdoom": _vizdoom, "vizdoom_scenarios": _vizdoom_scenarios}

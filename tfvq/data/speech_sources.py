@@ -35,7 +35,7 @@ def find_recordings(data: ConfigDict):
   Raises:
     UserError: A package or folder is missing, or there is no recording in it.
   """
-  recordings = _SOURCES[data.source](data)
+  recordings = SOURCES[data.source](data)
   if not len(recordings):
     raise UserError(f"The source {data.source} has no recordings of the chosen speakers.")
   return recordings
@@ -186,7 +186,7 @@ def _file_reader(path):
   return lambda: AudioReader(path).read()
 
 
-_SOURCES = {
+SOURCES = {
   "asterisk": _asterisk,
   "espeak": _espeak,
   "festvox_ru": _festvox_ru,

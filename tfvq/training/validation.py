@@ -5,6 +5,7 @@ import re
 
 from ml_collections import ConfigDict
 
+from tfvq.data import image_sources, speech_sources
 from tfvq.errors import UserError
 
 _CHOICES = {
@@ -66,6 +67,9 @@ def validate(config: ConfigDict) -> None:
       raise UserError(f"config.{name} is {value}; it must be {least}.")
     if kind in _BELOW_ONE and value >= 1:
       raise UserError(f"config.{name} is {value}; it must be less than 1.")
+  sources = (image_sources if config.task == "images" else speech_sources).SOURCES
+  if config.data.source not in sources:
+    raise UserError(f"config.data.source is {config.data.source!r}; choose one of {', '.join(sorted(sources))}.")
   if "autoencoder" in config and config.autoencoder.num_embeddings > 2**16:
     raise UserError(f"config.autoencoder.num_embeddings is {config.autoencoder.num_embeddings}; at most 65536 fit.")
   _VALIDATE[config.task](config)
