@@ -10,12 +10,12 @@ from tfvq import models
 from tfvq.data.image_sources import open_image_source
 from tfvq.evaluation import figures, sections
 from tfvq.files import written_whole
-from tfvq.tasks.task import Task, build_quantizer
+from tfvq.tasks.task import AutoencoderTask, build_quantizer
 
 _BATCH_SIZE = 64  # where nothing is trained
 
 
-class ImageTask(Task):
+class ImageTask(AutoencoderTask):
   """Image systems; the config has `data`, and `autoencoder`, `prior` or both."""
 
   @property

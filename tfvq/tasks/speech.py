@@ -16,14 +16,13 @@ from tfvq.files import read_json
 from tfvq.layers import AudioValues
 from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
-from tfvq.tasks.task import build_quantizer
+from tfvq.tasks.task import PrunableTask, build_quantizer
 
 
-class SpeechTask(CorpusTask):
+class SpeechTask(CorpusTask, PrunableTask):
   """Speech systems; the config has `data`, `autoencoder` and `prior`."""
 
   stages = ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
-  extra_stages = ("prune",)
 
   @property
   def hop_samples(self) -> int:

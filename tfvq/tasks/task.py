@@ -13,7 +13,7 @@ class Task(abc.ABC):
 
   A task's methods are called by the stages of a run, see `tfvq.training.stages`; `run` has the trained `autoencoder`
   and `prior`, the `codes` with their `manifest` (both None where the prior models the data themselves) and the
-  `workdir`. A system need not have the methods of an autoencoder, of its codes and of pruning if it lacks those stages.
+  `workdir`.
 
   Args:
     config: The config.
@@ -53,34 +53,6 @@ class Task(abc.ABC):
   def prepare_data(self) -> dict:
     """Collects or fetches the data; returns facts worth keeping."""
 
-  def build_autoencoder(self):
-    """An untrained autoencoder, a Keras model."""
-    raise NotImplementedError
-
-  def autoencoder_batches(self, batch_size: int, step: int):
-    """Endless training batches for the autoencoder's `fit`, from a step on: a `tf.data.Dataset`."""
-    raise NotImplementedError
-
-  def prepare_autoencoder(self, model, train_part) -> None:
-    """What is done before the first step; `train_part` as for `tfvq.training.training.train`."""
-    del model, train_part
-
-  def freeze_codes(self, model, frozen: bool = True) -> None:
-    """Keeps the codes as they are in further training, or no longer."""
-    raise NotImplementedError
-
-  def with_decoder(self, model, decoder):
-    """The same autoencoder with another decoder."""
-    raise NotImplementedError
-
-  def loss_nats(self, model) -> float:
-    """What is pruned against: the held-out loss of the autoencoder in nats."""
-    raise NotImplementedError
-
-  def encode_splits(self, autoencoder) -> dict:
-    """Codes and labels of every split, as `tfvq.data.codes.write_codes` takes them."""
-    raise NotImplementedError
-
   @abc.abstractmethod
   def build_prior(self, manifest: dict | None):
     """An untrained prior over the codes that a manifest describes, or over data if there is none."""
@@ -100,6 +72,44 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def report_sections(self, run) -> list:
     """What the report shows beside figures and curves: `tfvq.evaluation.sections.Section`s."""
+
+
+class AutoencoderTask(Task):
+  """A task whose systems have the stages `autoencoder` and `codes`, or may have them."""
+
+  @abc.abstractmethod
+  def build_autoencoder(self):
+    """An untrained autoencoder, a Keras model."""
+
+  @abc.abstractmethod
+  def autoencoder_batches(self, batch_size: int, step: int):
+    """Endless training batches for the autoencoder's `fit`, from a step on: a `tf.data.Dataset`."""
+
+  @abc.abstractmethod
+  def prepare_autoencoder(self, model, train_part) -> None:
+    """What is done before the first step; `train_part` as for `tfvq.training.training.train`."""
+
+  @abc.abstractmethod
+  def encode_splits(self, autoencoder) -> dict:
+    """Codes and labels of every split, as `tfvq.data.codes.write_codes` takes them."""
+
+
+class PrunableTask(AutoencoderTask):
+  """A task whose decoders can be pruned."""
+
+  extra_stages = ("prune",)
+
+  @abc.abstractmethod
+  def freeze_codes(self, model, frozen: bool = True) -> None:
+    """Keeps the codes as they are in further training, or no longer."""
+
+  @abc.abstractmethod
+  def with_decoder(self, model, decoder):
+    """The same autoencoder with another decoder."""
+
+  @abc.abstractmethod
+  def loss_nats(self, model) -> float:
+    """What is pruned against: the held-out loss of the autoencoder in nats."""
 
 
 def build_quantizer(config: ConfigDict, seed: int) -> VectorQuantizer:
