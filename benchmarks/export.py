@@ -1,28 +1,37 @@
 """Times exported files in LiteRT on one thread: steps of WaveNets, and the codec of speech in this package.
 
   python -m benchmarks.export
+  python -m benchmarks.export --workdir=runs/speech --model=runs/speech/prune/model.keras
 
-Figures are multiples of real time. The floor beside a step is a graph of its matrix products alone.
+The first times steps with random weights, and the codec that the package ships; the second the step of a trained
+decoder, and several of its steps in one call. Figures are multiples of real time. The floor beside a step is a graph of
+the matrix products of its layers and of the head's first alone.
 """
 
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks.timing import medians
 from export import tflite
 from export.device import SpeechCodec
 from export.device.codec import GumbelNoise, Model, StepLoop
 from export.endpoint import Endpoint
+from export.exporter import device_endpoints
 from export.wavenet_endpoints import step_endpoint
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
 from tfvq.training.pruning import apply_masks, block_masks
+from tfvq.training.stages import open_run
+from tfvq.training.training import load_model
 
+_WORKDIR = flags.DEFINE_string("workdir", "", "A speech run's folder.")
+_MODEL = flags.DEFINE_string("model", "", "A model in place of the run's own, as for export.export_main.")
 _SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of the speech that goes through the codec.")
 _SAMPLE_RATE_HZ = 16_000
 _STEPS_PER_FRAME = 64
@@ -30,14 +39,35 @@ _STEPS_PER_FRAME = 64
 
 def main(argv):
   del argv
-  _time_steps()
-  _time_codec()
+  logging.set_verbosity(logging.WARNING)  # converters tell of every step
+  if _WORKDIR.value:
+    _time_trained()
+  else:
+    _time_steps(_networks())
+    _time_codec()
 
 
-def _time_steps():
-  """Steps of the plain 20 x 64 network, of pruned ones and of ones of sub-bands: one invocation, and the whole loop."""
+def _time_trained():
+  """A trained decoder."""
+  run = open_run(_WORKDIR.value)
+  if _MODEL.value:
+    run.autoencoder = load_model(_MODEL.value)
+  decoder = run.autoencoder.decoder
+  title = f"{len(decoder.blocks)} x {decoder.channels}, {decoder.head.num_variables} bands, trained"
+  _time_steps({title: (decoder, ("none", "dynamic"))})
+  (endpoint,) = [endpoint for endpoint in device_endpoints(run) if endpoint.name == "steps"]
+  num_steps, (inputs,) = endpoint.inputs["noise"].shape[0], endpoint.some_examples("held_out", 1)
+  functions = {}
+  for mode in ("none", "dynamic"):
+    call = functools.partial(tflite.Runner(tflite.write(endpoint, mode)), **inputs)
+    functions[f"{title}, {num_steps} steps and their audio in one call, {mode}"] = call
+  _report(medians(functions), dict.fromkeys(functions, num_steps * decoder.head.num_variables))
+
+
+def _networks():
+  """The plain 20 x 64 network, pruned ones and ones of sub-bands: for each name a network and modes to write it in."""
   both, twice = ("none", "dynamic"), lambda num: [2**layer for layer in range(num)] * 2
-  networks = {
+  return {
     "20 x 64": (_network(64, twice(10)), both),
     "20 x 64 without 90 % of its blocks of 4": (_network(64, twice(10), pruned=(0.9, 4)), ("none",)),
     "20 x 64 without 95 % of its blocks of 16": (_network(64, twice(10), pruned=(0.95, 16)), ("dynamic",)),
@@ -46,6 +76,10 @@ def _time_steps():
     "12 x 48, four sub-bands": (_network(48, twice(6), num_bands=4), both),
     "14 x 96, eight sub-bands": (_network(96, twice(7), num_bands=8, hidden_units=32), both),
   }
+
+
+def _time_steps(networks):
+  """Steps of networks: one invocation, and the whole loop."""
   rng, functions = np.random.default_rng(0), {}
   for name, (wavenet, modes) in networks.items():
     endpoint, num_bands = step_endpoint(wavenet, lambda split: ()), wavenet.head.num_variables
@@ -62,8 +96,13 @@ def _time_steps():
       functions[f"{label}, invocation"] = (model.invoke, num_bands)
       functions[f"{label}, loop"] = (_loop(model, wavenet), num_bands * _STEPS_PER_FRAME)
   seconds = medians({name: function for name, (function, _) in functions.items()})
-  for name, (_, num_samples) in functions.items():
-    microseconds = 1e6 * seconds[name] / num_samples
+  _report(seconds, {name: num_samples for name, (_, num_samples) in functions.items()})
+
+
+def _report(seconds, num_samples):
+  """Prints what functions take for a sample, by the samples that a call of each makes."""
+  for name, value in seconds.items():
+    microseconds = 1e6 * value / num_samples[name]
     print(f"{name}: {microseconds:.1f} us a sample, {1e6 / _SAMPLE_RATE_HZ / microseconds:.2f} times real time")
 
 
@@ -78,7 +117,7 @@ def _network(channels, dilation_rates, num_bands=1, hidden_units=64, pruned=None
 
 
 def _products(wavenet):
-  """The matrix products of a step and nothing else, from an input that is as long as any of them needs."""
+  """A step's matrix products without what stands between them, from an input that is as long as any of them needs."""
   x = tf.TensorSpec([1, wavenet.channels * len(wavenet.blocks)], tf.float32)
   kernels = [tf.constant(np.array(block.conv.kernel)) for block in wavenet.blocks]
   kernels += [tf.constant(np.array(block.residual.kernel)) for block in wavenet.blocks if not block.last]

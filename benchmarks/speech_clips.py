@@ -1,11 +1,11 @@
 """Writes held-out recordings of a speech model and what it makes of them, for benchmarks/speech_quality.py.
 
-  python -m benchmarks.speech_clips --workdir=runs/speech --out=clips
+  python -m benchmarks.speech_clips --workdir=runs/speech --out=clips --language=en/
   python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.7
 
-The clips are of --speaker in --language, 1.2 to 7 seconds long. `out` gets the folders original, tfvq, converted
-(--target says what the speaker said), and second (the target's own recordings); with --codec also device, what an
-exported codec makes of the clips.
+The clips are of --speaker in --language, 1.2 to 7 seconds long. `out` gets the folders original, tfvq, tfvq_converted
+(--target says what the speaker said), and second (the target's own recordings); with --codec also device and
+device_converted, what an exported codec makes of the clips.
 """
 
 import os
@@ -26,7 +26,7 @@ _CODEC = flags.DEFINE_string("codec", "", "Folder of an exported codec.")
 _SPLIT = flags.DEFINE_string("split", "held_out", "Split of the corpus.")
 _SPEAKER = flags.DEFINE_string("speaker", "", "Whose clips; the corpus's first speaker's if empty.")
 _TARGET = flags.DEFINE_string("target", "", "Whose voice they are converted to; the second speaker's if empty.")
-_LANGUAGE = flags.DEFINE_string("language", "en/", "What the names of the clips begin with.")
+_LANGUAGE = flags.DEFINE_string("language", "", "What the names of the clips begin with, such as en/ or nl/.")
 _NUM = flags.DEFINE_integer("num", 20, "Number of clips.")
 _TEMPERATURE = flags.DEFINE_list("temperature", [], "One for all bands, or one for each; the model's own if empty.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
@@ -53,23 +53,26 @@ def main(argv):
   source = speakers.index(_SPEAKER.value or speakers[0])
   target = speakers.index(_TARGET.value or speakers[1 % len(speakers)])
   first = [clip for clip in clips if clip.speaker == source and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]
+  if not first:
+    raise UserError(f"{speakers[source]} has no clip of 1.2 to 7 s whose name begins with {_LANGUAGE.value!r}.")
   out = pathlib.Path(_OUT.value)
   num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples
   audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
   codec = SpeechCodec(model)
   codes = np.stack([codec.encode(AudioArray(sound)) for sound in audio])
   temperature = [float(value) for value in _TEMPERATURE.value] or list(facts["temperature"])
-  for folder, speaker in (("tfvq", source), ("converted", target)):
-    if folder == "converted" and _SPLIT.value != "held_out":
-      continue
+  voices = {"": source, "_converted": target} if _SPLIT.value == "held_out" else {"": source}
+  for kind, speaker in voices.items():
     spoken = codec.decode(codes, np.full(len(first), speaker), _SEED.value, temperature)
     for clip, sound in zip(first, spoken, strict=True):
-      write_wav(out / folder / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
+      write_wav(out / f"tfvq{kind}" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
   if _CODEC.value:
     exported = DeviceCodec(_CODEC.value)
     for clip in first:
-      sound = exported.decode(exported.encode(clip.audio), speakers[source], _SEED.value, temperature)
-      write_wav(out / "device" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
+      own_codes = exported.encode(clip.audio)
+      for kind, speaker in voices.items():
+        sound = exported.decode(own_codes, speakers[speaker], _SEED.value, temperature)
+        write_wav(out / f"device{kind}" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
   second = [clip for clip in clips if clip.speaker == target][: _NUM.value]
   for folder, chosen in (("original", first), ("second", second)):
     for clip in chosen:

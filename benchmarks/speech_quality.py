@@ -7,8 +7,8 @@ What --out names is shown by the report of that run, once its stage `evaluation`
 
 For every codec, aligned in the same way: ViSQOL (speech mode), PESQ (wide band), STOI, word error rates by pocketsphinx
 with a language model of the prompts and with its general one, hiss (natural logarithm of mel magnitudes in the quietest
-tenth of the frames, output less original), and from clips/converted the share of clips whose voice is nearer to the
-target speaker than to the source. Transcripts are lines of `name: text`.
+tenth of the frames, no less than that of 1e-5, output less original), and of the converted clips the share whose voice
+is nearer to the target speaker than to the source. Transcripts are lines of `name: text`.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main():
     aligned = {name: align(original, clips[name]) for name, original in originals.items()}
     rows.append([codec, *(f"{figures[name](originals, aligned):.3f}" for name in chosen)])
   tables = [{"title": title, "columns": ["codec", *chosen], "rows": rows}]
-  if (arguments.clips / "converted").exists() and not arguments.only:
+  if (arguments.clips / "tfvq_converted").exists() and not arguments.only:
     word_error = figures.get("wer_closed")
     tables.append(conversion(arguments.clips, word_error, originals))
   for table in tables:
@@ -135,7 +135,7 @@ def hiss(originals, decoded):
 
 def log_mel(audio):
   mel = librosa.feature.melspectrogram(y=audio, sr=RATE_HZ, n_fft=512, win_length=400, hop_length=160, power=1.0)
-  return np.log(np.maximum(mel, 1e-3))
+  return np.log(np.maximum(mel, 1e-5))
 
 
 def word_errors(texts, closed):
@@ -204,11 +204,11 @@ def conversion(clips, word_error, originals):
 
   encoder = VoiceEncoder("cpu", verbose=False)
   embed = lambda audio: encoder.embed_utterance(0.056 * audio / max(np.sqrt(np.mean(audio**2)), 1e-6))
-  heard = {name: read_folder(clips / name) for name in _VOICES}
-  voices = {name: [embed(audio) for audio in heard[name].values()] for name in _VOICES}
-  mean = {name: np.mean(voices[name], axis=0) / np.linalg.norm(np.mean(voices[name], axis=0)) for name in _VOICES}
+  heard = {name: read_folder(clips / name) for name in _VOICES if (clips / name).exists()}
+  voices = {name: [embed(audio) for audio in sounds.values()] for name, sounds in heard.items()}
+  mean = {name: np.mean(found, axis=0) / np.linalg.norm(np.mean(found, axis=0)) for name, found in voices.items()}
   rows = []
-  for name in _VOICES:
+  for name in voices:
     to_source, to_target = (
       np.array([voice @ mean[other] for voice in voices[name]]) for other in ("original", "second")
     )
@@ -223,7 +223,7 @@ def conversion(clips, word_error, originals):
   }
 
 
-_VOICES = ("original", "second", "tfvq", "converted")
+_VOICES = ("original", "second", "tfvq", "tfvq_converted", "device", "device_converted")
 
 if __name__ == "__main__":
   main()

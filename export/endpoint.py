@@ -1,6 +1,8 @@
 """What is exported: a function of a trained model, with its signature and real examples of its inputs."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import keras
@@ -11,7 +13,7 @@ import tensorflow as tf
 LOOK_UP = ("MatMul.*", "concat.*")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Endpoint:
   """A function of a trained model.
 
@@ -20,9 +22,10 @@ class Endpoint:
     function: Called with the inputs by name, gives a dict of outputs.
     inputs: A spec for each input, their shapes fixed.
     model: Whose weights it reads.
-    examples: Called with a split, gives inputs of real data without end, or as many as there are.
-    kept_in_float: Regular expressions of the parts of the graph, by the names of their tensors, that int8 does not
-      touch: those where rounding costs most for its size.
+    examples: Called with a split, gives inputs of real data without end, or as many as there are; where there is a
+      state they follow one another from its beginning.
+    kept_in_float: Regular expressions of the parts of the graph, by the names of their tensors, that stay in float32:
+      those where rounding costs most for its size.
     sparse_modes: TFLite modes in which the weights are written without their zeros, see `tflite.write`.
     state: Variables that the function changes, all zeros at first; only TFLite takes such a function.
   """
@@ -51,9 +54,17 @@ class Endpoint:
     """The function as TensorFlow traces it."""
     return tf.function(lambda *inputs: self.function(**dict(zip(self.inputs, inputs, strict=True))))
 
+  @functools.cached_property
   def concrete(self) -> tf.types.experimental.ConcreteFunction:
     """The traced function."""
     return self.graph().get_concrete_function(*self.specs)
+
+  def some_examples(self, split: str, num: int) -> list[dict[str, np.ndarray]]:
+    """At most `num` examples: the first ones if there is a state, else evenly spread, as neighbours are much alike."""
+    if self.state:
+      return list(itertools.islice(self.examples(split), num))
+    seen = list(itertools.islice(self.examples(split), 10 * num))
+    return seen[:: -(-len(seen) // num) or 1]
 
 
 def floats(*shape) -> tf.TensorSpec:

@@ -2,6 +2,7 @@
 
   python -m export.export_main --workdir=runs/frames --out=exported
   python -m export.export_main --workdir=runs/speech --out=exported --formats=tflite --quantize=none,dynamic
+  python -m export.export_main --workdir=runs/speech --model=runs/speech/prune/model.keras --out=exported
 
 `out` gets tflite/QUANTISATION/*.tflite, onnx/*.onnx, saved_model/, and export.json, which tells of every file its
 signature, its checksum, and how far it is from the trained model on recordings or images not trained on. Each folder of
@@ -31,31 +32,37 @@ _CHOSEN_QUANTIZATIONS = flags.DEFINE_list(
   "Of TFLite files: none (float32), float16 (weights), dynamic (int8 weights, activations rounded as they come), int8 "
   "(activations' ranges fixed beforehand).",
 )
-_PRUNED = flags.DEFINE_bool("pruned", False, "Takes the decoder that the stage `prune` made.")
+_MODEL = flags.DEFINE_string(
+  "model", "", "A model to take in place of the run's autoencoder, such as prune/model.keras in the run's folder."
+)
+_WRITTEN = {"tflite", "saved_model", "onnx", "export.json"}
 
 
 def main(argv):
   """Reads a workdir and writes `out`."""
+  import keras
+
   from export.exporter import export
   from tfvq.training.stages import open_run
 
   del argv
   logging.set_verbosity(logging.WARNING)  # converters tell of every step
+  out = pathlib.Path(_OUT.value).resolve()
+  if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _WRITTEN):
+    raise UserError(f"{_OUT.value} is not an export, which alone would be replaced: choose another --out.")
   run = open_run(_WORKDIR.value)
-  if _PRUNED.value:
-    run.autoencoder = run.pruned
-  out = pathlib.Path(_OUT.value)
-  if out.exists() and any(out.iterdir()) and not (out / "export.json").exists():
-    raise UserError(f"{out} holds files that no export wrote: choose another --out.")
-  partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
+  keras.config.set_dtype_policy("float32")  # whatever the training computed in
+  partial, old = (out.with_name(f".{word}-{os.getpid()}-{out.name}") for word in ("partial", "old"))
   try:
-    rows = export(run, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
+    rows = export(run, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value, _MODEL.value)
+    if out.exists():
+      out.rename(old)
+    partial.rename(out)
   except OSError as error:
-    raise UserError(f"{out} could not be written ({error.strerror or error}).") from error
+    raise UserError(f"{error.filename or out} could not be read or written ({error.strerror or error}).") from error
   finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    for folder in (partial, old):
+      shutil.rmtree(folder, ignore_errors=True)
   for name, size, told in rows:
     print(f"{out / name}: {size / 1e6:.2f} MB{told}")
 
@@ -63,7 +70,7 @@ def main(argv):
 def _parse_flags(argv):
   if any(argument.lstrip("-") in ("h", "help") for argument in argv[1:]):
     print(__doc__)
-    for holder in (_WORKDIR, _OUT, _CHOSEN_FORMATS, _CHOSEN_QUANTIZATIONS, _PRUNED):
+    for holder in (_WORKDIR, _OUT, _CHOSEN_FORMATS, _CHOSEN_QUANTIZATIONS, _MODEL):
       print(f"  --{holder.name}: {flags.FLAGS[holder.name].help}")
     sys.exit(0)
   try:

@@ -14,7 +14,6 @@ from export.prior_endpoints import prior_endpoints
 from export.speech_endpoints import (
   CONDITION_FRAMES,
   ENCODER_FRAMES,
-  SYNTHESIS_CONTEXT,
   speech_endpoints,
   synthesis_steps,
 )
@@ -22,13 +21,15 @@ from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.errors import UserError
 from tfvq.files import sha256, write_json
+from tfvq.ops.subbands import CONTEXT_STEPS
+from tfvq.training.training import load_model
 
 _NUM_PARITY_EXAMPLES = 100
 _CODEC_PARTS = ("encoder", "condition", "step", "synthesis")
 _CODEC_FACTS = ("sample_rate_hz", "hop_samples", "frame_shape", "num_embeddings", "speakers", "autoencoder_sha256")
 
 
-def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, int, str]]:
+def export(run, out: pathlib.Path, formats, quantizations, model_path="") -> list[tuple[str, int, str]]:
   """Exports a run.
 
   Args:
@@ -36,16 +37,31 @@ def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, in
     out: A new folder.
     formats: Of "tflite", "saved_model" and "onnx".
     quantizations: Of `tflite.MODES`.
+    model_path: A `.keras` file of another autoencoder of the same data and codes; the run's own if empty.
 
   Returns:
     For each file its name, its size in bytes, and its parity in words.
+
+  Raises:
+    UserError: The system has no codes, or what the formats need is not trained yet.
   """
-  if "autoencoder" in run.task.stages:
+  if not run.task.has_codes:
+    raise UserError(f"{run.workdir.path} has no autoencoder with codes: there is nothing to export.")
+  if model_path:
+    run.autoencoder = load_model(model_path)
+  else:
     run.workdir.require("autoencoder")
+  if {"saved_model", "onnx"} & set(formats):
+    run.workdir.require("prior")
   endpoints = device_endpoints(run)
   jobs = []
   if "tflite" in formats:
-    jobs += [("tflite", mode, endpoint) for mode in quantizations for endpoint in endpoints]
+    jobs += [
+      ("tflite", mode, endpoint)
+      for endpoint in endpoints
+      for mode in quantizations
+      if tflite.is_possible(endpoint, mode)
+    ]
   if "onnx" in formats:
     stateless = [endpoint for endpoint in endpoints if not endpoint.state]
     jobs += [("onnx", "none", endpoint) for endpoint in (*stateless, *prior_endpoints(run))]
@@ -53,7 +69,7 @@ def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, in
   out.mkdir(parents=True)
   for kind, mode, endpoint in tqdm.tqdm(jobs, desc="export", unit="file", dynamic_ncols=True):
     if endpoint.name not in examples:
-      examples[endpoint.name] = tflite.spread(endpoint.examples("held_out"), _NUM_PARITY_EXAMPLES)
+      examples[endpoint.name] = endpoint.some_examples("held_out", _NUM_PARITY_EXAMPLES)
     if kind == "tflite":
       name = f"tflite/{mode}/{endpoint.name}.tflite"
       content = tflite.write(endpoint, mode)
@@ -67,14 +83,24 @@ def export(run, out: pathlib.Path, formats, quantizations) -> list[tuple[str, in
     path.write_bytes(content)
     parity = {key: measure_parity(endpoint, runner, examples[endpoint.name]) for key, runner in runners.items()}
     files.append({"file": name, "quantization": mode, **_signature(endpoint), **_file_facts(path), **parity})
-  facts = _facts(run)
+  facts = _facts(run, model_path or run.workdir.folder("autoencoder") / "checkpoint.keras")
   if "tflite" in formats and "sample_rate_hz" in facts:
     for mode in quantizations:
       _write_codec(run, facts, out / "tflite" / mode)
   if "saved_model" in formats:
-    signatures = saved_model.write_saved_model(run, out / "saved_model")
-    size = sum(path.stat().st_size for path in (out / "saved_model").rglob("*") if path.is_file())
-    files.append({"file": "saved_model", "quantization": "none", "signatures": signatures, "bytes": size})
+    folder = out / "saved_model"
+    signatures, parity = saved_model.write_saved_model(run, folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files.append(
+      {
+        "file": "saved_model",
+        "quantization": "none",
+        "signatures": signatures,
+        "bytes": sum(path.stat().st_size for path in paths),
+        "sha256": {str(path.relative_to(folder)): sha256(path) for path in paths},
+        "parity": parity,
+      }
+    )
   write_json(out / "export.json", {**facts, "files": files})
   return [(file["file"], file["bytes"], _in_words(file)) for file in files]
 
@@ -84,26 +110,17 @@ def device_endpoints(run) -> list[Endpoint]:
 
   Args:
     run: `tfvq.training.stages.Run`.
-
-  Raises:
-    UserError: The system has no codes.
   """
-  if not run.task.has_codes:
-    raise UserError(f"{run.workdir.path} has no autoencoder with codes: there is nothing to export.")
   if isinstance(run.autoencoder, models.SpeechVQVAE):
     return speech_endpoints(run.autoencoder, run.task.corpus)
   return image_endpoints(run)
 
 
-def _facts(run):
+def _facts(run, model_path):
   """What is to be known of the model as a whole."""
   model = run.autoencoder
   num_embeddings = model.quantizer.num_embeddings
-  facts = {
-    "task": run.config.task,
-    "num_embeddings": num_embeddings,
-    "autoencoder_sha256": sha256(run.workdir.folder("autoencoder") / "checkpoint.keras"),
-  }
+  facts = {"task": run.config.task, "num_embeddings": num_embeddings, "autoencoder_sha256": sha256(model_path)}
   if isinstance(model, models.SpeechVQVAE):
     codes_per_second = SAMPLE_RATE_HZ / model.hop_samples * math.prod(model.frame_shape)
     return {
@@ -115,7 +132,13 @@ def _facts(run):
       "kilobits_per_second": float(codes_per_second * np.log2(num_embeddings) / 1000),
       "speakers": run.task.corpus.speakers,
     }
-  return {**facts, "code_shape": list(model.encoder.output_shape[1:-1]), "image_shape": list(run.task.image_shape)}
+  code_shape = list(model.encoder.output_shape[1:-1])
+  return {
+    **facts,
+    "image_shape": list(run.task.image_shape),
+    "code_shape": code_shape,
+    "bits_per_image": float(math.prod(code_shape) * np.log2(num_embeddings)),
+  }
 
 
 def _write_codec(run, facts, folder):
@@ -136,7 +159,7 @@ def _write_codec(run, facts, folder):
       "noise_shape": list(model.decoder.head.noise_shape),
       "num_bands": model.audio_values.num_bands,
       "synthesis_steps": synthesis_steps(model),
-      "synthesis_context": SYNTHESIS_CONTEXT,
+      "synthesis_context": CONTEXT_STEPS,
       "files": {f"{name}.tflite": sha256(folder / f"{name}.tflite") for name in _CODEC_PARTS},
     },
   )
@@ -146,8 +169,7 @@ def _signature(endpoint: Endpoint):
   return {
     "inputs": {name: [spec.shape.as_list(), spec.dtype.name] for name, spec in endpoint.inputs.items()},
     "outputs": {
-      name: [output.shape.as_list(), output.dtype.name]
-      for name, output in endpoint.concrete().structured_outputs.items()
+      name: [output.shape.as_list(), output.dtype.name] for name, output in endpoint.concrete.structured_outputs.items()
     },
   }
 
@@ -158,7 +180,7 @@ def _file_facts(path):
 
 def _in_words(file):
   words, errors = [], []
-  for name, figures in file.get("parity", {}).items():
+  for name, figures in file["parity"].items():
     if "share_equal" in figures:
       words.append(f"{100 * figures['share_equal']:.1f} % of {name} equal")
     else:

@@ -12,22 +12,31 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
   Args:
     endpoint: The endpoint.
     runner: `tflite.Runner` or `onnx.Runner` of the file.
-    examples: Inputs to compare on, each from the state at the beginning.
+    examples: Inputs to compare on, one after another from the state's beginning.
 
   Returns:
     For each output its figures. Integers: "share_equal". Floats: "max_error" and "relative_rms_error", the latter
-    in parts of the output's own root mean square.
+    in parts of the output's own root mean square. Codes that come with the vectors they are of, "z_e", have two more:
+    "share_sure" of those that the error cannot have changed, see `sure_codes`, and how many of these are equal.
   """
-  function = endpoint.concrete()
+  function = endpoint.concrete
   expected, given = {}, {}
+  endpoint.reset()
+  runner.reset()
   for example in examples:
-    endpoint.reset()
-    runner.reset()
     outputs, told = function(*(tf.constant(example[name]) for name in endpoint.inputs)), runner(**example)
     for name, value in outputs.items():
       expected.setdefault(name, []).append(value.numpy())
       given.setdefault(name, []).append(told[name])
-  return {name: _compare(np.stack(expected[name]), np.stack(given[name])) for name in expected}
+  expected, given = ({name: np.stack(values) for name, values in found.items()} for found in (expected, given))
+  figures = {name: compare(expected[name], given[name]) for name in expected}
+  if "z_e" in expected:
+    codebook = np.array(endpoint.model.quantizer.codebook)
+    vectors = (found["z_e"].reshape(-1, codebook.shape[1]) for found in (expected, given))
+    sure = sure_codes(*vectors, codebook)
+    equal = (expected["codes"] == given["codes"]).reshape(-1)[sure]
+    figures["codes"] |= {"share_sure": float(np.mean(sure)), "share_equal_of_sure": float(np.mean(equal))}
+  return figures
 
 
 def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
@@ -49,7 +58,8 @@ def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
   return border.min(axis=-1) > np.linalg.norm(z_e - z_e_given, axis=-1)
 
 
-def _compare(expected, given):
+def compare(expected, given) -> dict[str, float]:
+  """Figures of an output beside what is expected, see `measure_parity`."""
   if np.issubdtype(expected.dtype, np.integer):
     return {"share_equal": float(np.mean(expected == given))}
   error = np.abs(expected.astype(np.float64) - given)

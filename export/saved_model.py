@@ -6,22 +6,26 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
+from export.parity import compare
 from tfvq import models
+from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.models.sampling import continue_sequence, gumbel_noise, sample_grid, sample_sequence, sequence_start
 from tfvq.models.speech_codec import encode_inside, shares_inside
 
 _FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
 
 
-def write_saved_model(run, folder: pathlib.Path) -> dict[str, dict]:
-  """Writes the SavedModel of a trained run, with one warm-up request for each signature.
+def write_saved_model(run, folder: pathlib.Path) -> tuple[dict[str, dict], dict[str, dict]]:
+  """Writes the SavedModel of a trained run, with one warm-up request for each signature, of held-out data.
 
   Args:
     run: `tfvq.training.stages.Run`.
     folder: A new folder.
 
   Returns:
-    For each signature its inputs and outputs: {"encode": {"inputs": {name: [shape, dtype]}, "outputs": {...}}, ...}.
+    For each signature its inputs and outputs, {"encode": {"inputs": {name: [shape, dtype]}, "outputs": {...}}, ...};
+    for each output of each signature, such as "encode/codes", how far it is from the model's on that request, as
+    `export.parity.measure_parity` tells it.
   """
   functions = _speech_functions(run) if isinstance(run.autoencoder, models.SpeechVQVAE) else _image_functions(run)
   holder = tf.Module()
@@ -31,18 +35,25 @@ def write_saved_model(run, folder: pathlib.Path) -> dict[str, dict]:
   }
   tf.saved_model.save(holder, str(folder), signatures)
   _write_warmup(folder, {name: request for name, (_, _, request) in functions.items()})
-  return {
+  described = {
     name: {
       "inputs": _described(functions[name][1]),
       "outputs": _described(signature.structured_outputs),
     }
     for name, signature in signatures.items()
   }
+  served, parity = tf.saved_model.load(str(folder)).signatures, {}
+  for name, (_, _, request) in functions.items():
+    inputs = {key: tf.constant(value) for key, value in request.items()}
+    expected, given = signatures[name](**inputs), served[name](**inputs)
+    parity |= {f"{name}/{key}": compare(expected[key].numpy(), given[key].numpy()) for key in expected}
+  return described, parity
 
 
 def _image_functions(run):
   """For each signature its function, the specs of its inputs, and a request."""
   model, prior = run.autoencoder, run.prior
+  images = run.task.source.examples("held_out", 4).astype(np.float32)
   code_shape = list(model.encoder.output_shape[1:-1])
   image_shape = list(run.task.image_shape)
   labelled = bool(prior.num_classes)
@@ -78,12 +89,12 @@ def _image_functions(run):
     "encode": (
       encode,
       {"image": _spec([None, *image_shape], tf.float32, "image")},
-      {"image": np.zeros([1, *image_shape], np.float32)},
+      {"image": images},
     ),
     "decode": (
       decode,
       {"codes": _spec([None, *code_shape], tf.int32, "codes")},
-      {"codes": np.zeros([1, *code_shape], np.int32)},
+      {"codes": model.encode(images).numpy()},
     ),
     "sample": sampling,
   }
@@ -109,17 +120,19 @@ def _speech_functions(run):
 
   drawn = {"seed": _spec([], tf.int32, "seed"), "temperature": _spec([num_bands], tf.float32, "temperature")}
   speaker = _spec([None], tf.int32, "speaker")
+  clip = next(iter(run.task.corpus.clips("held_out")))
+  audio = clip.audio[np.newaxis, : SAMPLE_RATE_HZ // 2]
   request = {
-    "speaker": np.zeros([1], np.int32),
+    "speaker": np.array([clip.speaker], np.int32),
     "seed": np.int32(0),
-    "temperature": np.array(run.config.samples.temperature, np.float32),
+    "temperature": np.broadcast_to(np.float32(run.config.samples.temperature), [num_bands]),
   }
   return {
-    "encode": (encode, {"audio": _spec([None, None], tf.float32, "audio")}, {"audio": np.zeros([1, 1600], np.float32)}),
+    "encode": (encode, {"audio": _spec([None, None], tf.float32, "audio")}, {"audio": audio}),
     "decode": (
       decode,
       {"codes": _spec([None, None, *model.frame_shape], tf.int32, "codes"), "speaker": speaker, **drawn},
-      {"codes": np.zeros([1, 5, *model.frame_shape], np.int32), **request},
+      {"codes": encode(audio)["codes"].numpy(), **request},
     ),
     "sample": (
       sample,

@@ -1,5 +1,7 @@
 """What is exported of a VQ-VAE of speech: the parts of a codec."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -8,12 +10,12 @@ from export.fast_wavenet import SpeechSteps
 from export.wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 from tfvq import models
 from tfvq.data.audio_files import AudioArray
-from tfvq.models.speech_codec import SpeechCodec, encode_inside, shares_inside
+from tfvq.models.speech_codec import SpeechCodec, shares_inside
+from tfvq.ops.subbands import CONTEXT_STEPS
 
 ENCODER_FRAMES = 25  # whose codes the encoder of speech makes at once: 0.2 s at 125 a second
 CONDITION_FRAMES = 25
-STEPS_AT_ONCE = 4
-SYNTHESIS_CONTEXT = 8  # steps that a synthesised sample depends on, to either side
+_STEPS_AT_ONCE = 4
 _KEPT_IN_ENCODER = (".*log_mel.*", ".*stem.*", *LOOK_UP)
 
 
@@ -48,19 +50,19 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
   def values(split):
     for clip in corpus.clips(split):
       whole = model.audio_values(clip.audio[np.newaxis, : len(clip.audio) // num_bands * num_bands]).numpy()
-      length = num_steps + 2 * SYNTHESIS_CONTEXT
+      length = num_steps + 2 * CONTEXT_STEPS
       for start in range(0, whole.shape[1] - length + 1, num_steps):
         yield {"values": whole[:, start : start + length]}
 
   def encode(audio):
-    z_e = model.encoder(audio)[:, model.context_frames : -model.context_frames]
-    return {"codes": encode_inside(model, audio), "z_e": z_e}
+    z_e = model.encoder(audio)[:, model.context_frames : -model.context_frames or None]
+    return {"codes": model.quantizer.encode(z_e), "z_e": z_e}
 
   def condition(codes, speaker):
     return {"share": tf.concat(shares_inside(model, codes, speaker), axis=-1)[:, 0]}
 
   def synthesize(values):
-    margin = SYNTHESIS_CONTEXT * num_bands
+    margin = CONTEXT_STEPS * num_bands
     bands = tf.where(values < 0, 0.0, model.audio_values.bands(values))
     return {"audio": model.audio_values.join(bands)[:, margin:-margin]}
 
@@ -77,29 +79,31 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     Endpoint(
       "synthesis",
       synthesize,
-      {"values": integers(1, num_steps + 2 * SYNTHESIS_CONTEXT, num_bands)},
+      {"values": integers(1, num_steps + 2 * CONTEXT_STEPS, num_bands)},
       model,
       values,
       kept_in_float=(".*",),
     ),
-    _steps_endpoint(model, lambda split: _decoder_starts(model, corpus, codec, split)),
+    _steps_endpoint(model, corpus, codec),
   ]
 
 
 def synthesis_steps(model: models.SpeechVQVAE) -> int:
   """Steps that are made audio at once: half as many as the decoder does at once, less the context."""
-  return CONDITION_FRAMES * model.steps_per_frame // 2 - SYNTHESIS_CONTEXT
+  return CONDITION_FRAMES * model.steps_per_frame // 2 - CONTEXT_STEPS
 
 
-def _steps_endpoint(model, examples):
+def _steps_endpoint(model, corpus, codec):
   """Several steps and their audio, for callers to whom a call is dear."""
   decoder = model.decoder
-  steps = SpeechSteps(decoder, model.audio_values, STEPS_AT_ONCE, SYNTHESIS_CONTEXT)
+  num_steps = math.gcd(_STEPS_AT_ONCE, model.steps_per_frame)  # of one frame
+  steps = SpeechSteps(decoder, model.audio_values, num_steps, CONTEXT_STEPS)
   inputs = {
     "share": floats(1, 2 * decoder.channels * len(decoder.blocks)),
-    "noise": floats(STEPS_AT_ONCE, *decoder.head.noise_shape),
+    "noise": floats(num_steps, *decoder.head.noise_shape),
     "temperature": floats(decoder.head.num_variables),
   }
+  examples = lambda split: _spoken_steps(model, corpus, codec, split, num_steps)
   return Endpoint("steps", steps, inputs, model, examples, state=tuple(steps.state))
 
 
@@ -125,14 +129,18 @@ def _decoder_examples(model, corpus, codec, split, num_steps=100):
     yield from step_examples(decoder, inputs, shares, noise, temperature, first)
 
 
-def _decoder_starts(model, corpus, codec, split):
-  """What several steps at once are given at the beginning of recordings."""
+def _spoken_steps(model, corpus, codec, split, num_steps):
+  """What the decoder is given while it speaks recordings one after another, several steps at once."""
   decoder = model.decoder
   for number, clip in enumerate(corpus.clips(split)):
-    codes = _with_context(model, codec.encode(AudioArray(clip.audio[: model.hop_samples])))
-    noise = models.gumbel_noise(0, (STEPS_AT_ONCE, *decoder.head.noise_shape), number)
-    yield {
-      "share": np.concatenate(shares_inside(model, codes[np.newaxis], np.array([clip.speaker])), axis=-1)[:, 0],
-      "noise": noise.numpy(),
-      "temperature": np.ones([decoder.head.num_variables], np.float32),
-    }
+    codes = _with_context(model, codec.encode(AudioArray(clip.audio)))
+    shares = shares_inside(model, codes[np.newaxis], np.array([clip.speaker]))
+    shares = np.concatenate(shares, axis=-1)[:, 0]
+    noise_shape = (len(shares) * model.steps_per_frame, *decoder.head.noise_shape)
+    noise = models.gumbel_noise(0, noise_shape, number).numpy()
+    for step in range(0, len(noise), num_steps):
+      yield {
+        "share": shares[np.newaxis, step // model.steps_per_frame],
+        "noise": noise[step : step + num_steps],
+        "temperature": np.zeros([decoder.head.num_variables], np.float32),
+      }

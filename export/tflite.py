@@ -1,8 +1,8 @@
 """TFLite files: writing them, with or without quantisation, and running them."""
 
 import contextlib
+import functools
 import io
-import itertools
 import pathlib
 import tempfile
 
@@ -22,6 +22,7 @@ MODES = ("none", "float16", "dynamic", "int8")
 _QUANTIZED_OPS = (TFLOperationName.CONV_2D, TFLOperationName.CONV_2D_TRANSPOSE, TFLOperationName.FULLY_CONNECTED)
 _LOOK_UPS = TFLOperationName.EMBEDDING_LOOKUP
 _NUM_CALIBRATION_EXAMPLES = 200
+_LEAST_RANGE = 0.01  # of an activation: units that are never active have none, and kernels none for that
 _SIGNATURE = "serving_default"
 _OUTPUTS = "StatefulPartitionedCall.*"  # a layer that makes an output stays as it is
 
@@ -36,19 +37,23 @@ def write(endpoint: Endpoint, mode: str) -> bytes:
       "train".
   """
   if mode in endpoint.sparse_modes:
-    optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    if mode == "dynamic":
-      optimizations.append(tf.lite.Optimize.DEFAULT)
-    return _convert(endpoint, optimizations)
+    rounded = (tf.lite.Optimize.DEFAULT,) if mode == "dynamic" else ()
+    return _convert(endpoint, (tf.lite.Optimize.EXPERIMENTAL_SPARSITY, *rounded))
   return _quantize(_convert(endpoint), mode, endpoint)
 
 
+def is_possible(endpoint: Endpoint, mode: str) -> bool:
+  """Whether there is a way to write an endpoint in a mode: ranges cannot be measured where there is a state."""
+  return not (endpoint.state and mode == "int8")
+
+
+@functools.lru_cache(maxsize=1)  # the modes of an endpoint begin with the same file
 def _convert(endpoint, optimizations=()):
   # The variables of Keras are none to TensorFlow's bookkeeping: they are named one by one.
   holder = tf.Module()
   holder.tracked = [variable.value for variable in endpoint.model.variables]
   holder.state = list(endpoint.state)
-  signatures = {_SIGNATURE: endpoint.concrete()}
+  signatures = {_SIGNATURE: endpoint.concrete}
   if endpoint.state:
     signatures["reset"] = tf.function(endpoint.reset).get_concrete_function()
   with tempfile.TemporaryDirectory() as folder:
@@ -75,9 +80,8 @@ def _quantize(content, mode, endpoint):
       recipe.add_dynamic_config(".*", operation, 8)
     else:
       recipe.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
-    if mode != "float16":
-      for part in (*endpoint.kept_in_float, _OUTPUTS):
-        recipe.add_quantization_config(part, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    for part in (*endpoint.kept_in_float, _OUTPUTS):
+      recipe.add_quantization_config(part, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     path = pathlib.Path(folder) / "model.tflite"
@@ -89,8 +93,10 @@ def _quantize(content, mode, endpoint):
     machine.load_quantization_recipe(recipe.get_quantization_recipe())
     calibration = None
     if machine.need_calibration:
-      examples = spread(endpoint.examples("train"), _NUM_CALIBRATION_EXAMPLES)
+      examples = endpoint.some_examples("train", _NUM_CALIBRATION_EXAMPLES)
       calibration = machine.calibrate({_SIGNATURE: examples})
+      for limits in calibration.values():
+        limits["max"] = np.maximum(limits["max"], limits["min"] + _LEAST_RANGE)
     return bytes(machine.quantize(calibration).quantized_model)
 
 
@@ -112,12 +118,6 @@ def _with_look_ups(content):
         operation.inputs = operation.inputs[::-1]
         operation.builtinOptions, operation.builtinOptionsType = None, 0
   return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-def spread(examples, num: int) -> list:
-  """At most `num` of some examples, evenly spread over the first ten times as many: neighbours are much alike."""
-  seen = list(itertools.islice(examples, 10 * num))
-  return seen[:: -(-len(seen) // num) or 1]
 
 
 class Runner:

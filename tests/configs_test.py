@@ -174,6 +174,31 @@ def test_a_source_that_there_is_not_is_told_of_before_anything_starts(name, expe
     validate(config)
 
 
+@pytest.mark.parametrize(
+  ("name", "changes", "sentence"),
+  [
+    ("tts", {"data.source": "asterisk"}, "config.phones needs a source whose phones are known: .* is asterisk"),
+    ("tts", {"data.crop_samples": 8192}, "config.data.crop_samples is 8192; with config.phones it must be a multiple"),
+    ("wavenet", {"prior.num_bands": 3}, "config.prior.num_bands is 3; it must divide both 160"),
+  ],
+)
+def test_a_wavenet_hears_phones_where_it_is_to_and_they_are_known(name, changes, sentence):
+  config = config_of(name, "small")
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=sentence):
+    validate(config)
+
+
+def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
+  config = tiny("wavenet")
+  validate(config)
+  task = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="").task
+  task.prepare_data()
+  assert task.corpus.phones and not task.build_prior(None).condition_dim
+  ((_, condition),) = next(iter(task.prior_batches(None, 4, 0)))
+  assert set(condition) == {"speaker"}
+
+
 def test_spectra_are_perturbed_where_there_are_some():
   config = config_of("speech", "small")
   config.autoencoder.voice_perturbation = 0.25

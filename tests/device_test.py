@@ -114,6 +114,7 @@ def test_the_noise_is_standard_gumbel():
     ([0, 1], {}, r"Codes have shape \[2\]; those of this model have \[frames, 2\]"),
     ([[0, 0]], {"speaker": "nobody"}, "The model has no speaker 'nobody'"),
     ([[0, 0]], {"temperature": [1, 1]}, "temperature has shape"),
+    ([[0, 0]], {"seed": -1}, "The seed is -1; give one of zero or more"),
   ],
 )
 def test_what_cannot_be_decoded_is_refused(codes, arguments, sentence, codec_folder):
@@ -126,6 +127,12 @@ def test_a_damaged_folder_is_refused(codec_folder, tmp_path):
     SpeechCodec(tmp_path)
   for path in codec_folder.iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
+  facts = (tmp_path / "codec.json").read_text()
+  for wrong in ("[]", "null", "{", '{"files": 3}', '{"files": {}}'):
+    (tmp_path / "codec.json").write_text(wrong)
+    with pytest.raises(CodecError, match="does not hold a whole codec"):
+      SpeechCodec(tmp_path)
+  (tmp_path / "codec.json").write_text(facts)
   content = bytearray((tmp_path / "step.tflite").read_bytes())
   content[1000] ^= 1
   (tmp_path / "step.tflite").write_bytes(bytes(content))
@@ -133,9 +140,12 @@ def test_a_damaged_folder_is_refused(codec_folder, tmp_path):
     SpeechCodec(tmp_path)
 
 
+MODEL = b"12345678"
+
+
 def encoded(codes, hop_samples=64, less=0, frame_shape=()):
   codes = np.array(codes, np.int32).reshape(-1, *frame_shape)
-  return codes_file.EncodedSpeech(codes, b"12345678", "", 1.5, len(codes) * hop_samples - less)
+  return codes_file.EncodedSpeech(codes, MODEL, 1.5, len(codes) * hop_samples - less)
 
 
 @given(st.integers(1, 5000), st.sampled_from([(), (1,), (2,), (3,)]), st.data())
@@ -145,17 +155,18 @@ def test_codes_come_back_from_a_file(num_embeddings, frame_shape, data):
   codes = data.draw(st.lists(st.integers(0, num_embeddings - 1), min_size=size, max_size=size))
   written = encoded(codes, less=data.draw(st.integers(0, 63)) if codes else 0, frame_shape=frame_shape)
   content = codes_file.pack(written, num_embeddings, 64)
-  read = codes_file.unpack(content, num_embeddings, 64, frame_shape)
+  read = codes_file.unpack(content, MODEL, num_embeddings, 64, frame_shape)
   np.testing.assert_array_equal(read.codes, written.codes)
   assert read[1:] == written[1:]
-  assert len(content) == 31 + -(-len(codes) * codes_file.bits_per_code(num_embeddings) // 8)
+  assert len(content) == 30 + -(-len(codes) * codes_file.bits_per_code(num_embeddings) // 8)
 
 
 @settings(max_examples=500)
-@given(st.data())
-def test_a_damaged_file_is_told_of_never_decoded(data):
+@given(st.sampled_from([(), (2,)]), st.data())
+def test_a_damaged_file_is_told_of_never_decoded(frame_shape, data):
   """Any change is found; one with its checksum mended is refused or decodes to codes that are in their range."""
-  content = bytearray(codes_file.pack(encoded(range(100, 140)), 500, 64))
+  written = codes_file.pack(encoded(range(100, 140), frame_shape=frame_shape), 500, 64)
+  content = bytearray(written)
   kind = data.draw(st.sampled_from(["cut", "change", "mend", "garbage"]))
   if kind == "cut":
     content = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -167,11 +178,10 @@ def test_a_damaged_file_is_told_of_never_decoded(data):
     if kind == "mend":
       content[-4:] = struct.pack("<I", zlib.crc32(content[:-4]))
   try:
-    read = codes_file.unpack(bytes(content), 500, 64)
+    read = codes_file.unpack(bytes(content), MODEL, 500, 64, frame_shape)
   except CodecError:
     return
-  unchanged = bytes(content) == codes_file.pack(encoded(range(100, 140)), 500, 64)
-  assert kind == "mend" or unchanged
+  assert kind == "mend" or bytes(content) == written
   assert not len(read.codes) or (read.codes.min() >= 0 and read.codes.max() < 500)
 
 
@@ -222,8 +232,16 @@ def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
   write_wav(tmp_path / "empty.wav", audio[:0])
   (tmp_path / "text.wav").write_text("hello")
   (tmp_path / "text.codes").write_text("hello")
+  write_wav(tmp_path / "cut.wav", audio)
+  (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:-1000])
+  (tmp_path / "chunk.wav").write_bytes(b"RIFF$\0\0\0WAVEjunk\xff\xff\xff\x7f")
+  write_wav(tmp_path / "good.wav", audio)
   codes = encoded([1, 2, 3, 4], frame_shape=(2,))
   (tmp_path / "other.codes").write_bytes(codes_file.pack(codes, 16, 64))
+  (tmp_path / "larger.codes").write_bytes(codes_file.pack(codes._replace(num_samples=256), 512, 128))
+  own = codes._replace(model_id=SpeechCodec(codec_folder).model_id)
+  (tmp_path / "own.codes").write_bytes(codes_file.pack(own, 16, 64))
+  (tmp_path / "cut.codes").write_bytes(codes_file.pack(own, 16, 64)[:-1])
   cases = [
     ("encode", "44.wav", "44.wav has 44100 Hz, 1 channels, 16 bits: it must be a WAV file of 16000 Hz"),
     ("encode", "stereo.wav", "2 channels"),
@@ -231,10 +249,33 @@ def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
     ("encode", "text.wav", "text.wav cannot be encoded"),
     ("encode", "nothing.wav", "nothing.wav could not be read"),
     ("decode", "text.codes", "text.codes cannot be decoded. It is not a file of codes"),
+    ("encode", "cut.wav", "is empty or breaks off"),
+    ("encode", "chunk.wav", "chunk.wav cannot be encoded"),
     ("decode", "other.codes", "was made with another model"),
+    ("decode", "larger.codes", "was made with another model"),
+    ("decode", "cut.codes", "cut.codes cannot be decoded. It is cut short or altered"),
     ("decode", "nothing.codes", "nothing.codes could not be read"),
   ]
   for command, name, sentence in cases:
     code, _, told = device(command, tmp_path / name, tmp_path / "out", model)
     assert code == 2 and sentence in told and "Traceback" not in told, (name, told)
     assert not (tmp_path / "out").exists()
+  for arguments, sentence in (
+    (("decode", tmp_path / "own.codes", tmp_path / "out", "--speaker=nobody"), "The model has no speaker 'nobody'"),
+    (("decode", tmp_path / "own.codes", tmp_path / "out", "--seed=-1"), "The seed is -1"),
+    (("encode", tmp_path / "good.wav", tmp_path), "is a folder: name a file in it"),
+    (("encode", tmp_path / "good.wav", tmp_path / "good.wav" / "out"), "there is no folder"),
+  ):
+    code, _, told = device(*arguments, model)
+    assert code == 2 and sentence in told and "Traceback" not in told, (arguments, told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_codec_works_straight_after_installation(tmp_path, rng):
+  write_wav(tmp_path / "in.wav", speech(8000, rng))
+  assert device("encode", tmp_path / "in.wav", tmp_path / "a.codes")[0] == 0
+  assert device("decode", tmp_path / "a.codes", tmp_path / "out.wav", "--speaker=it")[0] == 0
+  with wave.open(str(tmp_path / "out.wav")) as file:
+    assert file.getnframes() == 8000
+  shipped = [*(ROOT / "export" / "device" / "speech").iterdir(), *(ROOT / "tfvq" / "released").iterdir()]
+  assert sum(path.stat().st_size for path in shipped) < 6e6

@@ -1,20 +1,30 @@
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import tflite
+from export import onnx, tflite
 from export.endpoint import Endpoint, integers
 from export.exporter import device_endpoints, export
 from export.fast_wavenet import WaveNetStep, WaveNetSteps
 from export.parity import measure_parity, sure_codes
+from export.prior_endpoints import prior_endpoints
+from export.saved_model import write_saved_model
+from export.wavenet_endpoints import step_endpoint
+from tfvq.data.arrays import ArraySource
+from tfvq.errors import UserError
+from tfvq.files import sha256
 from tfvq.layers import CategoricalHead, LogisticMixtureHead
 from tfvq.models import (
+  PixelCNN,
   WaveNet,
   gumbel_noise,
   sample_grid,
@@ -22,7 +32,8 @@ from tfvq.models import (
   sequence_noise_shape,
 )
 from tfvq.models.speech_codec import SpeechCodec
-from tfvq.training.stages import open_run
+from tfvq.training.stages import Run, open_run
+from tfvq.training.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -102,8 +113,16 @@ def test_steps_and_their_audio_are_exported_with_their_state(exported_speech, sp
 def test_a_step_is_exported_with_a_mixture_of_logistics_too(rng):
   model = WaveNet(LogisticMixtureHead(65_536, 1, hidden_units=8), channels=8, dilation_rates=(1, 2), condition_dim=3)
   shares, noise, expected = generation(model, num_frames=2, steps_per_frame=4, rng=rng)
-  outputs = WaveNetStep(model)(tf.zeros([1, 8]), tf.zeros([2, 8]), shares[:1], noise[0], tf.fill([1], 0.7))
-  np.testing.assert_array_equal(outputs["values"][0], expected[0])
+  inputs = {
+    "x": np.zeros([1, 8], np.float32),
+    "past": np.zeros([2, 8], np.float32),
+    "share": shares[:1].numpy(),
+    "noise": noise[0].numpy(),
+    "temperature": np.full([1], 0.7, np.float32),
+  }
+  endpoint = step_endpoint(model, lambda split: [inputs])
+  for runner in (tflite.Runner(tflite.write(endpoint, "none")), onnx.Runner(onnx.convert(endpoint))):
+    np.testing.assert_array_equal(runner(**inputs)["values"][0], expected[0])
 
 
 @pytest.mark.parametrize("xnnpack", [True, False])
@@ -144,7 +163,7 @@ def exported_frames(frames_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported_speech(speech_run_folder, tmp_path_factory):
   folder = tmp_path_factory.mktemp("export") / "speech"
-  export(open_run(speech_run_folder), folder, ("tflite", "saved_model", "onnx"), ("none", "dynamic"))
+  export(open_run(speech_run_folder), folder, ("tflite", "saved_model", "onnx"), tflite.MODES)
   return folder
 
 
@@ -160,14 +179,19 @@ def test_the_list_tells_of_every_file(exported_frames, frames_run):
   encoder = files["tflite/int8/encoder.tflite"]
   assert encoder["inputs"] == {"image": [[1, 16, 16, 3], "float32"]}
   assert encoder["outputs"] == {"codes": [[1, 4, 4], "int32"], "z_e": [[1, 4, 4, 4], "float32"]}
-  assert files["saved_model"]["signatures"]["decode"]["inputs"] == {"codes": [[None, 4, 4], "int32"]}
+  assert encoder["parity"]["codes"]["share_equal_of_sure"] == 1
+  assert facts["bits_per_image"] == 16 * 4
+  served = files["saved_model"]
+  assert served["signatures"]["decode"]["inputs"] == {"codes": [[None, 4, 4], "int32"]}
+  assert set(served["parity"]) == {"encode/codes", "decode/image", "sample/codes", "sample/image"}
+  assert served["sha256"]["saved_model.pb"] == sha256(exported_frames / "saved_model" / "saved_model.pb")
 
 
 @pytest.mark.slow
 def test_float_files_agree_with_keras(exported_frames, exported_speech):
   for folder in (exported_frames, exported_speech):
     for file in json.loads((folder / "export.json").read_text())["files"]:
-      if file["quantization"] != "none" or file["file"] == "saved_model":
+      if file["quantization"] != "none":
         continue
       for kernels in ("parity", "parity_builtin_kernels"):
         for name, figures in file.get(kernels, {}).items():
@@ -182,7 +206,7 @@ def test_quantised_codes_differ_only_where_the_error_allows_it(mode, xnnpack, fr
   runner = tflite.Runner((exported_frames / "tflite" / mode / "encoder.tflite").read_bytes(), xnnpack)
   codebook = np.array(frames_run.autoencoder.quantizer.codebook)
   num_equal = num_codes = 0
-  for example in tflite.spread(endpoint.examples("held_out"), 100):
+  for example in endpoint.some_examples("held_out", 100):
     expected = endpoint.function(tf.constant(example["image"]))
     given = runner(**example)
     sure = sure_codes(expected["z_e"].numpy().reshape(-1, 4), given["z_e"].reshape(-1, 4), codebook)
@@ -192,11 +216,55 @@ def test_quantised_codes_differ_only_where_the_error_allows_it(mode, xnnpack, fr
   assert num_equal > 0.8 * num_codes
 
 
+@pytest.mark.slow
+def test_quantised_speech_says_nearly_the_same(exported_speech):
+  """Of every file, on either kernels: the error of the worst output is that of the rounding of weights."""
+  least_equal, most_error = (
+    {"float16": 0.97, "dynamic": 0.9, "int8": 0.8},
+    {"float16": 0.01, "dynamic": 0.1, "int8": 0.2},
+  )
+  files = json.loads((exported_speech / "export.json").read_text())["files"]
+  names = ("encoder", "condition", "step", "synthesis", "steps")
+  seen = set()
+  for file in files:
+    mode = file["quantization"]
+    if mode == "none":
+      continue
+    seen.add(file["file"])
+    for kernels in ("parity", "parity_builtin_kernels"):
+      for name, figures in file[kernels].items():
+        assert figures.get("share_equal", 1) >= least_equal[mode], (file["file"], name, figures)
+        assert figures.get("share_equal_of_sure", 1) == 1, (file["file"], name)
+        assert figures.get("relative_rms_error", 0) <= most_error[mode], (file["file"], name, figures)
+  assert seen == {f"tflite/{mode}/{name}.tflite" for mode in least_equal for name in names} - {
+    "tflite/int8/steps.tflite"
+  }
+
+
 def test_the_same_run_gives_the_same_bytes(frames_run, exported_frames, tmp_path):
   export(frames_run, tmp_path / "again", ("tflite", "onnx"), ("none", "int8"))
-  for path in (tmp_path / "again").rglob("*.*"):
-    if path.suffix in (".tflite", ".onnx"):
-      assert path.read_bytes() == (exported_frames / path.relative_to(tmp_path / "again")).read_bytes(), path
+  assert_same_files(tmp_path / "again", exported_frames)
+
+
+def assert_same_files(folder, reference):
+  """The TFLite and ONNX files of an export are those of another."""
+  paths = [path for path in folder.rglob("*") if path.suffix in (".tflite", ".onnx")]
+  assert paths
+  for path in paths:
+    assert path.read_bytes() == (reference / path.relative_to(folder)).read_bytes(), path
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_bytes_and_replaces_an_export(exported_speech, speech_run_folder, tmp_path):
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "export.json").write_text("of an earlier export")
+  flags = (f"--workdir={speech_run_folder}", f"--out={out}", "--formats=tflite,onnx", "--quantize=none,dynamic")
+  result = export_main(*flags, hash_seed="7")
+  assert result.returncode == 0 and "% of codes equal" in result.stdout, result.stderr
+  assert_same_files(out, exported_speech)
+  assert json.loads((out / "export.json").read_text())["task"] == "speech"
+  assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 _SERVE = """
@@ -265,10 +333,50 @@ def test_warm_up_requests_can_be_read(exported_speech):
   assert set(requests[1].predict_log.request.inputs) == {"codes", "speaker", "seed", "temperature"}
 
 
+def export_main(*flags, hash_seed="0"):
+  command = [sys.executable, "-m", "export.export_main", *flags]
+  environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+  return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+
+
+def test_what_is_not_trained_is_not_exported(frames_run, tmp_path):
+  config = frames_run.config
+  for trained, missing in (("", "autoencoder"), ("autoencoder", "prior")):
+    folder = tmp_path / f"with {trained}"
+    workdir = Workdir(folder, config.to_dict())
+    if trained:
+      shutil.copytree(frames_run.workdir.folder(trained), folder / trained)
+    with pytest.raises(UserError, match=f"has no finished stage `{missing}`"):
+      export(Run(config, workdir, ""), tmp_path / "out", ("saved_model",), ())
+  with pytest.raises(UserError, match="There is no model nothing.keras"):
+    export(frames_run, tmp_path / "out", ("tflite",), ("none",), "nothing.keras")
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_prior_of_classes_is_exported_with_its_beginning(frames_run, tmp_path, rng):
+  prior = PixelCNN(16, (4, 4), filters=8, num_layers=2, kernel_size=3, hidden_units=8, num_classes=3)
+  arrays = {"codes": rng.integers(0, 16, [5, 4, 4]).astype(np.int32), "label": np.arange(5, dtype=np.int32) % 3}
+  run = types.SimpleNamespace(
+    prior=prior, codes=ArraySource({"held_out": arrays}, 3), autoencoder=frames_run.autoencoder, task=frames_run.task
+  )
+  endpoints = prior_endpoints(run)
+  assert [endpoint.name for endpoint in endpoints] == ["prior_row", "prior_step", "prior_start"]
+  for endpoint in endpoints:
+    parity = measure_parity(endpoint, onnx.Runner(onnx.convert(endpoint)), endpoint.some_examples("held_out", 5))
+    for name, figures in parity.items():
+      assert figures.get("share_equal", 1) == 1 and figures.get("relative_rms_error", 0) < 1e-5, (endpoint.name, name)
+  signatures, parity = write_saved_model(run, tmp_path / "saved_model")
+  assert signatures["sample"]["inputs"]["label"] == [[None], "int32"]
+  assert all(figures.get("share_equal", 1) == 1 for figures in parity.values())
+  labels, drawn = np.array([2, 0, 1], np.int32), {"seed": np.int32(7), "temperature": np.float32(0.9)}
+  codes = serve(tmp_path, "sample", tmp_path, label=labels, **drawn)["codes"]
+  np.testing.assert_array_equal(codes, sample_grid(prior, gumbel_noise(7, [4, 4, 3, 1, 16]), labels, 0.9))
+
+
 def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
   endpoint = device_endpoints(frames_run)[1]
   content = (exported_frames / "tflite" / "dynamic" / "decoder.tflite").read_bytes()
-  found = measure_parity(endpoint, tflite.Runner(content), tflite.spread(endpoint.examples("held_out"), 100))
+  found = measure_parity(endpoint, tflite.Runner(content), endpoint.some_examples("held_out", 100))
   files = json.loads((exported_frames / "export.json").read_text())["files"]
   (kept,) = [file for file in files if file["file"] == "tflite/dynamic/decoder.tflite"]
   assert found == kept["parity"] and found["image"]["max_error"] > 0
@@ -281,10 +389,10 @@ def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
     (("--out=x",), "Both --workdir=DIR and --out=DIR are needed"),
     (("--workdir=w", "--out=x", "--formats=tflite,coreml"), "--formats has coreml; choose of tflite"),
     (("--workdir=w", "--out=x", "--quantize=int4"), "--quantize has int4; choose of none"),
+    (("--workdir=w", "--out=README.md"), "README.md is not an export, which alone would be replaced"),
+    (("--workdir=w", "--out=."), ". is not an export, which alone would be replaced"),
   ],
 )
 def test_wrong_flags_end_with_one_sentence(flags, sentence):
-  result = subprocess.run(
-    [sys.executable, "-m", "export.export_main", *flags], capture_output=True, text=True, check=False, cwd=ROOT
-  )
+  result = export_main(*flags)
   assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr

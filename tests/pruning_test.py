@@ -13,6 +13,7 @@ from export.exporter import export
 from export.parity import measure_parity
 from export.wavenet_endpoints import step_endpoint
 from tfvq.errors import UserError
+from tfvq.files import sha256
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
 from tfvq.training.muon import ConvMuon, PruningMuon
@@ -28,6 +29,7 @@ from tfvq.training.pruning import (
   shrunk,
 )
 from tfvq.training.stages import open_run, run_stages
+from tfvq.training.training import load_model
 
 
 def wavenet(rng, hidden_units=6, **changes):
@@ -164,7 +166,7 @@ def test_sparsity_follows_the_cubic_schedule_and_is_exact_after_every_step(metho
   model.compile(keras.optimizers.Adam(0.01))
   data = tf.data.Dataset.from_tensors(((tf.constant(rng.integers(0, 16, [4, 50, 1]), tf.int32), None),)).repeat()
   model.fit(data, steps_per_epoch=60, verbose=0, callbacks=[Pruning(model, choose, sparsity, 40), Watch()])
-  np.testing.assert_allclose(asked, [sparsity * (1 - (1 - step / 40) ** 3) for step in (1, 10, 20, 30, 40)])
+  np.testing.assert_allclose(asked, [sparsity * (1 - (1 - step / 40) ** 3) for step in (0, 10, 20, 30, 40)])
   assert np.all(np.diff(zeros) >= -1e-9)
   expected = {"blocks": 0.75, "channels": 0.5, "layers": 0.5}[method]
   assert all(found == expected for found in zeros[40:])
@@ -172,6 +174,29 @@ def test_sparsity_follows_the_cubic_schedule_and_is_exact_after_every_step(metho
   apply_masks(masks_of(method, 4)(model, sparsity))
   for before, (after, _) in zip(masked, masks_of(method, 4)(model, sparsity), strict=True):
     np.testing.assert_array_equal(before, after)
+
+
+def test_a_resumed_pruning_goes_on_with_what_was_chosen(rng):
+  """Stopped between two choices, within the ramp and after it: the same weights are left as without the stop."""
+  data = tf.data.Dataset.from_tensors(((tf.constant(rng.integers(0, 16, [4, 50, 1]), tf.int32), None),)).repeat()
+
+  def trained(parts):
+    keras.utils.set_random_seed(0)
+    model = WaveNet(CategoricalHead(16, hidden_units=8), channels=8, dilation_rates=(1, 2, 4, 8))
+    model.compile(keras.optimizers.Adam(0.01))
+    zeros = []
+    for steps in parts:
+      pruning = Pruning(model, masks_of("blocks", 4), 0.75, 40)
+      model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[pruning])
+      zeros.append([np.array(kernel) == 0 for kernel, _ in block_masks(model, 0.0, block_size=4)])
+    return zeros
+
+  (whole,) = trained([65])
+  for parts in ([25, 40], [7, 58], [55, 10]):
+    stopped, resumed = trained(parts)
+    for before, after, expected in zip(stopped, resumed, whole, strict=True):
+      assert np.all(after[before])  # what was pruned stays so
+      np.testing.assert_array_equal(after, expected)
 
 
 @pytest.mark.parametrize(
@@ -238,32 +263,42 @@ def step_inputs(model, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "sparsity"), [("channels", 0.5), ("blocks", 0.75)])
-def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(method, sparsity, speech_run_folder, tmp_path, rng):
+@pytest.mark.parametrize(
+  ("method", "sparsity", "block_size"),
+  [("channels", 0.5, 4), ("layers", 0.5, 4), ("blocks", 0.75, 4), ("blocks", 0.8, 8)],
+)
+def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(
+  method, sparsity, block_size, speech_run_folder, tmp_path, rng
+):
   shutil.copytree(speech_run_folder, tmp_path / "run")
   config = json.loads((tmp_path / "run" / "config.json").read_text())
-  config["pruning"] |= {"method": method, "sparsity": sparsity, "block_size": 4}
+  config["pruning"] |= {"method": method, "sparsity": sparsity, "block_size": block_size}
   (tmp_path / "run" / "config.json").write_text(json.dumps(config))
   run = open_run(tmp_path / "run")
   run_stages(run, "prune")
+  path = tmp_path / "run" / "prune" / "model.keras"
+  whole, pruned = run.autoencoder, load_model(path)
   audio = tf.constant(0.1 * rng.normal(size=[1, 64 * 20]), tf.float32)
-  np.testing.assert_array_equal(run.pruned.encode(audio), run.autoencoder.encode(audio))
-  decoder = run.pruned.decoder
+  np.testing.assert_array_equal(pruned.encode(audio), whole.encode(audio))
+  decoder, num_layers = pruned.decoder, len(whole.decoder.blocks)
   if method == "channels":
-    assert decoder.channels == 4 and len(decoder.blocks) == len(run.autoencoder.decoder.blocks)
-    run.autoencoder = run.pruned
-    export(run, tmp_path / "exported", ("tflite",), ("none",))
+    assert decoder.channels == 4 and len(decoder.blocks) == num_layers
+    export(run, tmp_path / "exported", ("tflite",), ("none",), path)
     codec = DeviceCodec(tmp_path / "exported" / "tflite" / "none")
     assert codec.facts["channels"] == 4 and codec.decode(rng.integers(0, 16, [10, 2])).shape == (640,)
+    assert codec.facts["autoencoder_sha256"] == sha256(path)
+  elif method == "layers":
+    assert decoder.channels == 8 and len(decoder.blocks) == num_layers // 2
   else:
-    for kernel, mask in block_masks(decoder, sparsity, block_size=4):
+    for kernel, mask in block_masks(decoder, sparsity, block_size=block_size):
       np.testing.assert_array_equal(kernel, np.array(kernel) * mask)
+    assert step_endpoint(decoder, None).sparse_modes == (("none",) if block_size == 4 else ())
   metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
   assert metrics["decoder_weights_of_pruned"] < metrics["decoder_weights_of_dense"]
   np.testing.assert_allclose(metrics["nats_before_pruning"], metrics["nats_per_sample"], rtol=1e-5)
-  np.testing.assert_allclose(metrics["nats_of_pruned"], run.task.loss_nats(run.pruned), rtol=1e-5)
+  np.testing.assert_allclose(metrics["nats_of_pruned"], run.task.loss_nats(pruned), rtol=1e-5)
+  assert "decoder pruned" in (tmp_path / "run" / "report.html").read_text()
   (tmp_path / "run" / "evaluation" / "done.json").unlink()
   run_stages(open_run(tmp_path / "run"), "evaluation")
   again = json.loads((tmp_path / "run" / "metrics.json").read_text())
   assert again["nats_of_pruned"] == metrics["nats_of_pruned"]
-  assert "decoder pruned" in (tmp_path / "run" / "report.html").read_text()

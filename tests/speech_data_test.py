@@ -1,4 +1,6 @@
+import pathlib
 import struct
+import types
 import wave
 
 import numpy as np
@@ -12,9 +14,11 @@ from tfvq.configs import common
 from tfvq.data import debian
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, resampled, write_wav
 from tfvq.data.espeak import sentences
-from tfvq.data.speech_corpus import SPLITS, SpeechCorpus, level, phone_frames, prepare_corpus, sounding_frames, split_of
+from tfvq.data.shards import write_shard
+from tfvq.data.speech_corpus import SpeechCorpus, level, phone_frames, prepare_corpus, sounding_frames, split_of
 from tfvq.data.speech_sources import Recording, find_recordings
 from tfvq.errors import UserError
+from tfvq.ops.loudness import frame_powers, gain_to_level
 
 
 def tone(seconds, rate_hz=SAMPLE_RATE_HZ, frequency_hz=440.0):
@@ -44,10 +48,23 @@ def test_every_kind_of_file_becomes_16_khz_mono(suffix, error, rate_hz, num_chan
   np.testing.assert_allclose(np.std(audio[2000:14_000]), 0.3 / np.sqrt(2), atol=error + 0.005)
 
 
-def test_high_sample_rates_and_channels_are_averaged(tmp_path):
+@pytest.mark.parametrize(("second", "mean"), [(-1.0, 0.0), (0.5, 0.75)])
+def test_high_sample_rates_and_channels_are_averaged(second, mean, tmp_path):
   path = tmp_path / "a.wav"
-  soundfile.write(path, np.stack([tone(0.5, 96_000), -tone(0.5, 96_000)], axis=1), 96_000)
-  np.testing.assert_allclose(AudioReader(path).read(), 0, atol=1e-4)
+  soundfile.write(path, np.stack([tone(0.5, 96_000), second * tone(0.5, 96_000)], axis=1), 96_000)
+  audio = AudioReader(path).read()[1000:7000]
+  spectrum = np.abs(np.fft.rfft(audio * np.hanning(6000))) / 1500
+  np.testing.assert_allclose(spectrum[165], mean * 0.3, atol=1e-3)  # 440 Hz
+  np.testing.assert_allclose(np.delete(spectrum, range(160, 171)), 0, atol=1e-3)
+
+
+def test_a_wav_of_32_bit_integers_is_known_wherever_its_header_lies(tmp_path):
+  soundfile.write(tmp_path / "a.wav", tone(0.2), SAMPLE_RATE_HZ, subtype="PCM_32")
+  content = (tmp_path / "a.wav").read_bytes()
+  chunk = b"JUNK" + struct.pack("<I", 9002) + bytes(9002)
+  content = content[:4] + struct.pack("<I", len(content) - 8 + len(chunk)) + content[8:12] + chunk + content[12:]
+  (tmp_path / "a.wav").write_bytes(content)
+  np.testing.assert_allclose(AudioReader(tmp_path / "a.wav").read(), tone(0.2), atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -110,6 +127,15 @@ def test_silences_are_cut_and_levels_equal():
   assert not sounding_frames(quiet).any() and not len(sounding_frames(quiet[:5])) and not len(level(quiet[:0]))
 
 
+@pytest.mark.parametrize("silence", ["digital", "noise"])
+def test_a_recording_that_is_mostly_silent_is_as_loud_as_its_sound(silence, rng):
+  sound = (0.2 * rng.normal(size=8000)).astype(np.float32)
+  quiet = (0.0004 * rng.normal(size=20 * SAMPLE_RATE_HZ) * (silence == "noise")).astype(np.float32)
+  audio = np.concatenate([quiet, sound, quiet])
+  assert 50 <= np.count_nonzero(sounding_frames(audio)) <= 61
+  np.testing.assert_allclose(gain_to_level(frame_powers(audio)), 0.08 / 0.2, rtol=0.02)
+
+
 def fake_recordings(num_sentences=60, speakers=("ann", "bob"), broken=()):
   def reader(sentence, speaker):
     def read():
@@ -130,15 +156,16 @@ def test_a_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
   prepare_corpus(tmp_path, fake_recordings(broken={(3, "bob")}))
   assert "1 of 120 recordings were left out; the first: bob/003: it is broken." in capsys.readouterr().out
   corpus = SpeechCorpus(tmp_path)
-  assert corpus.speakers == ["ann", "bob"] and corpus.split_names == SPLITS
+  assert corpus.speakers == ["ann", "bob"]
   for split in ("validation", "held_out"):
     clips = corpus.clips(split)
+    assert len(clips) == len(list(clips)) > 1
     assert {clip.speaker for clip in clips} == {0, 1}
     for clip in clips:
       assert split_of(clip.name[4:]) == split
       assert abs(len(clip.audio) / SAMPLE_RATE_HZ - 1 - 0.01 * int(clip.name[4:])) < 0.02
       np.testing.assert_allclose(np.sqrt(np.mean(clip.audio**2)), 0.08, rtol=0.01)
-  assert 80 < corpus.seconds("train") < 140
+  assert 100 <= corpus.seconds("train") <= 140
   batches = corpus.train(6, 4096, seed=1)
   first = next(iter(batches))
   assert first["audio"].shape == (6, 4096) and first["speaker"].shape == (6,)
@@ -147,6 +174,33 @@ def test_a_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
     assert abs(peak_hz - (300, 200)[speaker]) < 5  # a crop is its speaker's
   np.testing.assert_array_equal(first["audio"], next(iter(corpus.train(6, 4096, seed=1)))["audio"])
   assert not np.array_equal(first["audio"], next(iter(corpus.train(6, 4096, seed=2)))["audio"])
+
+
+def test_a_voice_of_few_seconds_is_trained_on_too(tmp_path):
+  recordings = fake_recordings(40, ("ann",)) + fake_recordings(3, ("bob",))
+  prepare_corpus(tmp_path, recordings)
+  corpus = SpeechCorpus(tmp_path)
+  stretches = list(corpus.clips("train"))
+  assert {clip.speaker for clip in stretches} == {0, 1} and {len(clip.audio) for clip in stretches} == {160_000}
+  spoken = sum(split_of(recording.sentence) == "train" for recording in recordings[40:])
+  (bobs,) = [clip.audio for clip in stretches if clip.speaker == 1]
+  length = sum(len(tone(1 + 0.01 * sentence)) // 160 * 160 for sentence in range(3)[:spoken])
+  np.testing.assert_array_equal(bobs[:-length], bobs[length:])
+
+
+def test_crops_that_the_stretches_cannot_give_are_refused(tmp_path):
+  prepare_corpus(tmp_path, fake_recordings())
+  corpus = SpeechCorpus(tmp_path)
+  assert next(iter(corpus.train(2, 80_000, seed=0)))["audio"].shape == (2, 80_000)
+  with pytest.raises(UserError, match="crops of 80001 samples, .* at most 80000 can be had"):
+    corpus.train(2, 80_001, seed=0)
+
+
+def test_a_shard_that_cannot_be_written_is_told(tmp_path):
+  with pytest.raises(UserError, match="/dev/full/a.tfrecord could not be written"):
+    write_shard(pathlib.Path("/dev/full/a.tfrecord"), [b"record"])
+  with pytest.raises(UserError, match="x.tfrecord could not be written: .*too long"):  # TensorFlow's own error
+    write_shard(tmp_path / f"{'x' * 240}.tfrecord", [b"record"])
 
 
 def test_a_damaged_corpus_is_refused(tmp_path):
@@ -163,7 +217,7 @@ def test_a_damaged_corpus_is_refused(tmp_path):
 def test_recordings_of_no_use_are_an_error(tmp_path):
   with pytest.raises(UserError, match="None of the 4 recordings could be used; the first: ann/000: it is broken"):
     prepare_corpus(tmp_path, fake_recordings(4, ("ann",), broken={(index, "ann") for index in range(4)}))
-  with pytest.raises(UserError, match="none is left for the split"):
+  with pytest.raises(UserError, match="none of the 2 is left for the split 'validation'; give 60 or more"):
     prepare_corpus(tmp_path, fake_recordings(2, ("ann",)))
 
 
@@ -217,18 +271,37 @@ def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
     for recording in recordings:
       audio = recording.read()
       np.testing.assert_allclose(np.std(audio[1000:7000]), 0.3 / np.sqrt(2), rtol=0.1)
+  assert recordings[0].phones() == ()
+  (read.parent / "lab").mkdir()
+  (read.parent / "lab" / "ru_0001.lab").write_text("separator ;\n#\n0.2 125 pau\n  0.5 125 a\n\n")
+  assert recordings[0].phones() == ((0.2, "pau"), (0.5, "a"))
+  with pytest.raises(UserError, match="fillets has no language 'en'; choose of cs, nl"):
+    find_recordings(common.speech_data(source="fillets", languages=("en",), cache=str(tmp_path)))
+  with pytest.raises(UserError, match="package fillets-ng-data-nl needs apt-get"):  # all languages by default
+    find_recordings(common.speech_data(source="fillets", cache=str(tmp_path)))
   with pytest.raises(UserError, match="needs apt-get"):
     find_recordings(common.speech_data(source="asterisk", languages=("fr",), cache=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("name", "rate_hz"), [("vctk", 48_000), ("librispeech", 16_000)])
-def test_tfds_sets_have_speakers(name, rate_hz):
+def test_tfds_sets_have_speakers(name, rate_hz, monkeypatch):
+  first = {"vctk": "train", "librispeech": "train_clean100"}[name]
+  # What is told of a set once it is downloaded.
+  monkeypatch.setattr(
+    tfds.core.DatasetInfo, "splits", dict.fromkeys((first, "test"), types.SimpleNamespace(num_bytes=0))
+  )
   with tfds.testing.mock_data(num_examples=4):
-    splits = ("train",) if name == "vctk" else ("train_clean100",)
-    recordings = find_recordings(common.speech_data(source="tfds", name=name, splits=splits, sample_rate_hz=rate_hz))
-    assert len(recordings) == 4
+    settings = {"source": "tfds", "name": name, "sample_rate_hz": rate_hz}
+    recordings = find_recordings(common.speech_data(**settings))
+    assert len(recordings) == 2 * 4
     for recording in recordings:
-      assert recording.name and recording.speaker.isdigit() and recording.read().dtype == np.float32
+      assert recording.name and recording.read().dtype == np.float32
+      assert recording.speaker.isdigit() if name == "librispeech" else recording.speaker.startswith("p")
+    assert len(find_recordings(common.speech_data(splits=(first,), **settings))) == 4
+    with pytest.raises(UserError, match=f"{name} has no split 'all'; choose of {first}, test"):
+      find_recordings(common.speech_data(splits=("all",), **settings))
+    with pytest.raises(UserError, match="mnist does not hold speech with its speakers"):
+      find_recordings(common.speech_data(source="tfds", name="mnist"))
   with pytest.raises(UserError, match="data set nonesuch"):
     find_recordings(common.speech_data(source="tfds", name="nonesuch"))
 
@@ -287,7 +360,7 @@ def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):
   assert corpus.phones == ["high", "low", "pau"]
   batch = next(iter(corpus.train(8, 3200, seed=0, with_phones=True)))
   assert batch["phones"].shape == (8, 20, 5)
-  clip = corpus.clips("held_out")[0]
+  clip = next(iter(corpus.clips("held_out")))
   pairs = [(clip.audio, clip.phones), *zip(batch["audio"].numpy(), batch["phones"].numpy(), strict=True)]
   seen = set()
   for sound, frames in pairs:
@@ -299,6 +372,16 @@ def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):
   assert seen == {0, 1, 2}
   with pytest.raises(UserError, match="not made of frames"):
     corpus.train(8, 1000, seed=0, with_phones=True)
+
+
+def test_a_recording_without_phones_among_labelled_ones_is_left_out(tmp_path, capsys):
+  phones = lambda index: () if index == 7 else ((1.0, "a"),)
+  recordings = [
+    Recording(f"{index:03d}", "ann", lambda: tone(1.0), lambda index=index: phones(index)) for index in range(60)
+  ]
+  prepare_corpus(tmp_path, recordings)
+  assert "1 of 60 recordings were left out; the first: 007: its phones are not known" in capsys.readouterr().out
+  assert SpeechCorpus(tmp_path).phones == ["a"]
 
 
 def test_the_piano_plays_its_notes():

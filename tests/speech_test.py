@@ -14,6 +14,7 @@ from tests.tiny import config_of, tiny
 from tfvq import release
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, AudioReader
 from tfvq.data.speech_corpus import Clip
+from tfvq.errors import UserError
 from tfvq.evaluation.speech_figures import likelihoods
 from tfvq.models import (
   SpeechVQVAE,
@@ -275,9 +276,9 @@ def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
   np.testing.assert_allclose(
     model.nats_per_sample(audio, tf.constant([0])), whole.nats_per_sample(audio, tf.constant([0])), rtol=0.01
   )
-  files = {"a.flac": (22_050, 1), "b.wav": (48_000, 2), "c.wav": (8000, 1)}
-  for name, (rate_hz, num_channels) in files.items():
-    soundfile.write(tmp_path / name, np.stack([speech_like(rate_hz, rng)] * num_channels, axis=1), rate_hz)
+  files = {"a.flac": (22_050, 1, "PCM_24"), "b.wav": (48_000, 2, "FLOAT"), "c.wav": (8000, 1, "PCM_U8")}
+  for name, (rate_hz, num_channels, subtype) in files.items():
+    soundfile.write(tmp_path / name, np.stack([speech_like(rate_hz, rng)] * num_channels, axis=1), rate_hz, subtype)
     returncode, output = reconstruct(tmp_path / name, tmp_path / "out.wav", f"--model={released}", "--speaker=en-us+f2")
     assert returncode == 0, output
     assert "2.00 kbit/s" in output and "times real time" in output
@@ -287,6 +288,15 @@ def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
     returncode, output = reconstruct(tmp_path / "short.wav", tmp_path / "out.wav", f"--model={released}")
     assert returncode == 0, output
     assert AudioReader(tmp_path / "out.wav").num_samples == int(seconds * SAMPLE_RATE_HZ)
+
+
+def test_only_a_trained_speech_model_is_released(frames_run, tmp_path):
+  with pytest.raises(UserError, match="is no speech system's"):
+    release.write_released(frames_run, tmp_path / "speech.keras")
+  config = tiny("speech")
+  with pytest.raises(UserError, match="could not be read"):
+    release.write_released(Run(config, Workdir(tmp_path / "run", config.to_dict()), ""), tmp_path / "speech.keras")
+  assert not list(tmp_path.glob("speech*"))
 
 
 @pytest.mark.parametrize("num_bits", [8, 10])
@@ -310,11 +320,17 @@ def test_rounded_weights_stay_within_half_a_step(num_bits, rng):
     (("one.wav",), "Give two files"),
     (("a.wav", "out.wav", "--bogus"), "bogus"),
     (("good.wav", "out.wav", "--model=nothing.keras"), "There is no model nothing.keras"),
+    (("good.wav", "."), ". is a folder: name a file in it"),
+    (("good.wav", "out.mp3"), "out.mp3 is to be a WAV file"),
+    (("good.wav", "out.wav", "--temperature=nan"), "--temperature=nan is not a number of zero or more"),
+    (("good.wav", "out.wav", "--temperature=-1"), "--temperature=-1 is not a number of zero or more"),
+    (("numbers.wav", "out.wav"), "holds samples that are not finite numbers"),
   ],
 )
 def test_wrong_input_gets_one_sentence_and_leaves_no_file(args, sentence, tmp_path):
   (tmp_path / "text.wav").write_text("these are words")
   soundfile.write(tmp_path / "good.wav", np.zeros(800), SAMPLE_RATE_HZ)
+  soundfile.write(tmp_path / "numbers.wav", np.full(800, np.nan, np.float32), SAMPLE_RATE_HZ, subtype="FLOAT")
   args = [tmp_path / arg if arg.endswith(".wav") else arg for arg in args]
   returncode, output = reconstruct(*args)
   assert returncode == 2 and sentence in output, output

@@ -43,8 +43,9 @@ def test_the_device_package_imports_numpy_and_litert_only():
 
 
 MODULES = [
-  ".".join(path.relative_to(ROOT).with_suffix("").parts)
-  for path in sorted((ROOT / "tfvq").rglob("*.py"))
+  ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+  for folder in ("tfvq", "export")
+  for path in sorted((ROOT / folder).rglob("*.py"))
   if ">>>" in path.read_text()
 ]
 

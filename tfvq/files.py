@@ -16,9 +16,9 @@ def written_whole(path):
   The temporary name keeps the suffix of `path`, by which some writers choose the format.
 
   Raises:
-    UserError: The folder cannot be made or written, or the disk is full.
+    UserError: It is a folder, its own folder cannot be made or written, or the disk is full.
   """
-  path = pathlib.Path(path)
+  path = file_path(path)
   temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +31,18 @@ def written_whole(path):
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink()
+
+
+def file_path(path) -> pathlib.Path:
+  """The path of a file to be written.
+
+  Raises:
+    UserError: It is a folder's.
+  """
+  path = pathlib.Path(path)
+  if not path.name or path.is_dir():
+    raise UserError(f"{path} is a folder: name a file in it.")
+  return path
 
 
 def write_json(path, value) -> None:

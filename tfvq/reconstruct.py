@@ -27,14 +27,19 @@ _TEMPERATURE = flags.DEFINE_list("temperature", [], "Of the decoder, one value o
 def main(argv):
   """Reads, encodes, decodes and writes."""
   import numpy as np
+  import tensorflow as tf
   import tqdm
 
   from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
+  from tfvq.files import file_path
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import load_released
 
   if len(argv) != 3:
     raise UserError("Give two files, one to read and one to write: python -m tfvq.reconstruct in.wav out.wav")
+  tf.get_logger().setLevel("ERROR")  # tensorflow-io's resampling makes it warn
+  if file_path(argv[2]).suffix.lower() != ".wav":
+    raise UserError(f"{argv[2]} is to be a WAV file: give it a name that ends in .wav.")
   reader = AudioReader(argv[1])
   model, facts = load_released(_MODEL.value)
   speaker = _SPEAKER.value or facts["speakers"][0]
@@ -42,8 +47,11 @@ def main(argv):
     raise UserError(f"The model has no speaker {speaker!r}; choose one of {', '.join(facts['speakers'])}.")
   try:
     temperature = [float(value) for value in _TEMPERATURE.value] or facts["temperature"]
+    if not all(0 <= value < np.inf for value in temperature):
+      raise ValueError
   except ValueError as error:
-    raise UserError(f"--temperature={','.join(_TEMPERATURE.value)} is not a number, or some with commas.") from error
+    given = ",".join(_TEMPERATURE.value)
+    raise UserError(f"--temperature={given} is not a number of zero or more, or some with commas.") from error
   num_bands = model.audio_values.num_bands
   if len(temperature) not in (1, num_bands):
     raise UserError(f"--temperature has {len(temperature)} values; give one, or one for each of {num_bands} bands.")

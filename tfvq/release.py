@@ -35,23 +35,22 @@ def load_released(path=""):
   Raises:
     UserError: There is no such file, or it is damaged.
   """
-  import keras
-
-  import tfvq.models  # noqa: F401  its classes are looked up by name
+  from tfvq.training.training import load_model
 
   path = pathlib.Path(path or RELEASED)
-  if not path.exists():
-    raise UserError(f"There is no model {path}.")
-  try:
-    model = keras.saving.load_model(path, compile=False)
-  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
-    raise UserError(f"{path} is damaged, or not a model of this package.") from error
-  return model, read_json(path.with_suffix(".json"))
+  return load_model(path), read_json(path.with_suffix(".json"))
 
 
 def write_released(run, path) -> None:
-  """Writes the trained autoencoder of a `tfvq.training.stages.Run`."""
+  """Writes the trained autoencoder of a `tfvq.training.stages.Run`.
+
+  Raises:
+    UserError: It is not a speech system's, it is not trained yet, or the file cannot be written.
+  """
   path = pathlib.Path(path)
+  if run.config.task != "speech":
+    raise UserError(f"{run.workdir.path} is no speech system's: only such a model is released.")
+  facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
   with written_whole(path) as temporary:
     run.autoencoder.save(temporary)
     whole = io.BytesIO(temporary.read_bytes())
@@ -62,7 +61,6 @@ def write_released(run, path) -> None:
           content = _rounded(content)
         # A fixed date: the same weights make the same bytes.
         target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-  facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
   write_json(path.with_suffix(".json"), facts)
 
 

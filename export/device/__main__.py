@@ -7,6 +7,7 @@ WAV files are 16 kHz, mono, 16 bits.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -26,14 +27,18 @@ def main(arguments=None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m export.device", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("command", choices=("encode", "decode"))
-  parser.add_argument("source", help="what to read: a WAV file, or a file of codes")
-  parser.add_argument("target", help="what to write")
-  parser.add_argument("--model", default=str(SHIPPED), help="folder of an exported codec (default: the package's own)")
-  parser.add_argument("--speaker", default="", help="whose voice to speak with (default: the model's first)")
-  parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+  commands = parser.add_subparsers(dest="command", required=True)
+  encode = commands.add_parser("encode", help="a WAV file to a file of codes")
+  decode = commands.add_parser("decode", help="a file of codes to a WAV file")
+  for command in (encode, decode):
+    command.add_argument("source", help="file to read")
+    command.add_argument("target", help="file to write")
+    command.add_argument("--model", default=str(SHIPPED), help="folder of an exported codec (default: the package's)")
+  decode.add_argument("--speaker", default="", help="whose voice to speak with (default: the model's first)")
+  decode.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
   flags = parser.parse_args(arguments)
   try:
+    _check_target(flags.target)
     codec = SpeechCodec(flags.model)
     if flags.command == "encode":
       _encode(codec, flags.source, flags.target)
@@ -55,7 +60,7 @@ def _encode(codec, source, target):
       codes.append(stream.push(gain * samples[start : start + part]))
       progress.advance(len(samples[start : start + part]) / codec.sample_rate_hz)
     codes = np.concatenate([*codes, stream.finish()])
-  speech = codes_file.EncodedSpeech(codes, codec.model_id, "", gain, len(samples))
+  speech = codes_file.EncodedSpeech(codes, codec.model_id, gain, len(samples))
   content = codes_file.pack(speech, codec.num_embeddings, codec.hop_samples)
   _write(target, lambda path: path.write_bytes(content))
   kilobits = 8 * len(content) / 1000
@@ -68,11 +73,9 @@ def _decode(codec, source, target, speaker, seed):
   except OSError as error:
     raise CodecError(f"{source} could not be read: {error.strerror}.") from error
   try:
-    speech = codes_file.unpack(content, codec.num_embeddings, codec.hop_samples, codec.frame_shape)
+    speech = codes_file.unpack(content, codec.model_id, codec.num_embeddings, codec.hop_samples, codec.frame_shape)
   except CodecError as error:
     raise CodecError(f"{source} cannot be decoded. {error}") from error
-  if speech.model_id != codec.model_id:
-    raise CodecError(f"{source} was made with another model: decode it with that one, named by --model.")
   stream, samples = codec.decoder(speaker, seed), []
   part = max(1, int(_PART_SECONDS * codec.sample_rate_hz) // codec.hop_samples)
   with _Progress("decode", speech.num_samples / codec.sample_rate_hz) as progress:
@@ -111,14 +114,15 @@ def _read_wav(path, sample_rate_hz):
   try:
     with wave.open(str(path), "rb") as file:
       kind = (file.getframerate(), file.getnchannels(), file.getsampwidth())
+      num_bytes = file.getnframes() * file.getnchannels() * file.getsampwidth()
       content = file.readframes(file.getnframes())
   except OSError as error:
     raise CodecError(f"{path} could not be read: {error.strerror}.") from error
-  except (wave.Error, EOFError) as error:
+  except (wave.Error, EOFError, RuntimeError) as error:  # the last where a chunk is said to be longer than the file
     raise CodecError(f"{path} cannot be encoded: {wanted} ({error or 'it breaks off'}).") from error
   if kind != (sample_rate_hz, 1, 2):
     raise CodecError(f"{path} has {kind[0]} Hz, {kind[1]} channels, {8 * kind[2]} bits: {wanted}.")
-  if not content or len(content) % 2:
+  if not content or len(content) < num_bytes:
     raise CodecError(f"{path} is empty or breaks off: {wanted}.")
   return np.frombuffer(content, "<i2").astype(np.float32) / 2**15
 
@@ -131,6 +135,15 @@ def _write_wav(path, samples, sample_rate_hz):
     file.writeframes(np.clip(np.round(samples * 2**15), -(2**15), 2**15 - 1).astype("<i2").tobytes())
 
 
+def _check_target(path):
+  """Refuses what cannot be written before anything is computed."""
+  path = pathlib.Path(path)
+  if not path.name or path.is_dir():
+    raise CodecError(f"{path} is a folder: name a file in it.")
+  if not path.parent.is_dir():
+    raise CodecError(f"{path} could not be written: there is no folder {path.parent}.")
+
+
 def _write(path, write):
   """Writes a file whole or not at all."""
   path = pathlib.Path(path)
@@ -141,7 +154,8 @@ def _write(path, write):
   except OSError as error:
     raise CodecError(f"{path} could not be written: {error.strerror}.") from error
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink()
 
 
 if __name__ == "__main__":

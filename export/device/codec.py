@@ -10,6 +10,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 SHIPPED = pathlib.Path(__file__).with_name("speech")
 
+_PARTS = ("encoder", "condition", "step", "synthesis")
 _SIGNATURE = "serving_default"
 _LEVEL = 0.08  # root mean square of the sounding parts of the speech that models are trained on
 _POWER_FRAME = 160  # samples over which power is measured
@@ -33,13 +34,13 @@ class SpeechCodec:
     folder = pathlib.Path(folder)
     try:
       self.facts = json.loads((folder / "codec.json").read_text())
-      contents = {name: (folder / name).read_bytes() for name in self.facts["files"]}
-    except (OSError, ValueError, KeyError) as error:
+      checksums = {name: self.facts["files"][f"{name}.tflite"] for name in _PARTS}
+      self._contents = {name: (folder / f"{name}.tflite").read_bytes() for name in _PARTS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
       raise CodecError(f"{folder} does not hold a whole codec ({error}): export it again.") from error
-    for name, content in contents.items():
-      if hashlib.sha256(content).hexdigest() != self.facts["files"][name]:
-        raise CodecError(f"{folder / name} is not the file that was written: export the codec again.")
-    self._contents = contents
+    for name, content in self._contents.items():
+      if hashlib.sha256(content).hexdigest() != checksums[name]:
+        raise CodecError(f"{folder / name}.tflite is not the file that was written: export the codec again.")
 
   @property
   def sample_rate_hz(self) -> int:
@@ -98,11 +99,13 @@ class SpeechCodec:
       noise: In place of noise of that seed: called with a number of steps, gives Gumbel noise for the next ones.
 
     Raises:
-      CodecError: There is no such speaker, or the temperature does not suit.
+      CodecError: There is no such speaker, the seed is negative, or the temperature does not suit.
     """
     speaker = speaker or self.speakers[0]
     if speaker not in self.speakers:
       raise CodecError(f"The model has no speaker {speaker!r}; choose one of {', '.join(self.speakers)}.")
+    if seed < 0:
+      raise CodecError(f"The seed is {seed}; give one of zero or more.")
     num_bands = self.facts["num_bands"]
     temperature = np.asarray(self.facts["temperature"] if temperature is None else temperature, np.float32)
     if temperature.shape not in ((), (1,), (num_bands,)):
@@ -124,12 +127,14 @@ class SpeechCodec:
     powers = np.mean(np.square(frames), axis=1)
     if not len(powers):
       return 1.0
-    sounding = powers[powers >= 1e-4 * np.percentile(powers, 95)]  # silences do not count
-    return float(_LEVEL / np.sqrt(np.mean(sounding))) if np.any(sounding > 1e-10) else 1.0
+    # Silences do not count: what is 40 dB below the loud frames, the highest twentieth of them.
+    loud = max(np.percentile(powers, 95), np.max(powers) / 10)
+    sounding = powers[powers > max(1e-4 * loud, 1e-9)]
+    return float(_LEVEL / np.sqrt(np.mean(sounding))) if len(sounding) else 1.0
 
   def model(self, name: str) -> "Model":
     """One of the codec's files, ready to run: "encoder", "condition", "step" or "synthesis"."""
-    return Model(self._contents[f"{name}.tflite"])
+    return Model(self._contents[name])
 
 
 class Encoder:

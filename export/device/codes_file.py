@@ -1,10 +1,9 @@
 """Files of codes: a header, the codes as packed bits, and a checksum over all of it.
 
   4 bytes  "TFVQ"
-  1        version, 1
+  1        version, 2
   1        bits per code
   8        which model, `SpeechCodec.model_id`
-  1        length of the speaker's name in bytes; the name follows
   4        float32: what the speech was multiplied by before it was encoded
   8        number of samples, unsigned
   ...      codes, frame by frame, each in that many bits, the highest first
@@ -23,9 +22,8 @@ import numpy as np
 from export.device.codec import CodecError
 
 _MAGIC = b"TFVQ"
-_VERSION = 1
-_HEADER = struct.Struct("<4sBB8sB")
-_LENGTHS = struct.Struct("<fQ")
+_VERSION = 2
+_HEADER = struct.Struct("<4sBB8sfQ")
 
 
 class EncodedSpeech(NamedTuple):
@@ -33,7 +31,6 @@ class EncodedSpeech(NamedTuple):
 
   codes: np.ndarray  # int32 [F, *frame_shape]
   model_id: bytes
-  speaker: str
   gain: float
   num_samples: int
 
@@ -56,34 +53,38 @@ def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
     raise ValueError("Codes and number of samples do not agree, or a code is out of its range.")
   num_bits = bits_per_code(num_embeddings)
   bits = (codes.reshape(-1, 1) >> np.arange(num_bits - 1, -1, -1)) & 1
-  name = speech.speaker.encode()
-  content = _HEADER.pack(_MAGIC, _VERSION, num_bits, speech.model_id, len(name)) + name
-  content += _LENGTHS.pack(speech.gain, speech.num_samples) + np.packbits(bits.astype(np.uint8)).tobytes()
+  content = _HEADER.pack(_MAGIC, _VERSION, num_bits, speech.model_id, speech.gain, speech.num_samples)
+  content += np.packbits(bits.astype(np.uint8)).tobytes()
   return content + struct.pack("<I", zlib.crc32(content))
 
 
-def unpack(content: bytes, num_embeddings: int, hop_samples: int, frame_shape: tuple[int, ...] = ()) -> EncodedSpeech:
+def unpack(
+  content: bytes, model_id: bytes, num_embeddings: int, hop_samples: int, frame_shape: tuple[int, ...] = ()
+) -> EncodedSpeech:
   """What a file's bytes say.
 
+  Args:
+    content: The bytes.
+    model_id: The model that is to decode them, with the next three.
+    num_embeddings: K, number of codes.
+    hop_samples: Samples per frame.
+    frame_shape: Shape of a frame's codes.
+
   Raises:
-    CodecError: They are no file of codes, of another version, cut short, or altered.
+    CodecError: They are no file of codes, of another version, cut short, altered, or another model's.
   """
   if content[:4] != _MAGIC:
     raise CodecError("It is not a file of codes.")
-  if len(content) < _HEADER.size + _LENGTHS.size + 4:
+  if len(content) < _HEADER.size + 4:
     raise CodecError("It is cut short.")
-  _, version, num_bits, model_id, name_length = _HEADER.unpack_from(content)
+  _, version, num_bits, made_by, gain, num_samples = _HEADER.unpack_from(content)
   if version != _VERSION:
     raise CodecError(f"It is of version {version}; this program reads version {_VERSION}.")
   if zlib.crc32(content[:-4]) != struct.unpack("<I", content[-4:])[0]:
     raise CodecError("It is cut short or altered: its checksum does not agree.")
-  begin = _HEADER.size + name_length
-  try:
-    speaker = content[_HEADER.size : begin].decode()
-    gain, num_samples = _LENGTHS.unpack_from(content, begin)
-  except (UnicodeDecodeError, struct.error) as error:
-    raise CodecError("It is altered: its header makes no sense.") from error
-  packed = np.frombuffer(content[begin + _LENGTHS.size : -4], np.uint8)
+  if made_by != model_id:
+    raise CodecError("It was made with another model: decode it with that one, named by --model.")
+  packed = np.frombuffer(content[_HEADER.size : -4], np.uint8)
   num_codes = -(-num_samples // hop_samples) * math.prod(frame_shape)
   if num_bits != bits_per_code(num_embeddings) or len(packed) != -(-num_codes * num_bits // 8) or not 0 < gain < np.inf:
     raise CodecError("It is altered: its header does not agree with what follows.")
@@ -91,7 +92,7 @@ def unpack(content: bytes, num_embeddings: int, hop_samples: int, frame_shape: t
   codes = bits.astype(np.int32) @ (1 << np.arange(num_bits - 1, -1, -1, dtype=np.int32))
   if num_codes and codes.max() >= num_embeddings:
     raise CodecError(f"It holds codes outside 0..{num_embeddings - 1}.")
-  return EncodedSpeech(codes.reshape(-1, *frame_shape), model_id, speaker, gain, num_samples)
+  return EncodedSpeech(codes.reshape(-1, *frame_shape), model_id, gain, num_samples)
 
 
 def bits_per_code(num_embeddings: int) -> int:

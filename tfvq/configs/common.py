@@ -126,12 +126,12 @@ def speech_data(**changes) -> ConfigDict:
   settings = ConfigDict(
     {
       "source": "asterisk",  # or fillets, festvox_ru, espeak, tfds, folder, piano: see tfvq/data/speech_sources.py
-      "languages": ("en",),  # asterisk: en, es, fr, it, ru; fillets: cs, nl
+      "languages": (),  # asterisk: en, es, fr, it, ru; fillets: cs, nl; all of them if empty
       "composers": ("bach",),  # piano
       "voices": ("en-us+m1", "en-us+m3", "en-us+f2", "en-us+f4"),  # espeak
       "num_sentences": 100,  # espeak
       "name": "vctk",  # tfds: or librispeech
-      "splits": ("train",),  # tfds: those to read
+      "splits": (),  # tfds: those to read; all of them if empty
       "data_dir": "",  # tfds
       "sample_rate_hz": 48_000,  # tfds, where the data set does not tell it
       "folder": "",  # folder: audio files, a sub-folder per speaker

@@ -21,6 +21,7 @@ def get_config(variant=None):
 
 def small():
   config = common.run_settings("wavenet")
+  config.phones = False
   config.data = common.speech_data(source="piano", composers=("bach",), crop_samples=8192)
   config.prior = common.wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=9, hidden_units=32)
   config.train.prior = common.training(steps=2000, batch_size=4, learning_rate=4e-3, optimizer="muon")

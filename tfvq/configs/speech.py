@@ -23,7 +23,7 @@ def get_config(variant=None):
 
 def small():
   config = common.run_settings("speech")
-  config.data = common.speech_data(source="asterisk", languages=("en", "es", "fr", "it", "ru"))
+  config.data = common.speech_data(source="asterisk")
   config.autoencoder = common.speech_autoencoder(
     encoder="log_mel",
     strides=(2,) * 7,
@@ -61,7 +61,7 @@ def small():
 def paper():
   config = small()
   config.data = common.speech_data(source="tfds", name="vctk")
-  config.autoencoder = common.speech_autoencoder(encoder="waveform", encoder_units=768, null_rate=0.0, mel_weight=0.0)
+  config.autoencoder = common.speech_autoencoder(encoder="waveform", encoder_units=768, mel_weight=0.0)
   config.autoencoder.decoder = common.wavenet(channels=256, num_stacks=3, layers_per_stack=10)
   config.prior = common.wavenet(channels=256, num_stacks=2, layers_per_stack=8, hidden_units=512)
   config.prior.window_frames = 500

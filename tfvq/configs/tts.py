@@ -20,6 +20,7 @@ def get_config(variant=None):
 
 def small():
   config = common.run_settings("wavenet")
+  config.phones = True  # what is said conditions the network
   config.data = common.speech_data(source="festvox_ru", crop_samples=4800)
   config.prior = common.wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=7, hidden_units=32)
   config.train.prior = common.training(steps=3000, batch_size=4, learning_rate=4e-3, optimizer="muon")

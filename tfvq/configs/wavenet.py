@@ -19,7 +19,8 @@ def get_config(variant=None):
 
 def small():
   config = common.run_settings("wavenet")
-  config.data = common.speech_data(source="asterisk", languages=("en", "es", "fr", "it", "ru"), crop_samples=8192)
+  config.phones = False
+  config.data = common.speech_data(source="asterisk", crop_samples=8192)
   config.prior = common.wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=8, hidden_units=32)
   config.train.prior = common.training(steps=2000, batch_size=4, learning_rate=4e-3, optimizer="muon")
   config.samples = ConfigDict({"num": 4, "seconds": 3, "temperature": (0.8, 0.8, 0.9, 0.9, 1.0, 1.0, 1.0, 1.0)})

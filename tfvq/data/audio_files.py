@@ -1,5 +1,6 @@
 """Audio files of many kinds, read as 16 kHz mono; the one place where tensorflow-io is used."""
 
+import os
 import pathlib
 import struct
 import wave
@@ -58,7 +59,10 @@ class AudioReader:
       self._file_rate_hz = int(self._audio.rate)
       self._num_file_samples = int(self._audio.shape[0])
     except tf.errors.OpError as error:
-      raise UserError(f"{self.path} is not a WAV, FLAC, MP3 or Ogg Vorbis file that can be decoded.") from error
+      raise UserError(
+        f"{self.path} is not a WAV, FLAC, MP3 or Ogg Vorbis file that can be decoded; of WAV files those can that have "
+        "8 to 32 bits or 32-bit floats, and say how long they are."
+      ) from error
     if not self._num_file_samples or self._file_rate_hz <= 0:
       raise UserError(f"{self.path} holds no samples.")
     self._holds_int32 = _is_int32_wav(self.path)
@@ -144,13 +148,18 @@ def _to_float(samples, holds_int32):
 def _is_int32_wav(path):
   """Whether a file is a WAV of 32-bit integers, which tensorflow-io hands out as if they were floats."""
   with open(path, "rb") as file:
-    header = file.read(4096)
-  place = header.find(b"fmt ")
-  if header[:4] != b"RIFF" or place < 0 or len(header) < place + 34:
+    riff = file.read(12)
+    if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
+      return False
+    while len(header := file.read(8)) == 8 and header[:4] != b"fmt ":
+      length = struct.unpack("<I", header[4:])[0]
+      file.seek(length + length % 2, os.SEEK_CUR)
+    fields = file.read(26)
+  if len(fields) < 16:
     return False
-  format_tag, bits = struct.unpack_from("<H", header, place + 8)[0], struct.unpack_from("<H", header, place + 22)[0]
-  if format_tag == 0xFFFE:  # extensible: the tag proper comes later
-    format_tag = struct.unpack_from("<H", header, place + 32)[0]
+  format_tag, bits = struct.unpack_from("<H", fields)[0], struct.unpack_from("<H", fields, 14)[0]
+  if format_tag == 0xFFFE and len(fields) == 26:  # extensible: the tag proper comes later
+    format_tag = struct.unpack_from("<H", fields, 24)[0]
   return format_tag == 1 and bits == 32
 
 

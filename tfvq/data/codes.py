@@ -6,8 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.data.arrays import ArraySource
+from tfvq.data.shards import check_shards, write_shard
 from tfvq.errors import UserError
-from tfvq.files import read_json, sha256, write_json, written_whole
+from tfvq.files import read_json, write_json
 
 _VERSION = 1
 _EXAMPLES_PER_SHARD = 4096
@@ -31,11 +32,9 @@ def write_codes(folder, splits, *, num_embeddings: int, num_classes: int, autoen
   for split, arrays in splits.items():
     for index, start in enumerate(range(0, len(arrays["codes"]), _EXAMPLES_PER_SHARD)):
       part = {key: value[start : start + _EXAMPLES_PER_SHARD] for key, value in arrays.items()}
-      path = folder / f"{split}-{index:05d}.tfrecord"
-      with written_whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
-        for example in range(len(part["codes"])):
-          writer.write(_serialize({key: value[example] for key, value in part.items()}))
-      shards.append({"split": split, "file": path.name, "num_examples": len(part["codes"]), "sha256": sha256(path)})
+      examples = ({key: value[row] for key, value in part.items()} for row in range(len(part["codes"])))
+      written = write_shard(folder / f"{split}-{index:05d}.tfrecord", [_serialize(example) for example in examples])
+      shards.append({"split": split, **written})
   code_shape = list(next(iter(splits.values()))["codes"].shape[1:])
   manifest = {
     "version": _VERSION,
@@ -82,16 +81,11 @@ def read_codes(folder, manifest: dict) -> ArraySource:
     UserError: A shard is missing, cut short or altered.
   """
   folder = pathlib.Path(folder)
+  check_shards(folder, manifest["shards"], "codes")
   splits = {}
   for shard in manifest["shards"]:
-    path = folder / shard["file"]
-    if not path.exists() or sha256(path) != shard["sha256"]:
-      state = "is not what was written" if path.exists() else "is missing"
-      raise UserError(f"{path} {state}: delete {folder} and run the stage `codes` again.")
-    examples = [
-      _parse(record, manifest["code_shape"]) for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-    ]
-    splits.setdefault(shard["split"], []).extend(examples)
+    records = tf.data.TFRecordDataset(str(folder / shard["file"])).as_numpy_iterator()
+    splits.setdefault(shard["split"], []).extend(_parse(record, manifest["code_shape"]) for record in records)
   arrays = {
     split: {key: np.stack([example[key] for example in examples]) for key in examples[0]}
     for split, examples in splits.items()

@@ -14,16 +14,15 @@ import tensorflow as tf
 import tqdm
 
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, to_int16
+from tfvq.data.shards import check_shards, write_shard
 from tfvq.errors import UserError
-from tfvq.files import read_json, sha256, write_json, written_whole
-from tfvq.ops.mu_law import LEVEL
+from tfvq.files import read_json, write_json
+from tfvq.ops.loudness import FRAME_SAMPLES, LEVEL, frame_powers, is_sounding
 
 SPLITS = ("train", "validation", "held_out")
-FRAME_SAMPLES = 160
 NUM_PHONE_FIELDS = 5  # see `phone_frames`
 
 _VERSION = 2
-_SILENCE_DB = -40.0  # below the loud frames of a recording
 _PAUSE_FRAMES = 5  # kept to either side of sound: no silence is longer than twice this
 _LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
 _STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
@@ -54,11 +53,7 @@ class SpeechCorpus:
     self._manifest = read_json(self._folder / "manifest.json")
     if self._manifest["version"] != _VERSION:
       raise UserError(f"{folder} holds a corpus of another version: delete it and run the stage `data` again.")
-    for shard in self._manifest["shards"]:
-      path = self._folder / shard["file"]
-      if not path.exists() or sha256(path) != shard["sha256"]:
-        state = "is not what was written" if path.exists() else "is missing"
-        raise UserError(f"{path} {state}: delete {folder} and run the stage `data` again.")
+    check_shards(self._folder, self._manifest["shards"], "data")
 
   @property
   def speakers(self) -> list[str]:
@@ -69,11 +64,6 @@ class SpeechCorpus:
   def phones(self) -> list[str]:
     """Names of the phones; their places are their ids. Empty where they are not known."""
     return self._manifest["phones"]
-
-  @property
-  def split_names(self) -> tuple[str, ...]:
-    """Names of the splits."""
-    return SPLITS
 
   def seconds(self, split: str) -> float:
     """Length of a split's audio."""
@@ -90,7 +80,15 @@ class SpeechCorpus:
 
     Returns:
       Batches {"audio": float32 [B, T], "speaker": int32 [B]}, with phones "phones", int32 [B, T / 160, 5].
+
+    Raises:
+      UserError: Crops are too long, or with phones not made of whole frames.
     """
+    if 2 * crop_samples > _STRETCH_SAMPLES:
+      raise UserError(
+        f"Training takes crops of {crop_samples} samples, what the networks look at beside them included, and at most "
+        f"{_STRETCH_SAMPLES // 2} can be had: lower config.data.crop_samples."
+      )
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
     num_stretches = sum(shard["num_records"] for shard in self._shards("train"))
     num_crops = (_STRETCH_SAMPLES - crop_samples) // crop_samples
@@ -114,18 +112,32 @@ class SpeechCorpus:
     batches = examples.batch(batch_size, drop_remainder=True)
     return batches.map(lambda batch: {**batch, "audio": _to_float(batch["audio"])}).prefetch(tf.data.AUTOTUNE)
 
-  def clips(self, split: str) -> list[Clip]:
-    """The recordings of "validation" or "held_out", in the order they came in."""
-    clips = []
-    for shard in self._shards(split):
-      for record in tf.data.TFRecordDataset(str(self._folder / shard["file"])).map(_parse):
-        audio = _to_float(record["audio"]).numpy()
-        name = record["name"].numpy().decode()
-        clips.append(Clip(name, int(record["speaker"]), audio, record["phones"].numpy()))
-    return clips
+  def clips(self, split: str) -> "_Clips":
+    """The recordings of "validation" or "held_out", or the stretches of "train", in the order they came in.
+
+    They have a length, and are read while they are gone through, so that a corpus may be larger than the memory.
+    """
+    shards = self._shards(split)
+    paths = [str(self._folder / shard["file"]) for shard in shards]
+    return _Clips(paths, sum(shard["num_records"] for shard in shards))
 
   def _shards(self, split):
     return [shard for shard in self._manifest["shards"] if shard["split"] == split]
+
+
+class _Clips:
+  """Clips in files of records."""
+
+  def __init__(self, paths, num_clips):
+    self._paths, self._num_clips = paths, num_clips
+
+  def __len__(self):
+    return self._num_clips
+
+  def __iter__(self):
+    for record in tf.data.TFRecordDataset(self._paths).map(_parse) if self._paths else ():
+      audio = _to_float(record["audio"]).numpy()
+      yield Clip(record["name"].numpy().decode(), int(record["speaker"]), audio, record["phones"].numpy())
 
 
 def prepare_corpus(folder, recordings) -> None:
@@ -144,23 +156,30 @@ def prepare_corpus(folder, recordings) -> None:
   speakers, phones = [], []  # in order of appearance
   writers = {split: _Shards(folder, split) for split in SPLITS}
   joined = collections.defaultdict(list)
-  skipped = []
+  skipped, labelled = [], None  # whether phones are known is settled by the first recording
   progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
   for recording, audio, kept, error in _read(recordings):
     progress.update()
     if error:
       skipped.append(f"{recording.name}: {error}")
       continue
+    said = recording.phones()
+    labelled = bool(said) if labelled is None else labelled
+    if bool(said) != labelled:
+      skipped.append(f"{recording.name}: its phones are {'known' if said else 'not known'}, unlike those of the others")
+      continue
     if recording.speaker not in speakers:
       speakers.append(recording.speaker)
     split = split_of(recording.sentence or recording.name)
     speaker = speakers.index(recording.speaker)
-    frames = phone_frames(recording.phones(), len(kept), phones)[kept]
+    frames = phone_frames(said, len(kept), phones)[kept]
     if split == "train":
-      _join(joined[recording.speaker], audio, frames, speaker, writers[split])
+      _join(joined[speaker], audio, frames, speaker, writers[split])
     else:
       writers[split].add(audio, frames, speaker, recording.name)
   progress.close()
+  for speaker, pending in joined.items():
+    _fill_up(pending, speaker, writers["train"])
   if len(skipped) == len(recordings):
     raise UserError(f"None of the {len(skipped)} recordings could be used; the first: {skipped[0]}")
   if skipped:
@@ -168,7 +187,10 @@ def prepare_corpus(folder, recordings) -> None:
   shards = [shard for writer in writers.values() for shard in writer.finish()]
   for split in SPLITS:
     if not any(shard["split"] == split for shard in shards):
-      raise UserError(f"The recordings are too few: none is left for the split {split!r}.")
+      raise UserError(
+        f"The recordings are too few: none of the {len(recordings)} is left for the split {split!r}; give 60 or more, "
+        "or cut long ones into sentences."
+      )
   manifest = {"version": _VERSION, "sample_rate_hz": SAMPLE_RATE_HZ, "speakers": speakers, "phones": phones}
   write_json(folder / "manifest.json", {**manifest, "skipped": skipped, "shards": shards})
 
@@ -181,12 +203,9 @@ def split_of(sentence: str) -> str:
 
 def sounding_frames(audio: np.ndarray) -> np.ndarray:
   """Which frames of 160 samples to keep, so that silences become 0.1 s, at the ends 0.05 s: float [T] -> bool [N]."""
-  frames = _frames(audio)
-  if not len(frames):
-    return np.zeros(0, bool)
-  power = np.mean(frames.astype(np.float64) ** 2, axis=1)
-  loud = np.percentile(power, 95)
-  sounding = power > max(loud * 10 ** (_SILENCE_DB / 10), 1e-9)
+  sounding = is_sounding(frame_powers(_frames(audio).reshape(-1)))
+  if not len(sounding):
+    return sounding
   return np.convolve(sounding, np.ones(2 * _PAUSE_FRAMES + 1), mode="full")[_PAUSE_FRAMES:-_PAUSE_FRAMES] > 0
 
 
@@ -261,11 +280,26 @@ def _frames(audio):
 def _join(pending, audio, phones, speaker, writer):
   """Adds a recording to those of its speaker that are not yet enough for a stretch."""
   pending.append((audio, phones))
-  while sum(len(part) for part, _ in pending) >= _STRETCH_SAMPLES:
-    audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+  if sum(len(part) for part, _ in pending) < _STRETCH_SAMPLES:
+    return
+  audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+  num_frames, num_stretches = _STRETCH_SAMPLES // FRAME_SAMPLES, len(audio) // _STRETCH_SAMPLES
+  for index in range(num_stretches):
+    stretch = audio[index * _STRETCH_SAMPLES : (index + 1) * _STRETCH_SAMPLES]
+    writer.add(stretch, phones[index * num_frames : (index + 1) * num_frames], speaker, "")
+  pending[:] = [(audio[num_stretches * _STRETCH_SAMPLES :], phones[num_stretches * num_frames :])]
+
+
+def _fill_up(pending, speaker, writer):
+  """Makes the last stretch of a speaker of what is left over, over and over: no voice is without one.
+
+  Less than a second is dropped.
+  """
+  audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+  if len(audio) >= SAMPLE_RATE_HZ:
     num_frames = _STRETCH_SAMPLES // FRAME_SAMPLES
-    writer.add(audio[:_STRETCH_SAMPLES], phones[:num_frames], speaker, "")
-    pending[:] = [(audio[_STRETCH_SAMPLES:], phones[num_frames:])]
+    frames = np.resize(np.arange(len(phones)), num_frames)
+    writer.add(_frames(audio)[frames].reshape(-1), phones[frames], speaker, "")
 
 
 class _Shards:
@@ -293,19 +327,8 @@ class _Shards:
     return self._shards
 
   def _write(self):
-    path = self._folder / f"{self._split}-{len(self._shards):05d}.tfrecord"
-    with written_whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
-      for record in self._records:
-        writer.write(record)
-    self._shards.append(
-      {
-        "split": self._split,
-        "file": path.name,
-        "num_records": len(self._records),
-        "num_samples": self._num_samples,
-        "sha256": sha256(path),
-      }
-    )
+    written = write_shard(self._folder / f"{self._split}-{len(self._shards):05d}.tfrecord", self._records)
+    self._shards.append({"split": self._split, "num_samples": self._num_samples, **written})
     self._records, self._num_samples = [], 0
 
 

@@ -41,6 +41,14 @@ def find_recordings(data: ConfigDict):
   return recordings
 
 
+def _languages(data, known):
+  """The chosen languages of a source."""
+  unknown = [language for language in data.languages if language not in known]
+  if unknown:
+    raise UserError(f"The source {data.source} has no language {unknown[0]!r}; choose of {', '.join(known)}.")
+  return data.languages or known
+
+
 # One woman speaks English and Spanish.
 _ASTERISK_SPEAKERS = {"en": "en-es", "es": "en-es", "fr": "fr", "it": "it", "ru": "ru"}
 
@@ -53,7 +61,7 @@ def _asterisk(data):
     return lambda: np.asarray(G722.G722(SAMPLE_RATE_HZ, 64_000).decode(path.read_bytes()), np.float32) / 32768
 
   recordings = []
-  for language in data.languages:
+  for language in _languages(data, tuple(_ASTERISK_SPEAKERS)):
     folder = unpacked(f"asterisk-core-sounds-{language}-g722", data.cache) / "usr/share/asterisk/sounds"
     for path in sorted(folder.rglob("*.g722")):
       name = "/".join(path.relative_to(folder).parts[1:]).removesuffix(".g722")
@@ -66,7 +74,7 @@ def _asterisk(data):
 def _fillets(data):
   """Acted dialogue, two speakers in each of two languages, 22 kHz Ogg Vorbis (Debian's Fish Fillets; GPL-2)."""
   recordings = []
-  for language in data.languages:
+  for language in _languages(data, ("cs", "nl")):
     folder = unpacked(f"fillets-ng-data-{language}", data.cache) / "usr/share/games/fillets-ng/sound"
     for path in sorted(folder.glob(f"*/{language}/*.ogg")):
       fish = re.search(r"-([vm])-", path.name)
@@ -145,11 +153,18 @@ def _tfds(data):
     raise UserError(
       f"The data set {data.name} is not in {data.data_dir or '~/tensorflow_datasets'} and could not be had: {reason}"
     ) from error
-  features = builder.info.features
-  speaker_key = "speaker" if "speaker" in features else "speaker_id"
+  features, splits = builder.info.features, tuple(data.splits) or tuple(builder.info.splits)
+  unknown = [split for split in splits if split not in builder.info.splits]
+  if unknown:
+    raise UserError(
+      f"The data set {data.name} has no split {unknown[0]!r}; choose of {', '.join(builder.info.splits)}."
+    )
+  speaker_key = next((key for key in ("speaker", "speaker_id") if key in features), None)
+  if "speech" not in features or not speaker_key:
+    raise UserError(f"The data set {data.name} does not hold speech with its speakers: choose vctk or librispeech.")
   # TFDS's audio features know their sample rate where the data set told it.
   rate_hz = getattr(features["speech"], "sample_rate", None) or data.sample_rate_hz
-  return _TfdsRecordings(builder, data.splits, speaker_key, rate_hz)
+  return _TfdsRecordings(builder, splits, speaker_key, rate_hz)
 
 
 class _TfdsRecordings:
@@ -163,11 +178,13 @@ class _TfdsRecordings:
     return sum(int(dataset.cardinality()) for dataset in self._datasets())
 
   def __iter__(self):
+    # Some sets number their speakers and know their names, others have numbers only.
+    speaker_name = getattr(self._builder.info.features[self._speaker_key], "int2str", str)
     for dataset in self._datasets():
       for example in dataset.as_numpy_iterator():
         audio = example["speech"].astype(np.float32) / 32768
         read = lambda audio=audio: resampled(audio, self._rate_hz)
-        name, speaker = example["id"].decode(), str(example[self._speaker_key])
+        name, speaker = example["id"].decode(), speaker_name(example[self._speaker_key])
         yield Recording(name, speaker, read, sentence=example["text"].decode() if "text" in example else "")
 
   def _datasets(self):
@@ -195,3 +212,6 @@ SOURCES = {
   "piano": _piano,
   "tfds": _tfds,
 }
+
+# Those whose recordings come with their phones.
+WITH_PHONES = ("espeak", "festvox_ru")

@@ -22,18 +22,19 @@ def likelihoods(model, clips, num_speakers: int) -> dict[str, float]:
     num_speakers: Number of speakers.
 
   Returns:
-    `nats_per_sample` of the audio given its codes, and how much more it is with the null condition (`gain_nats`), with
-    the codes shuffled in time (`gain_over_shuffled_nats`), and with another speaker (`gain_of_speaker_nats`; 0 if there
-    is one only).
+    `nats_per_sample` of the audio given its codes, and how much more it is with the codes shuffled in time
+    (`gain_over_shuffled_nats`), with another speaker (`gain_of_speaker_nats`; 0 if there is one only), and with the
+    null condition (`gain_nats`), where the model has learned one.
   """
   shuffler = np.random.default_rng(0)
+  names = ["gain_over_shuffled_nats", "gain_of_speaker_nats", *(["gain_nats"] if model.null_rate else [])]
 
   def cases(z_q, speaker):
     shuffled = tf.gather(z_q, shuffler.permutation(z_q.shape[1]), axis=1)
-    return [(z_q, speaker), ("null", speaker), (shuffled, speaker), (z_q, (speaker + 1) % num_speakers)]
+    null = [("null", speaker)] if model.null_rate else []
+    return [(z_q, speaker), (shuffled, speaker), (z_q, (speaker + 1) % num_speakers), *null]
 
   nats, *others = _mean_nats(model, clips, cases)
-  names = ("gain_nats", "gain_over_shuffled_nats", "gain_of_speaker_nats")
   return {"nats_per_sample": nats, **{name: other - nats for name, other in zip(names, others, strict=True)}}
 
 

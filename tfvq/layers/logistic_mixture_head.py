@@ -49,6 +49,11 @@ class LogisticMixtureHead(keras.layers.Layer):
     """Shape of the Gumbel noise that one step's sample takes: (G, M + 2)."""
     return self.num_variables, self.num_mixtures + 2
 
+  @property
+  def outputs(self) -> list[Dense]:
+    """The layers that give the parameters."""
+    return [self.output_projection]
+
   def build(self, features_shape):
     self.hidden.build(features_shape)
     self.output_projection.build((*features_shape[:-1], self.hidden_units))

@@ -43,7 +43,7 @@ class SpectralVQVAE(keras.Model):
     self.quantizing = True
     # Within a recording no code stands beside silence: so far from a training clip's ends nothing is learned.
     self.margin_frames = context_of(encoder) + context_of(conditioner)
-    self.log_mel = LogMel(hop_samples=hop_samples, window_samples=max(400, hop_samples))
+    self.log_mel = LogMel(hop_samples=hop_samples)
     self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands)
     self.mel_prediction.build((None, None, conditioner.output_shape[-1]))
     self._mel_error = keras.metrics.Mean(name="mel_error")

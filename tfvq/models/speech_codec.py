@@ -7,11 +7,10 @@ import tensorflow as tf
 
 from tfvq.models.sampling import continue_sequence, gumbel_noise, sequence_start
 from tfvq.models.speech_vqvae import SpeechVQVAE
-from tfvq.ops.mu_law import LEVEL
+from tfvq.ops.loudness import frame_powers, gain_to_level
+from tfvq.ops.subbands import CONTEXT_STEPS
 
 _PART_SAMPLES = 160_000  # that are encoded at once
-_FRAME_SAMPLES = 160  # over which power is measured
-_CONTEXT_STEPS = 8  # band samples that a synthesised sample depends on, to either side
 
 
 class SpeechCodec:
@@ -39,12 +38,8 @@ class SpeechCodec:
     Args:
       reader: `AudioReader` or `AudioArray` of `tfvq.data.audio_files`.
     """
-    powers = [
-      _frame_powers(reader.read(start, start + _PART_SAMPLES)) for start in range(0, reader.num_samples, _PART_SAMPLES)
-    ]
-    powers = np.concatenate(powers)
-    sounding = powers[powers >= 1e-4 * np.percentile(powers, 95)]  # silences do not count: they are trained on little
-    return float(LEVEL / np.sqrt(np.mean(sounding))) if np.any(sounding > 1e-10) else 1.0
+    starts = range(0, reader.num_samples, _PART_SAMPLES)
+    return gain_to_level(np.concatenate([frame_powers(reader.read(start, start + _PART_SAMPLES)) for start in starts]))
 
   def encode(self, reader, gain: float = 1.0) -> np.ndarray:
     """Codes of audio, int32 [F] or [F, G], F = ceil(num_samples / hop_samples); `reader` as for `gain_of`.
@@ -85,7 +80,7 @@ class SpeechCodec:
     filled = np.pad(codes, around, mode="edge")
     start = sequence_start(model.decoder, batch_size)
     num_steps = self.frames_per_part * model.steps_per_frame
-    bands = np.zeros([batch_size, _CONTEXT_STEPS, model.audio_values.num_bands], np.float32)
+    bands = np.zeros([batch_size, CONTEXT_STEPS, model.audio_values.num_bands], np.float32)
     samples_left = num_frames * model.hop_samples
     for part in range(num_parts):
       noise = gumbel_noise(seed, [num_steps, batch_size, *model.decoder.head.noise_shape], part)
@@ -97,10 +92,10 @@ class SpeechCodec:
       # Samples near the end depend on bands to come: they are held back until those are there.
       bands = np.concatenate([bands, new_bands], axis=1)
       if part == num_parts - 1:
-        bands = np.pad(bands, [(0, 0), (0, 2 * _CONTEXT_STEPS), (0, 0)])
+        bands = np.pad(bands, [(0, 0), (0, 2 * CONTEXT_STEPS), (0, 0)])
       audio = np.asarray(model.audio_values.join(bands))
-      audio = audio[:, _CONTEXT_STEPS * model.audio_values.num_bands : -_CONTEXT_STEPS * model.audio_values.num_bands]
-      bands = bands[:, -2 * _CONTEXT_STEPS :]
+      audio = audio[:, CONTEXT_STEPS * model.audio_values.num_bands : -CONTEXT_STEPS * model.audio_values.num_bands]
+      bands = bands[:, -2 * CONTEXT_STEPS :]
       yield audio[:, :samples_left]
       samples_left -= audio.shape[1]
 
@@ -123,9 +118,3 @@ def shares_inside(model: SpeechVQVAE, codes, speaker) -> list[tf.Tensor]:
   """
   condition = model.condition(codes, speaker)[:, model.context_codes : -model.context_codes or None]
   return model.decoder.project_condition({"local": condition})
-
-
-def _frame_powers(audio):
-  """Mean squares of frames of 10 ms, float64 [N], the last one filled up with zeros."""
-  frames = np.pad(audio, [0, -len(audio) % _FRAME_SAMPLES]).reshape(-1, _FRAME_SAMPLES)
-  return np.mean(frames.astype(np.float64) ** 2, axis=1)

@@ -25,6 +25,7 @@ def waveform_encoder(
   """The encoder on raw audio: strided convolutions of window 2 * stride.
 
   Reference: arXiv 1711.00937, section 4.3: six of stride 2 and window 4 make 64 samples a code.
+  Deviation: one more, of window 3, after them.
 
   Args:
     embedding_dim: D.
@@ -70,7 +71,7 @@ def log_mel_encoder(
     A model, audio float [B, T] in -1..1 -> z_e [B, T / hop_samples, D]; [B, T / hop_samples, G, D] if G > 1.
   """
   audio = keras.Input((None,), name="audio")
-  x = LogMel(num_mel_bands, hop_samples, max(400, hop_samples))(audio)
+  x = LogMel(num_mel_bands, hop_samples)(audio)
   if voice_perturbation:
     x = VoicePerturbation(voice_perturbation)(x)
   x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu", name="stem")(x)

@@ -6,9 +6,6 @@ Reference: arXiv 1609.03499, section 2.2 (ITU-T G.711).
 import numpy as np
 import tensorflow as tf
 
-# Root mean square of the sounding parts of audio that the models are trained on: -22 dB of full scale.
-LEVEL = 0.08
-
 _MU = 255
 
 

@@ -9,13 +9,15 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+CONTEXT_STEPS = 8  # band samples that a joined sample depends on, to either side
+
 _KAISER_BETA = 9.0
 
 
 @functools.cache
 def filter_bank(num_bands: int) -> tuple[np.ndarray, np.ndarray]:
   """Impulse responses of analysis and synthesis, float64 [16 num_bands - 1, num_bands] each, for 2 or more bands."""
-  num_taps = 16 * num_bands - 1
+  num_taps = 2 * CONTEXT_STEPS * num_bands - 1
   time = np.arange(num_taps) - num_taps // 2
   cutoff = (0.566 + 0.008 / num_bands) / num_bands  # of the Nyquist frequency; where the round trip's error is least
   prototype = cutoff * np.sinc(cutoff * time) * np.kaiser(num_taps, _KAISER_BETA)
@@ -45,12 +47,11 @@ def join_bands(bands) -> tf.Tensor:
   _, synthesis = filter_bank(num_bands)
   # Each output sample is a product with the band samples around it: zero-stuffing without the zeros.
   centre = len(synthesis) // 2
-  reach = -(-centre // num_bands)  # band samples to either side that an output sample sees
-  kernel = np.zeros([2 * reach + 1, num_bands, num_bands])  # [band time, band, phase of the output]
-  for offset in range(-reach, reach + 1):
+  kernel = np.zeros([2 * CONTEXT_STEPS + 1, num_bands, num_bands])  # [band time, band, phase of the output]
+  for offset in range(-CONTEXT_STEPS, CONTEXT_STEPS + 1):
     for phase in range(num_bands):
       tap = centre + phase - num_bands * offset
       if 0 <= tap < len(synthesis):
-        kernel[offset + reach, :, phase] = num_bands * synthesis[tap]
+        kernel[offset + CONTEXT_STEPS, :, phase] = num_bands * synthesis[tap]
   x = tf.nn.conv1d(bands, tf.constant(kernel, bands.dtype), stride=1, padding="SAME")
   return tf.reshape(x, [tf.shape(bands)[0], -1])

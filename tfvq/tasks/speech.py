@@ -10,6 +10,7 @@ import tqdm
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, AudioReader, write_wav
 from tfvq.data.speech_corpus import SPLITS
+from tfvq.errors import UserError
 from tfvq.evaluation import figures, sections
 from tfvq.evaluation.speech_figures import likelihoods, nats_per_sample
 from tfvq.files import read_json
@@ -91,6 +92,10 @@ class SpeechTask(CorpusTask, PrunableTask):
         codes[clip.speaker].append(codec.encode(AudioArray(clip.audio)))
       window = self.config.prior.window_frames
       windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
+      if not sum(map(len, windows.values())):
+        raise UserError(
+          f"No speaker has {window} frames in the split {split!r}: lower config.prior.window_frames, or give more data."
+        )
       labels = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
       splits[split] = {"codes": np.concatenate(list(windows.values())), "label": np.concatenate(labels)}
     return splits
@@ -169,7 +174,7 @@ class SpeechTask(CorpusTask, PrunableTask):
       spoken.append([f"{clip.name}, {speaker}", *sounds[:2], other, sounds[2]])
     samples = [[path.stem.removeprefix("prior-"), play(path)] for path in sorted(folder.glob("prior-*.wav"))]
     quality = run.workdir.path / "quality.json"
-    tables = read_json(quality)["tables"] if quality.exists() else []
+    tables = read_json(quality)["tables"] if quality.exists() else [_not_measured(run.workdir.path)]
     columns = ["recording not trained on", "original", "from its codes", "another voice", "in that voice"]
     return [
       sections.Section("Recordings through their codes", columns=columns, rows=spoken),
@@ -205,6 +210,20 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
     mel_weight=config.mel_weight,
     seed=seed,
   )
+
+
+def _not_measured(workdir):
+  """What stands in a report for the table of figures that other programs measure."""
+  commands = (
+    f"python -m benchmarks.speech_clips --workdir={workdir} --out=clips",
+    f"python benchmarks/speech_quality.py clips --out={workdir}/quality.json    # in an environment of its own",
+    f"rm {workdir}/evaluation/done.json    # then the command at the top again",
+  )
+  return {
+    "title": "Quality, speakers and words",
+    "columns": ["is measured by"],
+    "rows": [[command] for command in commands],
+  }
 
 
 def _windows(codes, length):

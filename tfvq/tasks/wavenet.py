@@ -17,10 +17,10 @@ _MAX_MEASURED_SECONDS = 4  # of each recording
 
 
 class WaveNetTask(CorpusTask):
-  """WaveNets of sound; the config has `data` and `prior`, which is the WaveNet.
+  """WaveNets of sound; the config has `data`, `phones` and `prior`, which is the WaveNet.
 
-  It is conditioned on the speaker where there are several, and on the phones where they are known: the phone, the ones
-  before and after it, how far it has come, and its length, as in text-to-speech.
+  It is conditioned on the speaker where there are several, and if `phones` on what is said, as in text-to-speech: the
+  phone, the ones before and after it, how far it has come, and its length.
   """
 
   stages = ("data", "prior", "samples", "evaluation")
@@ -34,10 +34,10 @@ class WaveNetTask(CorpusTask):
 
   def build_prior(self, manifest):
     del manifest
-    num_speakers, num_phones = len(self.corpus.speakers), len(self.corpus.phones)
+    num_speakers = len(self.corpus.speakers)
     return build_wavenet(
       self.config.prior,
-      condition_dim=3 * num_phones + 2 if num_phones else 0,
+      condition_dim=3 * len(self.corpus.phones) + 2 if self.config.phones else 0,
       num_speakers=num_speakers if num_speakers > 1 else 0,
     )
 
@@ -47,7 +47,7 @@ class WaveNetTask(CorpusTask):
       batch_size,
       self.config.data.crop_samples,
       self.config.seed + step,
-      with_phones=bool(self.corpus.phones),
+      with_phones=self.config.phones,
     )
     audio_values = self.audio_values  # not within the map, where TensorFlow would only note down how to make it
     return batches.map(lambda batch: ((audio_values(batch["audio"]), self._condition(batch)),))
@@ -57,7 +57,7 @@ class WaveNetTask(CorpusTask):
     condition = {}
     if len(self.corpus.speakers) > 1:
       condition["speaker"] = batch["speaker"]
-    if self.corpus.phones:
+    if self.config.phones:
       phones = batch["phones"]
       names = tf.one_hot(phones[..., :3], len(self.corpus.phones))
       names = tf.reshape(names, [*tf.unstack(tf.shape(phones)[:2]), 3 * len(self.corpus.phones)])
@@ -71,7 +71,7 @@ class WaveNetTask(CorpusTask):
     num, seconds = self.config.samples.num, self.config.samples.seconds
     batch = {"speaker": tf.range(num) % len(self.corpus.speakers)}
     names = [self.corpus.speakers[speaker] for speaker in batch["speaker"].numpy()]
-    if self.corpus.phones:
+    if self.config.phones:
       clips = self._spoken_clips()
       num_frames = max(len(clip.phones) for clip in clips)
       batch["phones"] = tf.stack([np.pad(c.phones, [(0, num_frames - len(c.phones)), (0, 0)], "edge") for c in clips])
@@ -86,9 +86,9 @@ class WaveNetTask(CorpusTask):
       write_wav(folder / f"{index:02d}-{name.replace('/', '-')}.wav", [sound[:length]])
 
   def _spoken_clips(self):
-    """Held-out recordings whose phones are to be spoken: the shortest ones of two seconds and more."""
-    clips = [clip for clip in self.corpus.clips("held_out") if len(clip.audio) >= 2 * SAMPLE_RATE_HZ]
-    return sorted(clips, key=lambda clip: len(clip.audio))[: self.config.samples.num]
+    """Held-out recordings whose phones are to be spoken, of about two seconds."""
+    clips = sorted(self.corpus.clips("held_out"), key=lambda clip: abs(len(clip.audio) / SAMPLE_RATE_HZ - 2))
+    return clips[: self.config.samples.num]
 
   def _sample(self, model, condition, num, seconds):
     """Sound, float32 [num, T], made a second at a time: neither the noise nor the compiled loop grows with it."""
@@ -122,7 +122,7 @@ class WaveNetTask(CorpusTask):
     paths = sorted(run.workdir.folder("samples").glob("*.wav"))
     rows = [[path.stem, sections.player(AudioReader(path).read())] for path in paths]
     columns = ["sample", "sound"]
-    if self.corpus.phones:
+    if self.config.phones:
       columns.append("recording of the same phones, not trained on")
       rows = [[*row, sections.player(clip.audio)] for row, clip in zip(rows, self._spoken_clips(), strict=True)]
     return [sections.Section("Samples", columns=columns, rows=rows)]

@@ -15,8 +15,6 @@ from tfvq.models import WaveNet
 from tfvq.training.callbacks import steps_done
 from tfvq.training.muon import PruningMuon
 
-METHODS = ("blocks", "channels", "layers")
-
 _EVERY_STEPS = 10  # between two choices of what to prune
 
 Mask = tuple[keras.Variable, np.ndarray]
@@ -43,16 +41,24 @@ class Pruning(keras.callbacks.Callback):
     super().__init__()
     self._wavenet, self._choose = wavenet, choose
     self._sparsity, self._ramp_steps = sparsity, ramp_steps
-    self._masks = None
+
+  def on_train_begin(self, logs=None):
+    del logs
+    # A resumed training goes on with what was chosen last: so many weights are zero, and zeros are chosen first.
+    step = steps_done(self.model)
+    self._choose_at(step if step >= self._ramp_steps else step // _EVERY_STEPS * _EVERY_STEPS)
 
   def on_train_batch_end(self, batch, logs=None):
     del batch, logs
     step = steps_done(self.model)
-    if self._masks is None or (step <= self._ramp_steps and (step % _EVERY_STEPS == 0 or step == self._ramp_steps)):
-      progress = min(1.0, step / self._ramp_steps)
-      sparsity = self._sparsity * (1 - (1 - progress) ** 3)
-      self._masks = self._choose(self._wavenet, sparsity, saliency(self.model.optimizer))
+    if step <= self._ramp_steps and (step % _EVERY_STEPS == 0 or step == self._ramp_steps):
+      self._choose_at(step)
     apply_masks(self._masks)
+
+  def _choose_at(self, step):
+    progress = min(1.0, step / self._ramp_steps)
+    sparsity = self._sparsity * (1 - (1 - progress) ** 3)
+    self._masks = self._choose(self._wavenet, sparsity, saliency(self.model.optimizer))
 
 
 def apply_masks(masks: list[Mask]) -> None:

@@ -48,11 +48,6 @@ class Run:
     return model
 
   @functools.cached_property
-  def pruned(self) -> keras.Model:
-    """The autoencoder with its decoder pruned."""
-    return keras.saving.load_model(self.workdir.require("prune") / "model.keras", compile=False)
-
-  @functools.cached_property
   def prior(self) -> keras.Model:
     """The trained prior."""
     model = self.task.build_prior(self.manifest)
@@ -195,9 +190,10 @@ def _prune(run, facts):
     "decoder_weights_of_dense": count(dense),
     "decoder_weights_of_pruned": count(pruned),
   }
-  metrics_path = run.workdir.path / "metrics.json"
-  if metrics_path.exists():
+  if run.workdir.is_done("evaluation"):
+    metrics_path = run.workdir.path / "metrics.json"
     write_json(metrics_path, {**read_json(metrics_path), **facts["figures"]})
+    report.write_report(run)
 
 
 def _evaluation(run, facts):

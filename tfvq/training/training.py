@@ -145,6 +145,20 @@ def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
   return keras.optimizers.Adam(learning_rate, beta_2=settings.beta_2, global_clipnorm=clipnorm)
 
 
+def load_model(path) -> keras.Model:
+  """Loads a whole model of this package from a `.keras` file.
+
+  Raises:
+    UserError: There is no such file, or it is damaged or no model of this package.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"There is no model {path}.")
+  try:
+    return keras.saving.load_model(path, compile=False)
+  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
+    raise UserError(f"{path} is damaged, or not a model of this package.") from error
+
+
 def load_weights(model: keras.Model, path) -> None:
   """Loads what `Checkpoint` saved into a model of the same architecture, its optimiser included if it has one.
 

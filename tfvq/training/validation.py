@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from tfvq.data import image_sources, speech_sources
 from tfvq.errors import UserError
+from tfvq.ops.loudness import FRAME_SAMPLES
 
 _CHOICES = {
   "task": ("images", "speech", "wavenet"),
@@ -111,11 +112,21 @@ def _validate_speech(config):
 
 
 def _validate_wavenet(config):
-  num_bands = config.prior.num_bands
-  if config.data.crop_samples % num_bands or 160 % num_bands:
+  num_bands, crop_samples = config.prior.num_bands, config.data.crop_samples
+  if crop_samples % num_bands or FRAME_SAMPLES % num_bands:
     raise UserError(
-      f"config.prior.num_bands is {num_bands}; it must divide both 160, the samples of a frame, and "
-      f"config.data.crop_samples, which is {config.data.crop_samples}."
+      f"config.prior.num_bands is {num_bands}; it must divide both {FRAME_SAMPLES}, the samples of a frame, and "
+      f"config.data.crop_samples, which is {crop_samples}."
+    )
+  if config.phones and config.data.source not in speech_sources.WITH_PHONES:
+    raise UserError(
+      f"config.phones needs a source whose phones are known: config.data.source is {config.data.source}; choose one of "
+      f"{', '.join(speech_sources.WITH_PHONES)}, or set config.phones to False."
+    )
+  if config.phones and crop_samples % FRAME_SAMPLES:
+    raise UserError(
+      f"config.data.crop_samples is {crop_samples}; with config.phones it must be a multiple of {FRAME_SAMPLES}, the "
+      "samples of a phone's frame."
     )
   _validate_temperature(config, num_bands)
 

@@ -49,7 +49,7 @@ class Workdir:
       UserError: It has not.
     """
     if not self.is_done(stage):
-      raise UserError(f"{self.path} has no finished stage `{stage}`: run it first (--stage={stage}, or --stage=all).")
+      raise UserError(f"{self.path} has no finished stage `{stage}`: run it first, with --stage={stage}.")
     return self.folder(stage)
 
   @contextlib.contextmanager

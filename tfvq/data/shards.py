@@ -1,0 +1,41 @@
+"""Shards of TFRecords: written whole, listed with their checksums, and checked against these when they are read."""
+
+import pathlib
+
+import tensorflow as tf
+
+from tfvq.errors import UserError
+from tfvq.files import sha256, written_whole
+
+
+def write_shard(path: pathlib.Path, records: list[bytes]) -> dict:
+  """Writes a file of records; returns what a manifest is to say of it.
+
+  Raises:
+    UserError: The file cannot be written.
+  """
+  try:
+    with written_whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+      for record in records:
+        writer.write(record)
+  except tf.errors.OpError as error:
+    raise UserError(f"{path} could not be written: {' '.join(error.message.split())}.") from error
+  return {"file": path.name, "num_records": len(records), "sha256": sha256(path)}
+
+
+def check_shards(folder: pathlib.Path, shards: list[dict], stage: str) -> None:
+  """Checks that files are those that were written.
+
+  Args:
+    folder: Where they are.
+    shards: What `write_shard` told of each.
+    stage: The stage that writes them.
+
+  Raises:
+    UserError: One is missing, cut short or altered.
+  """
+  for shard in shards:
+    path = folder / shard["file"]
+    if not path.exists() or sha256(path) != shard["sha256"]:
+      state = "is not what was written" if path.exists() else "is missing"
+      raise UserError(f"{path} {state}: delete {folder} and run the stage `{stage}` again.")

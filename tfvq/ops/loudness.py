@@ -1,0 +1,33 @@
+"""How loud speech is, and where in a recording there is any."""
+
+import numpy as np
+
+# Root mean square of the sounding parts of audio that the models are trained on: -22 dB of full scale.
+LEVEL = 0.08
+FRAME_SAMPLES = 160  # over which power is measured: 10 ms at 16 kHz
+
+_SILENCE = 1e-4  # power of silence beside that of the loud frames
+_LEAST_POWER = 1e-9
+
+
+def frame_powers(audio) -> np.ndarray:
+  """Mean squares of frames, float [T] -> float64 [ceil(T / 160)], the last one filled up with zeros."""
+  frames = np.pad(audio, [0, -len(audio) % FRAME_SAMPLES]).reshape(-1, FRAME_SAMPLES)
+  return np.mean(frames.astype(np.float64) ** 2, axis=1)
+
+
+def is_sounding(powers) -> np.ndarray:
+  """Which frames of a recording are no silence, by their powers [N] -> bool [N].
+
+  The loud ones are the highest twentieth, or, where nearly all is silence, within 10 dB of the loudest.
+  """
+  if not len(powers):
+    return np.zeros(0, bool)
+  loud = max(np.percentile(powers, 95), np.max(powers) / 10)
+  return powers > max(loud * _SILENCE, _LEAST_POWER)
+
+
+def gain_to_level(powers) -> float:
+  """What a recording is to be multiplied by to have `LEVEL`, by the powers of its frames; 1 if it is silent."""
+  sounding = powers[is_sounding(powers)]
+  return float(LEVEL / np.sqrt(np.mean(sounding))) if len(sounding) else 1.0
