@@ -74,8 +74,8 @@ def log_mel_encoder(
   x = LogMel(num_mel_bands, hop_samples)(audio)
   if voice_perturbation:
     x = VoicePerturbation(voice_perturbation)(x)
-  x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu", name="stem")(x)
-  x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="relu")(x)
+  x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="elu", name="stem")(x)
+  x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="elu")(x)
   for rate in dilation_rates:
     x = _dilated_residual(x, rate)
   return keras.Model(audio, _latents(x, embedding_dim, latents_per_position), name="encoder")
@@ -107,9 +107,9 @@ def conditioner(
   embedded = keras.layers.Reshape((1, condition_dim))(embedded)
   x = keras.layers.Reshape((-1, latents_per_position * embedding_dim))(z_q) if several else z_q
   x = keras.layers.Conv1D(condition_dim, 3, padding="same")(x)
-  x = keras.layers.ReLU()(x + embedded)
+  x = keras.layers.ELU()(x + embedded)
   for _ in range(2):
-    x = x + keras.layers.Conv1D(condition_dim, 3, padding="same", activation="relu")(x)
+    x = x + keras.layers.Conv1D(condition_dim, 3, padding="same", activation="elu")(x)
   for rate in dilation_rates:
     x = _dilated_residual(x, rate)
   return keras.Model([z_q, speaker], x, name="conditioner")
@@ -122,7 +122,10 @@ def _latents(x, embedding_dim, latents_per_position):
 
 
 def _dilated_residual(x, dilation_rate):
-  """A residual block of a dilated and a pointwise convolution; it begins as the identity."""
+  """A residual block of a dilated and a pointwise convolution; it begins as the identity.
+
+  ELU, here and around it: of rectified units Muon switches off all within some hundred steps, for good.
+  """
   channels = x.shape[-1]
-  inner = keras.layers.Conv1D(channels, 3, padding="same", dilation_rate=dilation_rate, activation="relu")(x)
+  inner = keras.layers.Conv1D(channels, 3, padding="same", dilation_rate=dilation_rate, activation="elu")(x)
   return x + keras.layers.Conv1D(channels, 1, kernel_initializer="zeros")(inner)
