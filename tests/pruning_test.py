@@ -292,7 +292,7 @@ def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(
   else:
     for kernel, mask in block_masks(decoder, sparsity, block_size=block_size):
       np.testing.assert_array_equal(kernel, np.array(kernel) * mask)
-    assert step_endpoint(decoder, None).sparse_modes == (("none",) if block_size == 4 else ())
+    assert step_endpoint(decoder, None).sparse_modes == ("none",)
   metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
   assert metrics["decoder_weights_of_pruned"] < metrics["decoder_weights_of_dense"]
   np.testing.assert_allclose(metrics["nats_before_pruning"], metrics["nats_per_sample"], rtol=1e-5)

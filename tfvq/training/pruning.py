@@ -44,6 +44,7 @@ class Pruning(keras.callbacks.Callback):
 
   def on_train_begin(self, logs=None):
     del logs
+    self.model.optimizer.build(self.model.trainable_variables)
     # A resumed training goes on with what was chosen last: so many weights are zero, and zeros are chosen first.
     step = steps_done(self.model)
     self._choose_at(step if step >= self._ramp_steps else step // _EVERY_STEPS * _EVERY_STEPS)
