@@ -42,6 +42,8 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
 def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
   """Where an error cannot have changed the code: the nearest other code's border is further away than the error.
 
+  Distances are taken to be computed in float32, whose rounding moves a border too.
+
   Args:
     z_e: What was to be quantised, float [N, D].
     z_e_given: The same with its error, float [N, D].
@@ -55,7 +57,9 @@ def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
   between = np.linalg.norm(codebook[nearest][:, np.newaxis] - codebook, axis=-1)
   border = np.square(distances) - np.square(distances.min(axis=-1, keepdims=True))
   border = np.divide(border, 2 * between, out=np.full_like(border, np.inf), where=between > 0)
-  return border.min(axis=-1) > np.linalg.norm(z_e - z_e_given, axis=-1)
+  largest = np.sum(np.square(z_e), axis=-1) + np.max(np.sum(np.square(codebook), axis=-1))
+  rounding = 4 * np.finfo(np.float32).eps * largest[:, np.newaxis] / np.maximum(between, 1e-12)
+  return (border - rounding).min(axis=-1) > np.linalg.norm(z_e - z_e_given, axis=-1)
 
 
 def compare(expected, given) -> dict[str, float]:

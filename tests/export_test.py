@@ -221,7 +221,7 @@ def test_quantised_speech_says_nearly_the_same(exported_speech):
   """Of every file, on either kernels: the error of the worst output is that of the rounding of weights."""
   least_equal, most_error = (
     {"float16": 0.97, "dynamic": 0.9, "int8": 0.8},
-    {"float16": 0.01, "dynamic": 0.1, "int8": 0.2},
+    {"float16": 0.01, "dynamic": 0.1, "int8": 0.3},
   )
   files = json.loads((exported_speech / "export.json").read_text())["files"]
   names = ("encoder", "condition", "step", "synthesis", "steps")

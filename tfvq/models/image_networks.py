@@ -42,9 +42,10 @@ def image_encoder(
   inputs = keras.Input(image_shape)
   h = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
   *upper_units, last_units = _units_per_scale(hidden_units, stem_units, num_downsamplings)
+  names = iter(["stem"])  # of the first convolution, by which an export knows it
   for units in upper_units:
-    h = keras.layers.Conv2D(units, 4, strides=2, padding="same", activation="relu")(h)
-  h = keras.layers.Conv2D(last_units, 4, strides=2, padding="same")(h)
+    h = keras.layers.Conv2D(units, 4, strides=2, padding="same", activation="relu", name=next(names, None))(h)
+  h = keras.layers.Conv2D(last_units, 4, strides=2, padding="same", name=next(names, None))(h)
   for _ in range(num_residual_blocks):
     h = ResidualBlock(hidden_units, residual_units)(h)
   if num_residual_blocks:
@@ -93,7 +94,7 @@ def image_decoder(
   several = latents_per_position > 1
   inputs = keras.Input((*grid_shape, latents_per_position, embedding_dim) if several else (*grid_shape, embedding_dim))
   h = keras.layers.Reshape((*grid_shape, latents_per_position * embedding_dim))(inputs) if several else inputs
-  h = keras.layers.Conv2D(hidden_units, 3, padding="same")(h)
+  h = keras.layers.Conv2D(hidden_units, 3, padding="same", name="stem")(h)
   for _ in range(num_residual_blocks):
     h = ResidualBlock(hidden_units, residual_units)(h)
   h = keras.layers.ReLU()(h)
