@@ -61,6 +61,8 @@ def main(argv):
   except OSError as error:
     raise UserError(f"{error.filename or out} could not be read or written ({error.strerror or error}).") from error
   finally:
+    if old.exists() and not out.exists():
+      old.rename(out)
     for folder in (partial, old):
       shutil.rmtree(folder, ignore_errors=True)
   for name, size, told in rows:

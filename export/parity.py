@@ -35,7 +35,8 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
     vectors = (found["z_e"].reshape(-1, codebook.shape[1]) for found in (expected, given))
     sure = sure_codes(*vectors, codebook)
     equal = (expected["codes"] == given["codes"]).reshape(-1)[sure]
-    figures["codes"] |= {"share_sure": float(np.mean(sure)), "share_equal_of_sure": float(np.mean(equal))}
+    share_equal = float(np.mean(equal)) if len(equal) else 1.0
+    figures["codes"] |= {"share_sure": float(np.mean(sure)), "share_equal_of_sure": share_equal}
   return figures
 
 

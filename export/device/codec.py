@@ -127,7 +127,7 @@ class SpeechCodec:
     powers = np.mean(np.square(frames), axis=1)
     if not len(powers):
       return 1.0
-    # Silences do not count: what is 40 dB below the loud frames, the highest twentieth of them.
+    # Silences do not count: they are 40 dB below the highest twentieth, or 50 dB below the loudest frame.
     loud = max(np.percentile(powers, 95), np.max(powers) / 10)
     sounding = powers[powers > max(1e-4 * loud, 1e-9)]
     return float(_LEVEL / np.sqrt(np.mean(sounding))) if len(sounding) else 1.0
