@@ -7,6 +7,7 @@ import numpy as np
 import tqdm
 
 from export import onnx, saved_model, tflite
+from export.device.codec import PARTS
 from export.endpoint import Endpoint
 from export.image_endpoints import image_endpoints
 from export.parity import measure_parity
@@ -25,7 +26,6 @@ from tfvq.ops.subbands import CONTEXT_STEPS
 from tfvq.training.training import load_model
 
 _NUM_PARITY_EXAMPLES = 100
-_CODEC_PARTS = ("encoder", "condition", "step", "synthesis")
 _CODEC_FACTS = ("sample_rate_hz", "hop_samples", "frame_shape", "num_embeddings", "speakers", "autoencoder_sha256")
 
 
@@ -160,7 +160,7 @@ def _write_codec(run, facts, folder):
       "num_bands": model.audio_values.num_bands,
       "synthesis_steps": synthesis_steps(model),
       "synthesis_context": CONTEXT_STEPS,
-      "files": {f"{name}.tflite": sha256(folder / f"{name}.tflite") for name in _CODEC_PARTS},
+      "files": {f"{name}.tflite": sha256(folder / f"{name}.tflite") for name in PARTS},
     },
   )
 

@@ -112,14 +112,19 @@ def _with_context(model, codes):
   return np.pad(codes, [(model.context_codes,) * 2, *[(0, 0)] * (codes.ndim - 1)], mode="edge")
 
 
+def _shares_of(model, codec, audio, speaker):
+  """The condition's share of each layer's pre-activations in a recording, [F, 1, 2C] each."""
+  codes = _with_context(model, codec.encode(AudioArray(audio)))
+  return shares_inside(model, codes[np.newaxis], np.array([speaker]))
+
+
 def _decoder_examples(model, corpus, codec, split, num_steps=100):
   """What the decoder's step is given while it says real recordings again."""
   decoder = model.decoder
   temperature = np.ones([decoder.head.num_variables], np.float32)
   for number, clip in enumerate(corpus.clips(split)):
     audio = clip.audio[: len(clip.audio) // model.hop_samples * model.hop_samples]
-    codes = _with_context(model, codec.encode(AudioArray(audio)))
-    shares = shares_inside(model, codes[np.newaxis], np.array([clip.speaker]))
+    shares = _shares_of(model, codec, audio, clip.speaker)
     inputs = layer_inputs(decoder, model.audio_values(audio[np.newaxis])[0], shares)
     shares = np.concatenate(shares, axis=-1)[:, 0]
     # Around the loudest place: silences shall not make up most of the examples.
@@ -133,9 +138,7 @@ def _spoken_steps(model, corpus, codec, split, num_steps):
   """What the decoder is given while it speaks recordings one after another, several steps at once."""
   decoder = model.decoder
   for number, clip in enumerate(corpus.clips(split)):
-    codes = _with_context(model, codec.encode(AudioArray(clip.audio)))
-    shares = shares_inside(model, codes[np.newaxis], np.array([clip.speaker]))
-    shares = np.concatenate(shares, axis=-1)[:, 0]
+    shares = np.concatenate(_shares_of(model, codec, clip.audio, clip.speaker), axis=-1)[:, 0]
     noise_shape = (len(shares) * model.steps_per_frame, *decoder.head.noise_shape)
     noise = models.gumbel_noise(0, noise_shape, number).numpy()
     for step in range(0, len(noise), num_steps):

@@ -3,6 +3,7 @@ import doctest
 import importlib
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -33,6 +34,22 @@ def test_each_layer_imports_only_those_before_it(layer):
 def test_configs_import_nothing_heavy():
   for path in (ROOT / "tfvq" / "configs").glob("*.py"):
     assert set(imported_modules(path)).isdisjoint({"tensorflow", "keras", "numpy"}), path
+
+
+def test_what_is_wrong_with_a_command_is_told_before_tensorflow_starts():
+  code = """if True:
+    import sys, train_main
+    from tfvq.configs import frames
+    from tfvq.errors import UserError
+    config = frames.small()
+    config.seed = -1
+    try:
+      train_main.validate(config)
+    except UserError as error:
+      assert "seed" in str(error) and "tensorflow" not in sys.modules
+      sys.exit(7)
+  """
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 7
 
 
 def test_the_device_package_imports_numpy_and_litert_only():

@@ -9,8 +9,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 SHIPPED = pathlib.Path(__file__).with_name("speech")
+PARTS = ("encoder", "condition", "step", "synthesis")  # a file each
 
-_PARTS = ("encoder", "condition", "step", "synthesis")
 _SIGNATURE = "serving_default"
 _LEVEL = 0.08  # root mean square of the sounding parts of the speech that models are trained on
 _POWER_FRAME = 160  # samples over which power is measured
@@ -34,8 +34,8 @@ class SpeechCodec:
     folder = pathlib.Path(folder)
     try:
       self.facts = json.loads((folder / "codec.json").read_text())
-      checksums = {name: self.facts["files"][f"{name}.tflite"] for name in _PARTS}
-      self._contents = {name: (folder / f"{name}.tflite").read_bytes() for name in _PARTS}
+      checksums = {name: self.facts["files"][f"{name}.tflite"] for name in PARTS}
+      self._contents = {name: (folder / f"{name}.tflite").read_bytes() for name in PARTS}
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise CodecError(f"{folder} does not hold a whole codec ({error}): export it again.") from error
     for name, content in self._contents.items():

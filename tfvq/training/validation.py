@@ -5,9 +5,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from tfvq.data import image_sources, speech_sources
 from tfvq.errors import UserError
-from tfvq.ops.loudness import FRAME_SAMPLES
 
 _CHOICES = {
   "task": ("images", "speech", "wavenet"),
@@ -68,12 +66,24 @@ def validate(config: ConfigDict) -> None:
       raise UserError(f"config.{name} is {value}; it must be {least}.")
     if kind in _BELOW_ONE and value >= 1:
       raise UserError(f"config.{name} is {value}; it must be less than 1.")
-  sources = (image_sources if config.task == "images" else speech_sources).SOURCES
-  if config.data.source not in sources:
-    raise UserError(f"config.data.source is {config.data.source!r}; choose one of {', '.join(sorted(sources))}.")
   if "autoencoder" in config and config.autoencoder.num_embeddings > 2**16:
     raise UserError(f"config.autoencoder.num_embeddings is {config.autoencoder.num_embeddings}; at most 65536 fit.")
   _VALIDATE[config.task](config)
+  _validate_source(config)
+
+
+def _validate_source(config):
+  # Imported here, and last: the sources start TensorFlow, which no other check waits for.
+  from tfvq.data import image_sources, speech_sources
+
+  sources = (image_sources if config.task == "images" else speech_sources).SOURCES
+  if config.data.source not in sources:
+    raise UserError(f"config.data.source is {config.data.source!r}; choose one of {', '.join(sorted(sources))}.")
+  if config.get("phones") and config.data.source not in speech_sources.WITH_PHONES:
+    raise UserError(
+      f"config.phones needs a source whose phones are known: config.data.source is {config.data.source}; choose one of "
+      f"{', '.join(speech_sources.WITH_PHONES)}, or set config.phones to False."
+    )
 
 
 def _validate_images(config):
@@ -112,16 +122,13 @@ def _validate_speech(config):
 
 
 def _validate_wavenet(config):
+  from tfvq.ops.loudness import FRAME_SAMPLES  # starts TensorFlow too
+
   num_bands, crop_samples = config.prior.num_bands, config.data.crop_samples
   if crop_samples % num_bands or FRAME_SAMPLES % num_bands:
     raise UserError(
       f"config.prior.num_bands is {num_bands}; it must divide both {FRAME_SAMPLES}, the samples of a frame, and "
       f"config.data.crop_samples, which is {crop_samples}."
-    )
-  if config.phones and config.data.source not in speech_sources.WITH_PHONES:
-    raise UserError(
-      f"config.phones needs a source whose phones are known: config.data.source is {config.data.source}; choose one of "
-      f"{', '.join(speech_sources.WITH_PHONES)}, or set config.phones to False."
     )
   if config.phones and crop_samples % FRAME_SAMPLES:
     raise UserError(
