@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.tiny import tiny
-from tfvq.training.stages import Run, run_stages
+from tfvq.training.stages import Run, open_run, run_stages
 from tfvq.training.workdir import Workdir
 
 # Two logical devices, so that strategies with two replicas can be tested on any machine.
@@ -46,6 +46,26 @@ def frames_run(tmp_path_factory):
 def speech_run_folder(tmp_path_factory):
   """The folder of a tiny run of the speech system, all stages done."""
   return tiny_run("speech", tmp_path_factory).workdir.path
+
+
+@pytest.fixture(scope="session")
+def exported_frames(frames_run, tmp_path_factory):
+  from export import tflite  # takes seconds to import: only where it is used
+  from export.exporter import export
+
+  folder = tmp_path_factory.mktemp("export") / "frames"
+  export(frames_run, folder, ("tflite", "saved_model", "onnx"), tflite.MODES)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def exported_speech(speech_run_folder, tmp_path_factory):
+  from export import tflite  # takes seconds to import: only where it is used
+  from export.exporter import export
+
+  folder = tmp_path_factory.mktemp("export") / "speech"
+  export(open_run(speech_run_folder), folder, ("tflite", "saved_model", "onnx"), tflite.MODES)
+  return folder
 
 
 def tiny_run(name, tmp_path_factory):

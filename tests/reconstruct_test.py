@@ -1,0 +1,103 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from tests.sound import speech_like
+from tests.tiny import tiny
+from tfvq import release
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader
+from tfvq.errors import UserError
+from tfvq.training.stages import Run
+from tfvq.training.workdir import Workdir
+
+
+def reconstruct(*args):
+  command = [sys.executable, "-m", "tfvq.reconstruct", *map(str, args)]
+  result = subprocess.run(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False
+  )
+  return result.returncode, result.stdout
+
+
+@pytest.mark.slow
+def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
+  config = ConfigDict(json.loads((speech_run_folder / "config.json").read_text()))
+  released = tmp_path / "speech.keras"
+  release.write_released(Run(config, Workdir(speech_run_folder, config.to_dict()), command=""), released)
+  model, facts = release.load_released(released)
+  assert facts["speakers"] == ["en-us+m1", "en-us+f2"]
+  whole = Run(config, Workdir(speech_run_folder, config.to_dict()), command="").autoencoder
+  for part, num_bits in (("encoder", 10), ("quantizer", 10), ("conditioner", 8), ("decoder", 8)):
+    for got, given in zip(getattr(model, part).get_weights(), getattr(whole, part).get_weights(), strict=True):
+      if given.ndim > 1:
+        np.testing.assert_array_equal(got, release.round_weights(given, num_bits))
+  audio = speech_like(6400, rng)[np.newaxis]
+  np.testing.assert_allclose(
+    model.nats_per_sample(audio, tf.constant([0])), whole.nats_per_sample(audio, tf.constant([0])), rtol=0.01
+  )
+  files = {"a.flac": (22_050, 1, "PCM_24"), "b.wav": (48_000, 2, "FLOAT"), "c.wav": (8000, 1, "PCM_U8")}
+  for name, (rate_hz, num_channels, subtype) in files.items():
+    soundfile.write(tmp_path / name, np.stack([speech_like(rate_hz, rng)] * num_channels, axis=1), rate_hz, subtype)
+    returncode, output = reconstruct(tmp_path / name, tmp_path / "out.wav", f"--model={released}", "--speaker=en-us+f2")
+    assert returncode == 0, output
+    assert "2.00 kbit/s" in output and "times real time" in output
+    assert AudioReader(tmp_path / "out.wav").num_samples == SAMPLE_RATE_HZ
+  for seconds in (0.01, 0.0625):
+    soundfile.write(tmp_path / "short.wav", np.zeros(int(seconds * SAMPLE_RATE_HZ)), SAMPLE_RATE_HZ)
+    returncode, output = reconstruct(tmp_path / "short.wav", tmp_path / "out.wav", f"--model={released}")
+    assert returncode == 0, output
+    assert AudioReader(tmp_path / "out.wav").num_samples == int(seconds * SAMPLE_RATE_HZ)
+
+
+def test_only_a_trained_speech_model_is_released(frames_run, tmp_path):
+  with pytest.raises(UserError, match="is no speech system's"):
+    release.write_released(frames_run, tmp_path / "speech.keras")
+  config = tiny("speech")
+  with pytest.raises(UserError, match="could not be read"):
+    release.write_released(Run(config, Workdir(tmp_path / "run", config.to_dict()), ""), tmp_path / "speech.keras")
+  assert not list(tmp_path.glob("speech*"))
+
+
+@pytest.mark.parametrize("num_bits", [8, 10])
+def test_rounded_weights_stay_within_half_a_step(num_bits, rng):
+  weights = (rng.normal(size=[3, 40, 30]) * 10.0 ** rng.uniform(-4, 1, 30)).astype(np.float32)
+  weights[..., 0] = 0
+  rounded, limit = release.round_weights(weights, num_bits), 2 ** (num_bits - 1) - 1
+  largest = np.abs(weights).max(axis=(0, 1))
+  assert rounded.dtype == np.float16 and np.all(np.abs(rounded - weights) <= largest / limit)
+  for output in range(30):
+    steps = rounded[..., output] / 2.0 ** np.ceil(np.log2(max(largest[output] / limit, 2.0**-24)))
+    np.testing.assert_array_equal(steps, np.clip(np.round(steps), -limit, limit))
+  np.testing.assert_array_equal(release.round_weights(rounded.astype(np.float32), num_bits), rounded)
+
+
+@pytest.mark.parametrize(
+  ("args", "sentence"),
+  [
+    (("text.wav", "out.wav"), "is not a WAV, FLAC, MP3 or Ogg Vorbis file"),
+    (("nothing.wav", "out.wav"), "is not a file"),
+    (("one.wav",), "Give two files"),
+    (("a.wav", "out.wav", "--bogus"), "bogus"),
+    (("good.wav", "out.wav", "--model=nothing.keras"), "There is no model nothing.keras"),
+    (("good.wav", "."), ". is a folder: name a file in it"),
+    (("good.wav", "out.mp3"), "out.mp3 is to be a WAV file"),
+    (("good.wav", "out.wav", "--temperature=nan"), "--temperature=nan is not a number of zero or more"),
+    (("good.wav", "out.wav", "--temperature=-1"), "--temperature=-1 is not a number of zero or more"),
+    (("numbers.wav", "out.wav"), "holds samples that are not finite numbers"),
+  ],
+)
+def test_wrong_input_gets_one_sentence_and_leaves_no_file(args, sentence, tmp_path):
+  (tmp_path / "text.wav").write_text("these are words")
+  soundfile.write(tmp_path / "good.wav", np.zeros(800), SAMPLE_RATE_HZ)
+  soundfile.write(tmp_path / "numbers.wav", np.full(800, np.nan, np.float32), SAMPLE_RATE_HZ, subtype="FLOAT")
+  args = [tmp_path / arg if arg.endswith(".wav") else arg for arg in args]
+  returncode, output = reconstruct(*args)
+  assert returncode == 2 and sentence in output, output
+  assert output.startswith("error: ") and output.count("\n") == 1
+  assert not (tmp_path / "out.wav").exists()

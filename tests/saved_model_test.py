@@ -1,0 +1,105 @@
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export import onnx
+from export.parity import measure_parity
+from export.prior_endpoints import prior_endpoints
+from export.saved_model import write_saved_model
+from tfvq.data.arrays import ArraySource
+from tfvq.models import (
+  PixelCNN,
+  gumbel_noise,
+  sample_grid,
+)
+from tfvq.models.speech_codec import SpeechCodec
+from tfvq.training.stages import open_run
+
+_SERVE = """
+import sys
+import numpy as np, tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+inputs = {name: tf.constant(value) for name, value in np.load(sys.argv[2]).items()}
+outputs = model.signatures[sys.argv[3]](**inputs)
+np.savez(sys.argv[4], **{name: value.numpy() for name, value in outputs.items()})
+assert not any(name.split(".")[0] in ("tfvq", "export") for name in sys.modules)
+"""
+
+
+def serve(folder, signature, tmp_path, **inputs):
+  """Runs a signature in a process that has nothing but TensorFlow."""
+  np.savez(tmp_path / "inputs.npz", **inputs)
+  command = [
+    sys.executable,
+    "-c",
+    _SERVE,
+    folder / "saved_model",
+    tmp_path / "inputs.npz",
+    signature,
+    tmp_path / "o.npz",
+  ]
+  subprocess.run([str(part) for part in command], check=True, cwd=tmp_path, timeout=900)
+  return dict(np.load(tmp_path / "o.npz"))
+
+
+def test_a_server_of_images_needs_tensorflow_only(exported_frames, frames_run, tmp_path, rng):
+  images = rng.uniform(0, 255, [3, 16, 16, 3]).astype(np.float32)
+  codes = serve(exported_frames, "encode", tmp_path, image=images)["codes"]
+  np.testing.assert_array_equal(codes, frames_run.autoencoder.encode(images))
+  decoded = serve(exported_frames, "decode", tmp_path, codes=codes)["image"]
+  np.testing.assert_allclose(decoded, frames_run.autoencoder.decode(codes), atol=1e-3)
+  drawn = serve(exported_frames, "sample", tmp_path, num=np.int32(2), seed=np.int32(7), temperature=np.float32(0.9))
+  noise = gumbel_noise(7, [4, 4, 2, 1, 16])
+  np.testing.assert_array_equal(drawn["codes"], sample_grid(frames_run.prior, noise, None, 0.9))
+
+
+@pytest.mark.slow
+def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_folder, tmp_path, rng):
+  model = open_run(speech_run_folder).autoencoder
+  audio = (0.1 * rng.normal(size=[2, 6401])).astype(np.float32)
+  codes = serve(exported_speech, "encode", tmp_path, audio=audio)["codes"]
+  padded = np.pad(audio, [(0, 0), (20 * 64, 63 + 20 * 64)])
+  np.testing.assert_array_equal(codes, model.encode(padded)[:, 20:-20])
+  drawn = {"speaker": np.array([1, 0], np.int32), "seed": np.int32(5), "temperature": np.full([8], 0.8, np.float32)}
+  spoken = serve(exported_speech, "decode", tmp_path, codes=codes[:, :60], **drawn)["audio"]
+  expected = SpeechCodec(model, frames_per_part=25, jit_compile=False).decode(codes[:, :60], [1, 0], 5, 0.8)
+  # Rounding decides a draw now and then; up to the first such draw both say the same.
+  assert spoken.shape == expected.shape == (2, 3840)
+  np.testing.assert_allclose(spoken[:, :640], expected[:, :640], atol=1e-4)
+  sampled = serve(exported_speech, "sample", tmp_path, num_frames=np.int32(30), **drawn)
+  assert sampled["codes"].shape == (2, 30, 2) and sampled["audio"].shape == (2, 1920)
+
+
+@pytest.mark.slow
+def test_warm_up_requests_can_be_read(exported_speech):
+  from tensorflow_serving.apis import prediction_log_pb2
+
+  path = exported_speech / "saved_model" / "assets.extra" / "tf_serving_warmup_requests"
+  requests = [prediction_log_pb2.PredictionLog.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
+  names = [request.predict_log.request.model_spec.signature_name for request in requests]
+  assert names == ["encode", "decode", "sample"]
+  assert set(requests[1].predict_log.request.inputs) == {"codes", "speaker", "seed", "temperature"}
+
+
+def test_a_prior_of_classes_is_exported_with_its_beginning(frames_run, tmp_path, rng):
+  prior = PixelCNN(16, (4, 4), filters=8, num_layers=2, kernel_size=3, hidden_units=8, num_classes=3)
+  arrays = {"codes": rng.integers(0, 16, [5, 4, 4]).astype(np.int32), "label": np.arange(5, dtype=np.int32) % 3}
+  run = types.SimpleNamespace(
+    prior=prior, codes=ArraySource({"held_out": arrays}, 3), autoencoder=frames_run.autoencoder, task=frames_run.task
+  )
+  endpoints = prior_endpoints(run)
+  assert [endpoint.name for endpoint in endpoints] == ["prior_row", "prior_step", "prior_start"]
+  for endpoint in endpoints:
+    parity = measure_parity(endpoint, onnx.Runner(onnx.convert(endpoint)), endpoint.some_examples("held_out", 5))
+    for name, figures in parity.items():
+      assert figures.get("share_equal", 1) == 1 and figures.get("relative_rms_error", 0) < 1e-5, (endpoint.name, name)
+  signatures, parity = write_saved_model(run, tmp_path / "saved_model")
+  assert signatures["sample"]["inputs"]["label"] == [[None], "int32"]
+  assert all(figures.get("share_equal", 1) == 1 for figures in parity.values())
+  labels, drawn = np.array([2, 0, 1], np.int32), {"seed": np.int32(7), "temperature": np.float32(0.9)}
+  codes = serve(tmp_path, "sample", tmp_path, label=labels, **drawn)["codes"]
+  np.testing.assert_array_equal(codes, sample_grid(prior, gumbel_noise(7, [4, 4, 3, 1, 16]), labels, 0.9))

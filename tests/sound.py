@@ -1,0 +1,17 @@
+"""Sounds that several tests listen to."""
+
+import numpy as np
+
+from tfvq.data.audio_files import SAMPLE_RATE_HZ
+
+
+def tone(seconds, rate_hz=SAMPLE_RATE_HZ, frequency_hz=440.0):
+  """A sine of amplitude 0.3, float32 [seconds * rate_hz]."""
+  return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(int(seconds * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+def speech_like(num_samples, rng):
+  """A gliding tone with overtones and some noise, float32 [num_samples] in -1..1."""
+  phase = np.cumsum(2 * np.pi * (150 + 50 * np.sin(np.arange(num_samples) / 4000)) / SAMPLE_RATE_HZ)
+  audio = sum(np.sin(k * phase) / k for k in range(1, 6)) + 0.1 * rng.normal(size=num_samples)
+  return (0.1 * audio).astype(np.float32)

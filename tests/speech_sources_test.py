@@ -1,0 +1,132 @@
+import types
+
+import numpy as np
+import pytest
+import soundfile
+import tensorflow_datasets as tfds
+
+from tests.sound import tone
+from tfvq.configs import common
+from tfvq.data import debian
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
+from tfvq.data.espeak import sentences
+from tfvq.data.speech_sources import find_recordings
+from tfvq.errors import UserError
+
+
+def test_a_folders_sub_folders_are_its_speakers(tmp_path):
+  for speaker in ("ann", "bob"):
+    (tmp_path / speaker).mkdir()
+    for index in range(2):
+      soundfile.write(tmp_path / speaker / f"{index}.flac", tone(0.3, 22_050), 22_050)
+  (tmp_path / "bob" / "notes.txt").write_text("no audio")
+  recordings = find_recordings(common.speech_data(source="folder", folder=str(tmp_path)))
+  assert [(recording.speaker, recording.name, recording.sentence) for recording in recordings] == [
+    ("ann", "ann/0", "0"),
+    ("ann", "ann/1", "1"),
+    ("bob", "bob/0", "0"),
+    ("bob", "bob/1", "1"),
+  ]
+  assert abs(len(recordings[0].read()) - 4800) < 20
+  with pytest.raises(UserError, match="no audio file"):
+    (tmp_path / "empty").mkdir()
+    find_recordings(common.speech_data(source="folder", folder=str(tmp_path / "empty")))
+  with pytest.raises(UserError, match="needs --config.data.folder"):
+    find_recordings(common.speech_data(source="folder"))
+
+
+def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
+  """The layouts of the three packages, with files of this test in place of theirs."""
+  import G722
+
+  monkeypatch.setattr(debian.shutil, "which", lambda program: None)  # nothing is to be fetched
+  sounds = tmp_path / "asterisk-core-sounds-en-g722/usr/share/asterisk/sounds/en_US_f_Allison"
+  (sounds / "digits").mkdir(parents=True)
+  (sounds / "silence").mkdir()
+  encoded = G722.G722(SAMPLE_RATE_HZ, 64_000).encode((tone(0.5) * 32767).astype(np.int16))
+  for name in ("digits/1", "hello", "silence/1", "beep"):
+    (sounds / f"{name}.g722").write_bytes(encoded)
+  dialogue = tmp_path / "fillets-ng-data-cs/usr/share/games/fillets-ng/sound/cave/cs"
+  dialogue.mkdir(parents=True)
+  soundfile.write(dialogue / "cav-v-one.ogg", tone(0.5, 22_050), 22_050)
+  soundfile.write(dialogue / "cav-m-two.ogg", tone(0.5, 22_050), 22_050)
+  read = tmp_path / "festvox-ru/usr/share/festival/voices/russian/msu_ru_nsh_clunits/wav"
+  read.mkdir(parents=True)
+  write_wav(read / "ru_0001.wav", [tone(0.5)])
+  expected = {
+    "asterisk": (("en",), {("en/digits/1", "en-es"), ("en/hello", "en-es")}),
+    "fillets": (("cs",), {("cs/cave/cav-v-one", "cs-big"), ("cs/cave/cav-m-two", "cs-small")}),
+    "festvox_ru": ((), {("ru_0001", "nsh")}),
+  }
+  for source, (languages, names) in expected.items():
+    recordings = find_recordings(common.speech_data(source=source, languages=languages, cache=str(tmp_path)))
+    assert {(recording.name, recording.speaker) for recording in recordings} == names
+    for recording in recordings:
+      audio = recording.read()
+      np.testing.assert_allclose(np.std(audio[1000:7000]), 0.3 / np.sqrt(2), rtol=0.1)
+  assert recordings[0].phones() == ()
+  (read.parent / "lab").mkdir()
+  (read.parent / "lab" / "ru_0001.lab").write_text("separator ;\n#\n0.2 125 pau\n  0.5 125 a\n\n")
+  assert recordings[0].phones() == ((0.2, "pau"), (0.5, "a"))
+  with pytest.raises(UserError, match="fillets has no language 'en'; choose of cs, nl"):
+    find_recordings(common.speech_data(source="fillets", languages=("en",), cache=str(tmp_path)))
+  with pytest.raises(UserError, match="package fillets-ng-data-nl needs apt-get"):  # all languages by default
+    find_recordings(common.speech_data(source="fillets", cache=str(tmp_path)))
+  with pytest.raises(UserError, match="needs apt-get"):
+    find_recordings(common.speech_data(source="asterisk", languages=("fr",), cache=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("name", "rate_hz"), [("vctk", 48_000), ("librispeech", 16_000)])
+def test_tfds_sets_have_speakers(name, rate_hz, monkeypatch):
+  first = {"vctk": "train", "librispeech": "train_clean100"}[name]
+  # What is told of a set once it is downloaded.
+  monkeypatch.setattr(
+    tfds.core.DatasetInfo, "splits", dict.fromkeys((first, "test"), types.SimpleNamespace(num_bytes=0))
+  )
+  with tfds.testing.mock_data(num_examples=4):
+    settings = {"source": "tfds", "name": name, "sample_rate_hz": rate_hz}
+    recordings = find_recordings(common.speech_data(**settings))
+    assert len(recordings) == 2 * 4
+    for recording in recordings:
+      assert recording.name and recording.read().dtype == np.float32
+      assert recording.speaker.isdigit() if name == "librispeech" else recording.speaker.startswith("p")
+    assert len(find_recordings(common.speech_data(splits=(first,), **settings))) == 4
+    with pytest.raises(UserError, match=f"{name} has no split 'all'; choose of {first}, test"):
+      find_recordings(common.speech_data(splits=("all",), **settings))
+    with pytest.raises(UserError, match="mnist does not hold speech with its speakers"):
+      find_recordings(common.speech_data(source="tfds", name="mnist"))
+  with pytest.raises(UserError, match="data set nonesuch"):
+    find_recordings(common.speech_data(source="tfds", name="nonesuch"))
+
+
+def test_sentences_are_all_different():
+  assert len(set(sentences(1440))) == 1440 and sentences(1)[0].startswith("The old captain")
+
+
+def test_espeak_speaks(tmp_path):
+  data = common.speech_data(source="espeak", voices=("en-us+m1", "en-us+f2"), num_sentences=2)
+  recordings = find_recordings(data)
+  lengths = [len(recording.read()) for recording in recordings]
+  assert len(recordings) == 4 and min(lengths) > SAMPLE_RATE_HZ and max(lengths) < 8 * SAMPLE_RATE_HZ
+  for recording, length in zip(recordings, lengths, strict=True):
+    ends, names = zip(*recording.phones(), strict=True)
+    assert np.all(np.diff(ends) >= 0) and abs(ends[-1] - length / SAMPLE_RATE_HZ) < 1e-4  # one rendering's
+    assert len(set(names)) > 10 and 0.03 < ends[-1] / len(ends) < 0.15  # seconds per phone
+  with pytest.raises(UserError, match="has no voice 'nobody'"):
+    find_recordings(common.speech_data(source="espeak", voices=("nobody",)))[0].read()
+
+
+def test_the_piano_plays_its_notes():
+  data = common.speech_data(source="piano", composers=("bach",))
+  recordings = find_recordings(data)
+  assert len(recordings) > 300 and recordings[0].speaker == "piano"
+  audio = next(recording for recording in recordings if recording.name == "bach/bwv66.6").read()
+  # 36 quarters of 0.6 s; the chorale begins with C#5, E4, A3 and A3 together.
+  assert 20 * SAMPLE_RATE_HZ < len(audio) < 24 * SAMPLE_RATE_HZ
+  spectrum = np.abs(np.fft.rfft(audio[800:4800] * np.hanning(4000), 2**15))
+  frequencies_hz = np.arange(len(spectrum)) * SAMPLE_RATE_HZ / 2**15
+  for frequency_hz in (220.0, 329.6, 554.4):
+    near, around = np.abs(frequencies_hz - frequency_hz) < 8, np.abs(frequencies_hz - frequency_hz) < 60
+    assert spectrum[near].max() == spectrum[around].max()
+  with pytest.raises(UserError, match="no score of 'nobody'"):
+    find_recordings(common.speech_data(source="piano", composers=("nobody",)))
