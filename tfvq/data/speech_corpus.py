@@ -1,32 +1,25 @@
-"""A prepared corpus of speech: trimmed, level, split by sentence, kept as TFRecord shards.
+"""A prepared corpus of speech, kept as TFRecord shards; `tfvq.data.speech_preparation` makes it.
 
 The split "train" holds stretches of equal length, each of one speaker, made of recordings joined end to end;
 "validation" and "held_out" hold whole recordings.
 """
 
-import collections
-import hashlib
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, to_int16
-from tfvq.data.shards import check_shards, write_shard
+from tfvq.data.shards import check_shards
 from tfvq.errors import UserError
-from tfvq.files import read_json, write_json
-from tfvq.ops.loudness import FRAME_SAMPLES, LEVEL, frame_powers, is_sounding
+from tfvq.files import read_json
+from tfvq.ops.loudness import FRAME_SAMPLES
 
 SPLITS = ("train", "validation", "held_out")
-NUM_PHONE_FIELDS = 5  # see `phone_frames`
-
-_VERSION = 2
-_PAUSE_FRAMES = 5  # kept to either side of sound: no silence is longer than twice this
-_LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
-_STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
-_STRETCHES_PER_SHARD = 256
+VERSION = 2  # of the records and of the manifest
+STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
+NUM_PHONE_FIELDS = 5  # ids of the phone, of the one before and the one after; place in it in percent; length in frames
 
 
 class Clip(NamedTuple):
@@ -35,11 +28,11 @@ class Clip(NamedTuple):
   name: str
   speaker: int
   audio: np.ndarray  # float32 [T] in -1..1
-  phones: np.ndarray  # int32 [T / 160, 5] as `phone_frames` gives them; empty [0, 5] where they are not known
+  phones: np.ndarray  # int32 [T / 160, NUM_PHONE_FIELDS]; empty, [0, NUM_PHONE_FIELDS], where they are not known
 
 
 class SpeechCorpus:
-  """A corpus that `prepare_corpus` wrote.
+  """A corpus on disk.
 
   Args:
     folder: Where it is.
@@ -51,7 +44,7 @@ class SpeechCorpus:
   def __init__(self, folder):
     self._folder = pathlib.Path(folder)
     self._manifest = read_json(self._folder / "manifest.json")
-    if self._manifest["version"] != _VERSION:
+    if self._manifest["version"] != VERSION:
       raise UserError(f"{folder} holds a corpus of another version: delete it and run the stage `data` again.")
     check_shards(self._folder, self._manifest["shards"], "data")
 
@@ -84,20 +77,20 @@ class SpeechCorpus:
     Raises:
       UserError: Crops are too long, or with phones not made of whole frames.
     """
-    if 2 * crop_samples > _STRETCH_SAMPLES:
+    if 2 * crop_samples > STRETCH_SAMPLES:
       raise UserError(
         f"Training takes crops of {crop_samples} samples, what the networks look at beside them included, and at most "
-        f"{_STRETCH_SAMPLES // 2} can be had: lower config.data.crop_samples."
+        f"{STRETCH_SAMPLES // 2} can be had: lower config.data.crop_samples."
       )
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
     num_stretches = sum(shard["num_records"] for shard in self._shards("train"))
-    num_crops = (_STRETCH_SAMPLES - crop_samples) // crop_samples
+    num_crops = (STRETCH_SAMPLES - crop_samples) // crop_samples
     crop_frames = crop_samples // FRAME_SAMPLES
     if with_phones and crop_samples % FRAME_SAMPLES:
       raise UserError(f"Crops of {crop_samples} samples are not made of frames of {FRAME_SAMPLES}, as phones are.")
 
     def crops(stretch):
-      frames = (_STRETCH_SAMPLES - num_crops * crop_samples) // FRAME_SAMPLES
+      frames = (STRETCH_SAMPLES - num_crops * crop_samples) // FRAME_SAMPLES
       frame = tf.random.uniform([], 0, frames, tf.int32, seed=seed)
       offset = frame * FRAME_SAMPLES
       audio = tf.reshape(stretch["audio"][offset : offset + num_crops * crop_samples], [num_crops, crop_samples])
@@ -140,196 +133,19 @@ class _Clips:
       yield Clip(record["name"].numpy().decode(), int(record["speaker"]), audio, record["phones"].numpy())
 
 
-def prepare_corpus(folder, recordings) -> None:
-  """Reads, prepares and writes recordings.
-
-  What cannot be read is left out, told of, and listed in the manifest, which is written last.
+def to_record(audio: np.ndarray, phones: np.ndarray, speaker: int, name: str) -> bytes:
+  """A clip, or a stretch, as a record of a shard.
 
   Args:
-    folder: Where to write.
-    recordings: `tfvq.data.speech_sources.Recording`s, a sized iterable.
-
-  Raises:
-    UserError: No recording could be read, a split is empty, or the folder cannot be written.
+    audio: float [T] in -1..1.
+    phones: [T / 160, NUM_PHONE_FIELDS], or empty.
+    speaker: Id of the speaker.
+    name: Name of the recording; a stretch has none.
   """
-  folder = pathlib.Path(folder)
-  speakers, phones = [], []  # in order of appearance
-  writers = {split: _Shards(folder, split) for split in SPLITS}
-  joined = collections.defaultdict(list)
-  skipped, labelled = [], None  # whether phones are known is settled by the first recording
-  progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
-  for recording, audio, kept, error in _read(recordings):
-    progress.update()
-    if error:
-      skipped.append(f"{recording.name}: {error}")
-      continue
-    said = recording.phones()
-    labelled = bool(said) if labelled is None else labelled
-    if bool(said) != labelled:
-      skipped.append(f"{recording.name}: its phones are {'known' if said else 'not known'}, unlike those of the others")
-      continue
-    if recording.speaker not in speakers:
-      speakers.append(recording.speaker)
-    split = split_of(recording.sentence or recording.name)
-    speaker = speakers.index(recording.speaker)
-    frames = phone_frames(said, len(kept), phones)[kept]
-    if split == "train":
-      _join(joined[speaker], audio, frames, speaker, writers[split])
-    else:
-      writers[split].add(audio, frames, speaker, recording.name)
-  progress.close()
-  for speaker, pending in joined.items():
-    _fill_up(pending, speaker, writers["train"])
-  if len(skipped) == len(recordings):
-    raise UserError(f"None of the {len(skipped)} recordings could be used; the first: {skipped[0]}")
-  if skipped:
-    print(f"{len(skipped)} of {len(recordings)} recordings were left out; the first: {skipped[0]}")
-  shards = [shard for writer in writers.values() for shard in writer.finish()]
-  for split in SPLITS:
-    if not any(shard["split"] == split for shard in shards):
-      raise UserError(
-        f"The recordings are too few: none of the {len(recordings)} is left for the split {split!r}; give 60 or more, "
-        "or cut long ones into sentences."
-      )
-  manifest = {"version": _VERSION, "sample_rate_hz": SAMPLE_RATE_HZ, "speakers": speakers, "phones": phones}
-  write_json(folder / "manifest.json", {**manifest, "skipped": skipped, "shards": shards})
-
-
-def split_of(sentence: str) -> str:
-  """The split of a sentence, the same whoever says it: one in twelve is held out, one in twenty-four validates."""
-  place = int(hashlib.sha256(sentence.encode()).hexdigest()[:8], 16) % 24
-  return "held_out" if place < 2 else "validation" if place == 2 else "train"
-
-
-def sounding_frames(audio: np.ndarray) -> np.ndarray:
-  """Which frames of 160 samples to keep, so that silences become 0.1 s, at the ends 0.05 s: float [T] -> bool [N]."""
-  sounding = is_sounding(frame_powers(_frames(audio).reshape(-1)))
-  if not len(sounding):
-    return sounding
-  return np.convolve(sounding, np.ones(2 * _PAUSE_FRAMES + 1), mode="full")[_PAUSE_FRAMES:-_PAUSE_FRAMES] > 0
-
-
-def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
-  """What is said in each frame of a recording.
-
-  Args:
-    phones: Pairs (end in seconds, name), one after another; what follows the last one counts to it.
-    num_frames: N, frames of 160 samples.
-    names: Names of the phones met so far; new ones are added at its end.
-
-  Returns:
-    int32 [N, 5]: ids of the phone, of the one before it and of the one after it, how far the frame lies in it (0..100),
-    and its length in frames. [N, 0] if there are no phones.
-  """
-  if not phones:
-    return np.zeros([num_frames, 0], np.int32)
-  names += sorted({name for _, name in phones} - set(names))
-  ids = np.array([names.index(name) for _, name in phones])
-  ends = np.array([round(end * SAMPLE_RATE_HZ / FRAME_SAMPLES) for end, _ in phones])
-  begins, ends = np.concatenate([[0], ends[:-1]]), np.concatenate([ends[:-1], [max(num_frames, ends[-1])]])
-  place = np.minimum(np.searchsorted(ends, np.arange(num_frames), side="right"), len(ids) - 1)
-  lengths = np.maximum(ends - begins, 1)[place]
-  position = 100 * (np.arange(num_frames) - begins[place]) // lengths
-  neighbours = [ids[place], ids[np.maximum(place - 1, 0)], ids[np.minimum(place + 1, len(ids) - 1)]]
-  return np.stack([*neighbours, position, lengths], axis=1).astype(np.int32)
-
-
-def level(audio: np.ndarray) -> np.ndarray:
-  """Audio, float [T] -> float32 at the level that all recordings are brought to."""
-  if not len(audio):
-    return audio.astype(np.float32)
-  gain = LEVEL / max(np.sqrt(np.mean(audio.astype(np.float64) ** 2)), 1e-6)
-  return (audio * min(gain, 0.98 / np.max(np.abs(audio)))).astype(np.float32)
-
-
-def _read(recordings):
-  """Reads and prepares recordings, several at a time, in order.
-
-  Yields:
-    `(recording, audio, which frames of the recording are left in it, what is wrong with it or "")`.
-  """
-  waiting = {}
-
-  def indices():
-    for index, recording in enumerate(recordings):
-      waiting[index] = recording
-      yield index
-
-  def read(index):
-    try:
-      audio = waiting[int(index)].read()
-    except UserError as error:
-      return np.zeros(0, np.float32), np.zeros(0, bool), str(error)
-    kept = sounding_frames(audio)
-    audio = level(_frames(audio)[kept].reshape(-1))
-    return audio, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
-
-  dataset = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec([], tf.int64)).map(
-    lambda index: (index, *tf.py_function(read, [index], [tf.float32, tf.bool, tf.string])),
-    num_parallel_calls=tf.data.AUTOTUNE,
-  )
-  for index, audio, kept, error in dataset.as_numpy_iterator():
-    yield waiting.pop(int(index)), audio, kept, error.decode()
-
-
-def _frames(audio):
-  """Audio [T] -> frames [T / 160, 160], what is left over dropped."""
-  return audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
-
-
-def _join(pending, audio, phones, speaker, writer):
-  """Adds a recording to those of its speaker that are not yet enough for a stretch."""
-  pending.append((audio, phones))
-  if sum(len(part) for part, _ in pending) < _STRETCH_SAMPLES:
-    return
-  audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
-  num_frames, num_stretches = _STRETCH_SAMPLES // FRAME_SAMPLES, len(audio) // _STRETCH_SAMPLES
-  for index in range(num_stretches):
-    stretch = audio[index * _STRETCH_SAMPLES : (index + 1) * _STRETCH_SAMPLES]
-    writer.add(stretch, phones[index * num_frames : (index + 1) * num_frames], speaker, "")
-  pending[:] = [(audio[num_stretches * _STRETCH_SAMPLES :], phones[num_stretches * num_frames :])]
-
-
-def _fill_up(pending, speaker, writer):
-  """Makes the last stretch of a speaker of what is left over, over and over: no voice is without one.
-
-  Less than a second is dropped.
-  """
-  audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
-  if len(audio) >= SAMPLE_RATE_HZ:
-    num_frames = _STRETCH_SAMPLES // FRAME_SAMPLES
-    frames = np.resize(np.arange(len(phones)), num_frames)
-    writer.add(_frames(audio)[frames].reshape(-1), phones[frames], speaker, "")
-
-
-class _Shards:
-  """Writes the records of a split, so many to a file."""
-
-  def __init__(self, folder, split):
-    self._folder, self._split = folder, split
-    self._records, self._num_samples, self._shards = [], 0, []
-
-  def add(self, audio, phones, speaker, name):
-    feature = {
-      "audio": tf.train.Feature(bytes_list=tf.train.BytesList(value=[to_int16(audio).tobytes()])),
-      "speaker": tf.train.Feature(int64_list=tf.train.Int64List(value=[speaker])),
-      "phones": tf.train.Feature(bytes_list=tf.train.BytesList(value=[phones.astype("<i2").tobytes()])),
-      "name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
-    }
-    self._records.append(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
-    self._num_samples += len(audio)
-    if len(self._records) == _STRETCHES_PER_SHARD:
-      self._write()
-
-  def finish(self):
-    if self._records:
-      self._write()
-    return self._shards
-
-  def _write(self):
-    written = write_shard(self._folder / f"{self._split}-{len(self._shards):05d}.tfrecord", self._records)
-    self._shards.append({"split": self._split, "num_samples": self._num_samples, **written})
-    self._records, self._num_samples = [], 0
+  values = {"audio": to_int16(audio).tobytes(), "phones": phones.astype("<i2").tobytes(), "name": name.encode()}
+  feature = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in values.items()}
+  feature["speaker"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[speaker]))
+  return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
 
 def _parse(record):

@@ -3,7 +3,8 @@
 import functools
 
 from tfvq import models
-from tfvq.data.speech_corpus import SPLITS, SpeechCorpus, prepare_corpus
+from tfvq.data.speech_corpus import SPLITS, SpeechCorpus
+from tfvq.data.speech_preparation import prepare_corpus
 from tfvq.data.speech_sources import find_recordings
 from tfvq.layers import CategoricalHead, LogisticMixtureHead
 from tfvq.tasks.task import Task

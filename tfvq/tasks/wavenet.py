@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
-from tfvq.data.speech_corpus import FRAME_SAMPLES
 from tfvq.evaluation import figures, sections
 from tfvq.layers import AudioValues
 from tfvq.models.sampling import continue_sequence, sequence_start
+from tfvq.ops.loudness import FRAME_SAMPLES
 from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
 
 _MAX_MEASURED_SECONDS = 4  # of each recording

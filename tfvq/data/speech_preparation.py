@@ -1,0 +1,206 @@
+"""Recordings made into a corpus: silences shortened, level, split by sentence, written as shards."""
+
+import collections
+import hashlib
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tfvq.data.shards import write_shard
+from tfvq.data.speech_corpus import SPLITS, STRETCH_SAMPLES, VERSION, to_record
+from tfvq.errors import UserError
+from tfvq.files import write_json
+from tfvq.ops.loudness import FRAME_SAMPLES, LEVEL, frame_powers, is_sounding
+
+_PAUSE_FRAMES = 5  # kept to either side of sound: no silence is longer than twice this
+_LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
+_RECORDS_PER_SHARD = 256
+
+
+def prepare_corpus(folder, recordings) -> None:
+  """Reads, prepares and writes recordings.
+
+  What cannot be read is left out, told of, and listed in the manifest, which is written last.
+
+  Args:
+    folder: Where to write.
+    recordings: `tfvq.data.speech_sources.Recording`s, a sized iterable.
+
+  Raises:
+    UserError: No recording could be read, a split is empty, or the folder cannot be written.
+  """
+  folder = pathlib.Path(folder)
+  speakers, phones = [], []  # in order of appearance
+  writers = {split: _Shards(folder, split) for split in SPLITS}
+  joined = collections.defaultdict(list)
+  skipped, labelled = [], None  # whether phones are known is settled by the first recording
+  progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
+  for recording, audio, kept, error in _read(recordings):
+    progress.update()
+    if error:
+      skipped.append(f"{recording.name}: {error}")
+      continue
+    said = recording.phones()
+    labelled = bool(said) if labelled is None else labelled
+    if bool(said) != labelled:
+      skipped.append(f"{recording.name}: its phones are {'known' if said else 'not known'}, unlike those of the others")
+      continue
+    if recording.speaker not in speakers:
+      speakers.append(recording.speaker)
+    split = split_of(recording.sentence or recording.name)
+    speaker = speakers.index(recording.speaker)
+    frames = phone_frames(said, len(kept), phones)[kept]
+    if split == "train":
+      _join(joined[speaker], audio, frames, speaker, writers[split])
+    else:
+      writers[split].add(audio, frames, speaker, recording.name)
+  progress.close()
+  for speaker, pending in joined.items():
+    _fill_up(pending, speaker, writers["train"])
+  if len(skipped) == len(recordings):
+    raise UserError(f"None of the {len(skipped)} recordings could be used; the first: {skipped[0]}")
+  if skipped:
+    print(f"{len(skipped)} of {len(recordings)} recordings were left out; the first: {skipped[0]}")
+  shards = [shard for writer in writers.values() for shard in writer.finish()]
+  for split in SPLITS:
+    if not any(shard["split"] == split for shard in shards):
+      raise UserError(
+        f"The recordings are too few: none of the {len(recordings)} is left for the split {split!r}; give 60 or more, "
+        "or cut long ones into sentences."
+      )
+  manifest = {"version": VERSION, "sample_rate_hz": SAMPLE_RATE_HZ, "speakers": speakers, "phones": phones}
+  write_json(folder / "manifest.json", {**manifest, "skipped": skipped, "shards": shards})
+
+
+def split_of(sentence: str) -> str:
+  """The split of a sentence, the same whoever says it: one in twelve is held out, one in twenty-four validates."""
+  place = int(hashlib.sha256(sentence.encode()).hexdigest()[:8], 16) % 24
+  return "held_out" if place < 2 else "validation" if place == 2 else "train"
+
+
+def sounding_frames(audio: np.ndarray) -> np.ndarray:
+  """Which frames of 160 samples to keep, so that silences become 0.1 s, at the ends 0.05 s: float [T] -> bool [N]."""
+  sounding = is_sounding(frame_powers(_frames(audio).reshape(-1)))
+  if not len(sounding):
+    return sounding
+  return np.convolve(sounding, np.ones(2 * _PAUSE_FRAMES + 1), mode="full")[_PAUSE_FRAMES:-_PAUSE_FRAMES] > 0
+
+
+def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
+  """What is said in each frame of a recording.
+
+  Args:
+    phones: Pairs (end in seconds, name), one after another; what follows the last one counts to it.
+    num_frames: N, frames of 160 samples.
+    names: Names of the phones met so far; new ones are added at its end.
+
+  Returns:
+    int32 [N, 5]: ids of the phone, of the one before it and of the one after it, how far the frame lies in it (0..100),
+    and its length in frames. [N, 0] if there are no phones.
+  """
+  if not phones:
+    return np.zeros([num_frames, 0], np.int32)
+  names += sorted({name for _, name in phones} - set(names))
+  ids = np.array([names.index(name) for _, name in phones])
+  ends = np.array([round(end * SAMPLE_RATE_HZ / FRAME_SAMPLES) for end, _ in phones])
+  begins, ends = np.concatenate([[0], ends[:-1]]), np.concatenate([ends[:-1], [max(num_frames, ends[-1])]])
+  place = np.minimum(np.searchsorted(ends, np.arange(num_frames), side="right"), len(ids) - 1)
+  lengths = np.maximum(ends - begins, 1)[place]
+  position = 100 * (np.arange(num_frames) - begins[place]) // lengths
+  neighbours = [ids[place], ids[np.maximum(place - 1, 0)], ids[np.minimum(place + 1, len(ids) - 1)]]
+  return np.stack([*neighbours, position, lengths], axis=1).astype(np.int32)
+
+
+def level(audio: np.ndarray) -> np.ndarray:
+  """Audio, float [T] -> float32 at the level that all recordings are brought to."""
+  if not len(audio):
+    return audio.astype(np.float32)
+  gain = LEVEL / max(np.sqrt(np.mean(audio.astype(np.float64) ** 2)), 1e-6)
+  return (audio * min(gain, 0.98 / np.max(np.abs(audio)))).astype(np.float32)
+
+
+def _read(recordings):
+  """Reads and prepares recordings, several at a time, in order.
+
+  Yields:
+    `(recording, audio, which frames of the recording are left in it, what is wrong with it or "")`.
+  """
+  waiting = {}
+
+  def indices():
+    for index, recording in enumerate(recordings):
+      waiting[index] = recording
+      yield index
+
+  def read(index):
+    try:
+      audio = waiting[int(index)].read()
+    except UserError as error:
+      return np.zeros(0, np.float32), np.zeros(0, bool), str(error)
+    kept = sounding_frames(audio)
+    audio = level(_frames(audio)[kept].reshape(-1))
+    return audio, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
+
+  dataset = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec([], tf.int64)).map(
+    lambda index: (index, *tf.py_function(read, [index], [tf.float32, tf.bool, tf.string])),
+    num_parallel_calls=tf.data.AUTOTUNE,
+  )
+  for index, audio, kept, error in dataset.as_numpy_iterator():
+    yield waiting.pop(int(index)), audio, kept, error.decode()
+
+
+def _frames(audio):
+  """Audio [T] -> frames [T / 160, 160], what is left over dropped."""
+  return audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+
+
+def _join(pending, audio, phones, speaker, writer):
+  """Adds a recording to those of its speaker that are not yet enough for a stretch."""
+  pending.append((audio, phones))
+  if sum(len(part) for part, _ in pending) < STRETCH_SAMPLES:
+    return
+  audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+  num_frames, num_stretches = STRETCH_SAMPLES // FRAME_SAMPLES, len(audio) // STRETCH_SAMPLES
+  for index in range(num_stretches):
+    stretch = audio[index * STRETCH_SAMPLES : (index + 1) * STRETCH_SAMPLES]
+    writer.add(stretch, phones[index * num_frames : (index + 1) * num_frames], speaker, "")
+  pending[:] = [(audio[num_stretches * STRETCH_SAMPLES :], phones[num_stretches * num_frames :])]
+
+
+def _fill_up(pending, speaker, writer):
+  """Makes the last stretch of a speaker of what is left over, over and over: no voice is without one.
+
+  Less than a second is dropped.
+  """
+  audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+  if len(audio) >= SAMPLE_RATE_HZ:
+    num_frames = STRETCH_SAMPLES // FRAME_SAMPLES
+    frames = np.resize(np.arange(len(phones)), num_frames)
+    writer.add(_frames(audio)[frames].reshape(-1), phones[frames], speaker, "")
+
+
+class _Shards:
+  """Writes the records of a split, so many to a file."""
+
+  def __init__(self, folder, split):
+    self._folder, self._split = folder, split
+    self._records, self._num_samples, self._shards = [], 0, []
+
+  def add(self, audio, phones, speaker, name):
+    self._records.append(to_record(audio, phones, speaker, name))
+    self._num_samples += len(audio)
+    if len(self._records) == _RECORDS_PER_SHARD:
+      self._write()
+
+  def finish(self):
+    if self._records:
+      self._write()
+    return self._shards
+
+  def _write(self):
+    written = write_shard(self._folder / f"{self._split}-{len(self._shards):05d}.tfrecord", self._records)
+    self._shards.append({"split": self._split, "num_samples": self._num_samples, **written})
+    self._records, self._num_samples = [], 0
