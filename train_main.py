@@ -8,6 +8,8 @@ values. The same command started again goes on where it stopped.
 
 import os
 import pathlib
+import re
+import shlex
 import sys
 
 # oneDNN's convolutions are the faster ones on every x86 core measured; TensorFlow enables them by default on some only.
@@ -35,7 +37,9 @@ def main(argv):
   from tfvq.training.workdir import Workdir
 
   workdir = Workdir(_WORKDIR.value, config.to_dict())
-  run_stages(Run(config, workdir, command=" ".join(["python", *sys.argv])), _STAGE.value)
+  # The report's command makes all of the run, whatever stage was asked for now.
+  command = re.sub(r" --?stage[= ]\S+", "", shlex.join(["python", *sys.argv]))
+  run_stages(Run(config, workdir, command), _STAGE.value)
 
 
 def _parse_flags(argv):

@@ -27,7 +27,7 @@ BATCH_SIZE, CROP_SAMPLES = 8, 4096  # of a training step
 
 
 def decoder_settings(num_bands, channels, layers_per_stack, hidden_units=64):
-  return common.wavenet(
+  return common.audio_wavenet(
     num_bands=num_bands,
     channels=channels,
     num_stacks=2,
@@ -37,11 +37,11 @@ def decoder_settings(num_bands, channels, layers_per_stack, hidden_units=64):
 
 
 DECODERS = {
-  "plain 64 x 20": decoder_settings(1, 64, 10),
-  "4 sub-bands, 96 x 16": decoder_settings(4, 96, 8),
-  "4 sub-bands, 128 x 16": decoder_settings(4, 128, 8),
-  "8 sub-bands, 128 x 16": decoder_settings(8, 128, 8, hidden_units=32),
-  "8 sub-bands, 96 x 14": decoder_settings(8, 96, 7, hidden_units=32),
+  "plain 20 x 64": decoder_settings(1, 64, 10),
+  "4 sub-bands, 16 x 96": decoder_settings(4, 96, 8),
+  "4 sub-bands, 16 x 128": decoder_settings(4, 128, 8),
+  "8 sub-bands, 16 x 128": decoder_settings(8, 128, 8, hidden_units=32),
+  "8 sub-bands, 14 x 96": decoder_settings(8, 96, 7, hidden_units=32),
 }
 
 
@@ -63,7 +63,7 @@ def cached(model: WaveNet, num_steps, jit_compile, batch_size=1):
 
 def generation():
   for title, settings in DECODERS.items():
-    model = build_wavenet(settings, condition_dim=CONDITION_DIM)
+    model = build_wavenet(settings, settings.num_values, settings.num_bands, condition_dim=CONDITION_DIM)
     num_steps = 4096
     seconds = medians(
       {

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from absl import flags
 
-from tfvq.errors import UserError, run_program
+from tfvq.errors import UserError, parse_flags, run_program
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A speech run's folder, for its corpus.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
@@ -33,10 +33,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 
 
 def main(argv):
+  from export.device import CodecError
   from export.device import SpeechCodec as DeviceCodec
   from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, write_wav
   from tfvq.models.speech_codec import SpeechCodec
-  from tfvq.release import load_released
+  from tfvq.release import chosen_temperature, load_released
   from tfvq.training.stages import open_run
 
   del argv
@@ -56,18 +57,23 @@ def main(argv):
   if not first:
     raise UserError(f"{speakers[source]} has no clip of 1.2 to 7 s whose name begins with {_LANGUAGE.value!r}.")
   out = pathlib.Path(_OUT.value)
+  if out.exists() and any(out.iterdir()):
+    raise UserError(f"{out} is not empty, and what is in it would be measured too: choose another --out.")
   num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples
   audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
   codec = SpeechCodec(model)
   codes = np.stack([codec.encode(AudioArray(sound)) for sound in audio])
-  temperature = [float(value) for value in _TEMPERATURE.value] or list(facts["temperature"])
+  temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.audio_values.num_bands)
   voices = {"": source, "_converted": target} if _SPLIT.value == "held_out" else {"": source}
   for kind, speaker in voices.items():
     spoken = codec.decode(codes, np.full(len(first), speaker), _SEED.value, temperature)
     for clip, sound in zip(first, spoken, strict=True):
       write_wav(out / f"tfvq{kind}" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
   if _CODEC.value:
-    exported = DeviceCodec(_CODEC.value)
+    try:
+      exported = DeviceCodec(_CODEC.value)
+    except CodecError as error:
+      raise UserError(str(error)) from error
     for clip in first:
       own_codes = exported.encode(clip.audio)
       for kind, speaker in voices.items():
@@ -84,4 +90,5 @@ def _name(clip):
 
 
 if __name__ == "__main__":
-  run_program(main)
+  _FLAGS = (_WORKDIR, _OUT, _MODEL, _CODEC, _SPLIT, _SPEAKER, _TARGET, _LANGUAGE, _NUM, _TEMPERATURE, _SEED)
+  run_program(main, lambda argv: parse_flags(argv, __doc__, _FLAGS))

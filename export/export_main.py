@@ -12,13 +12,12 @@ TFLite files of a speech system is a codec that `export.device` runs.
 import os
 import pathlib
 import shutil
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags, logging  # noqa: E402  TensorFlow reads the environment when it is imported
 
-from tfvq.errors import UserError, run_program  # noqa: E402
+from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
 
 _FORMATS = ("tflite", "saved_model", "onnx")
 _QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
@@ -40,8 +39,6 @@ _WRITTEN = {"tflite", "saved_model", "onnx", "export.json"}
 
 def main(argv):
   """Reads a workdir and writes `out`."""
-  import keras
-
   from export.exporter import export
   from tfvq.training.stages import open_run
 
@@ -51,7 +48,6 @@ def main(argv):
   if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _WRITTEN):
     raise UserError(f"{_OUT.value} is not an export, which alone would be replaced: choose another --out.")
   run = open_run(_WORKDIR.value)
-  keras.config.set_dtype_policy("float32")  # whatever the training computed in
   partial, old = (out.with_name(f".{word}-{os.getpid()}-{out.name}") for word in ("partial", "old"))
   try:
     rows = export(run, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value, _MODEL.value)
@@ -70,15 +66,7 @@ def main(argv):
 
 
 def _parse_flags(argv):
-  if any(argument.lstrip("-") in ("h", "help") for argument in argv[1:]):
-    print(__doc__)
-    for holder in (_WORKDIR, _OUT, _CHOSEN_FORMATS, _CHOSEN_QUANTIZATIONS, _MODEL):
-      print(f"  --{holder.name}: {flags.FLAGS[holder.name].help}")
-    sys.exit(0)
-  try:
-    remaining = flags.FLAGS(argv)
-  except flags.Error as error:
-    raise UserError(" ".join(str(error).split())) from error
+  remaining = parse_flags(argv, __doc__, (_WORKDIR, _OUT, _CHOSEN_FORMATS, _CHOSEN_QUANTIZATIONS, _MODEL))
   if _WORKDIR.value is None or _OUT.value is None or len(remaining) > 1:
     raise UserError("Both --workdir=DIR and --out=DIR are needed, and nothing else but flags; --help tells more.")
   for flag, allowed in ((_CHOSEN_FORMATS, _FORMATS), (_CHOSEN_QUANTIZATIONS, _QUANTIZATIONS)):

@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+import keras
 import numpy as np
 import tqdm
 
@@ -47,10 +48,13 @@ def export(run, out: pathlib.Path, formats, quantizations, model_path="") -> lis
   """
   if not run.task.has_codes:
     raise UserError(f"{run.workdir.path} has no autoencoder with codes: there is nothing to export.")
+  keras.config.set_dtype_policy("float32")  # whatever the training computed in
+  run.workdir.require("autoencoder")
   if model_path:
-    run.autoencoder = load_model(model_path)
-  else:
-    run.workdir.require("autoencoder")
+    model = load_model(model_path)
+    if not _has_codes_of(model, run.autoencoder):
+      raise UserError(f"{model_path} has not the codes of the model in {run.workdir.path}: give one made of that.")
+    run.autoencoder = model
   if {"saved_model", "onnx"} & set(formats):
     run.workdir.require("prior")
   endpoints = device_endpoints(run)
@@ -114,6 +118,14 @@ def device_endpoints(run) -> list[Endpoint]:
   if isinstance(run.autoencoder, models.SpeechVQVAE):
     return speech_endpoints(run.autoencoder, run.task.corpus)
   return image_endpoints(run)
+
+
+def _has_codes_of(model, autoencoder):
+  """Whether two autoencoders are of one kind and have one codebook, but for the rounding of a released one."""
+  if type(model) is not type(autoencoder):
+    return False
+  codebook, expected = (np.array(found.quantizer.codebook) for found in (model, autoencoder))
+  return codebook.shape == expected.shape and np.max(np.abs(codebook - expected)) < 0.01 * np.max(np.abs(expected))
 
 
 def _facts(run, model_path):

@@ -5,6 +5,8 @@ import tensorflow as tf
 
 from export.endpoint import Endpoint
 
+_AT_ONCE = 1024  # vectors whose differences from all of the codebook are in memory
+
 
 def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, float]]:
   """Compares a file with its endpoint.
@@ -53,6 +55,14 @@ def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
   Returns:
     Boolean [N].
   """
+  parts = [
+    _sure_codes(z_e[start : start + _AT_ONCE], z_e_given[start : start + _AT_ONCE], codebook)
+    for start in range(0, len(z_e), _AT_ONCE)
+  ]
+  return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+
+def _sure_codes(z_e, z_e_given, codebook):
   distances = np.linalg.norm(z_e[:, np.newaxis] - codebook, axis=-1)
   nearest = np.argmin(distances, axis=-1)
   between = np.linalg.norm(codebook[nearest][:, np.newaxis] - codebook, axis=-1)

@@ -112,9 +112,9 @@ def _speech_functions(run):
   def decode(codes, speaker, seed, temperature):
     return {"audio": decode_speech(model, codes, speaker, seed, temperature)}
 
-  def sample(speaker, num_frames, seed, temperature):
+  def sample(speaker, num_frames, prior_temperature, seed, temperature):
     noise = gumbel_noise(seed, [num_frames, tf.shape(speaker)[0], *prior.head.noise_shape], part=-1)
-    codes = sample_sequence(prior, noise, {"speaker": speaker})
+    codes = sample_sequence(prior, noise, {"speaker": speaker}, prior_temperature)
     codes = tf.reshape(codes, [*tf.unstack(tf.shape(codes)[:2]), *model.frame_shape])
     return {"codes": codes, "audio": decode_speech(model, codes, speaker, seed, temperature)}
 
@@ -136,8 +136,13 @@ def _speech_functions(run):
     ),
     "sample": (
       sample,
-      {"speaker": speaker, "num_frames": _spec([], tf.int32, "num_frames"), **drawn},
-      {"num_frames": np.int32(5), **request},
+      {
+        "speaker": speaker,
+        "num_frames": _spec([], tf.int32, "num_frames"),
+        "prior_temperature": _spec([], tf.float32, "prior_temperature"),
+        **drawn,
+      },
+      {"num_frames": np.int32(5), "prior_temperature": np.float32(1), **request},
     ),
   }
 

@@ -9,13 +9,14 @@ from export.endpoint import LOOK_UP, Endpoint, floats, integers
 from export.fast_wavenet import SpeechSteps
 from export.wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 from tfvq import models
-from tfvq.data.audio_files import AudioArray
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray
 from tfvq.models.speech_codec import SpeechCodec, shares_inside
 from tfvq.ops.subbands import CONTEXT_STEPS
 
 ENCODER_FRAMES = 25  # whose codes the encoder of speech makes at once: 0.2 s at 125 a second
 CONDITION_FRAMES = 25
 _STEPS_AT_ONCE = 4
+_EXCERPT_SAMPLES = 4 * SAMPLE_RATE_HZ  # of a recording that the decoder says again
 _KEPT_IN_ENCODER = (".*log_mel.*", ".*stem.*", *LOOK_UP)
 
 
@@ -112,6 +113,12 @@ def _with_context(model, codes):
   return np.pad(codes, [(model.context_codes,) * 2, *[(0, 0)] * (codes.ndim - 1)], mode="edge")
 
 
+def _loudest_excerpt(audio):
+  """Some seconds around the loudest place: silences shall not make up most of the examples."""
+  start = max(0, int(np.argmax(np.abs(audio))) - _EXCERPT_SAMPLES // 2)
+  return audio[start : start + _EXCERPT_SAMPLES]
+
+
 def _shares_of(model, codec, audio, speaker):
   """The condition's share of each layer's pre-activations in a recording, [F, 1, 2C] each."""
   codes = _with_context(model, codec.encode(AudioArray(audio)))
@@ -123,11 +130,11 @@ def _decoder_examples(model, corpus, codec, split, num_steps=100):
   decoder = model.decoder
   temperature = np.ones([decoder.head.num_variables], np.float32)
   for number, clip in enumerate(corpus.clips(split)):
-    audio = clip.audio[: len(clip.audio) // model.hop_samples * model.hop_samples]
+    audio = _loudest_excerpt(clip.audio)
+    audio = audio[: len(audio) // model.hop_samples * model.hop_samples]
     shares = _shares_of(model, codec, audio, clip.speaker)
     inputs = layer_inputs(decoder, model.audio_values(audio[np.newaxis])[0], shares)
     shares = np.concatenate(shares, axis=-1)[:, 0]
-    # Around the loudest place: silences shall not make up most of the examples.
     loudest = int(np.argmax(np.abs(audio))) // model.audio_values.num_bands
     first = max(0, min(loudest, inputs.shape[1] - num_steps))
     noise = models.gumbel_noise(0, (num_steps, 1, *decoder.head.noise_shape), number).numpy()
@@ -138,7 +145,8 @@ def _spoken_steps(model, corpus, codec, split, num_steps):
   """What the decoder is given while it speaks recordings one after another, several steps at once."""
   decoder = model.decoder
   for number, clip in enumerate(corpus.clips(split)):
-    shares = np.concatenate(_shares_of(model, codec, clip.audio, clip.speaker), axis=-1)[:, 0]
+    audio = _loudest_excerpt(clip.audio)
+    shares = np.concatenate(_shares_of(model, codec, audio, clip.speaker), axis=-1)[:, 0]
     noise_shape = (len(shares) * model.steps_per_frame, *decoder.head.noise_shape)
     noise = models.gumbel_noise(0, noise_shape, number).numpy()
     for step in range(0, len(noise), num_steps):

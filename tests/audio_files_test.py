@@ -1,3 +1,5 @@
+import os
+import pathlib
 import struct
 import wave
 
@@ -93,6 +95,13 @@ def test_a_file_that_is_no_audio_gets_one_sentence(content, sentence, tmp_path):
     AudioReader(tmp_path / "a.wav").read()
   with pytest.raises(UserError, match="is not a file"):
     AudioReader(tmp_path / "b.wav")
+
+
+def test_a_name_that_is_not_utf_8_is_read(tmp_path):
+  write_wav(tmp_path / "a.wav", [tone(0.1)])
+  path = pathlib.Path(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.wav"))
+  (tmp_path / "a.wav").rename(path)
+  assert AudioReader(path).num_samples == 1600
 
 
 def test_samples_that_are_no_numbers_are_told(tmp_path):

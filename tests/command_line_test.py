@@ -3,6 +3,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,20 @@ def test_help_lists_the_fields_of_the_config():
   assert returncode == 0 and "--config.train.prior.steps=" in output
 
 
+def test_a_program_that_is_stopped_says_so_without_a_stack_trace():
+  code = """if True:
+    import time
+    from tfvq.errors import run_program
+    run_program(lambda argv: time.sleep(60), lambda argv: print("parsed", flush=True) or argv)
+  """
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == "parsed\n"
+  process.send_signal(signal.SIGINT)
+  assert process.communicate()[1] == "stopped\n" and process.returncode == 130
+
+
 def flags_of(config):
   """Flags that make the `small` config into this one."""
   from tfvq.training.validation import fields
@@ -125,9 +140,10 @@ def test_every_small_config_is_valid(name, tmp_path):
 
 def test_the_cores_of_the_cpu_share_the_batches(frames_run, tmp_path):
   """In a process of its own, as what devices there are is settled once in each."""
-  num_cores = os.cpu_count()
+  num_cores = len(os.sched_getaffinity(0))
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
-  shutil.rmtree(tmp_path / "run" / "prior")
+  for stage in ("prior", "samples", "evaluation"):
+    shutil.rmtree(tmp_path / "run" / stage)
   config = json.loads((tmp_path / "run" / "config.json").read_text())
   config["strategy"] = "cores"
   config["train"]["prior"]["batch_size"] = 2 * num_cores

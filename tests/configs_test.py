@@ -112,7 +112,7 @@ def test_every_paper_config_of_images_builds_and_takes_a_step(name, tmp_path, ca
 def test_every_paper_config_of_a_wavenet_builds_and_takes_a_step(name, rng, capsys):
   config = config_of(name, "paper")
   arguments = {"wavenet": {"num_speakers": 109}, "piano": {}, "tts": {"condition_dim": 155}}[name]
-  model = build_wavenet(config.prior, **arguments)
+  model = build_wavenet(config.prior, config.prior.num_values, config.prior.num_bands, **arguments)
   values = tf.constant(rng.integers(0, 256, (2, 320, 1)), tf.int32)
   local = tf.constant(rng.normal(size=(2, 2, 155)).astype(np.float32))
   condition = {"wavenet": {"speaker": tf.constant([0, 108])}, "piano": None, "tts": {"local": local}}[name]
@@ -140,6 +140,10 @@ def test_tfds_images_are_cropped_resized_and_labelled():
     assert batch["image"].shape == (3, 16, 16, 3) and batch["image"].dtype == tf.uint8
     assert batch["label"].shape == (3,) and batch["label"].dtype == tf.int32
     assert source.examples("train", 2).shape == (2, 16, 16, 3)
+    grey = TfdsImages("mnist", "test", 16)
+    assert grey.image_shape == grey.examples("train", 1).shape[1:] == (16, 16, 1)
+    with pytest.raises(UserError, match="lj_speech does not hold labelled images"):
+      TfdsImages("lj_speech", "test", 16)
 
 
 def test_a_data_set_that_cannot_be_had_is_told_in_a_sentence(tmp_path):
@@ -197,6 +201,31 @@ def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
   assert task.corpus.phones and not task.build_prior(None).condition_dim
   ((_, condition),) = next(iter(task.prior_batches(None, 4, 0)))
   assert set(condition) == {"speaker"}
+
+
+@pytest.mark.parametrize(
+  ("name", "changes", "sentence"),
+  [
+    ("speech", {"autoencoder.strides": (2, 0)}, r"config.autoencoder.strides is \(2, 0\); it must be positive"),
+    ("speech", {"samples.temperature": (-0.4,)}, "config.samples.temperature is .*; it must be zero or more"),
+    ("wavenet", {"samples.temperature": (float("nan"),)}, "config.samples.temperature is .*; it must be zero or more"),
+    ("wavenet", {"prior.num_values": 1}, "config.prior.num_values is 1; it must be 2 or more"),
+    ("frames", {"autoencoder.num_embeddings": 2**17}, "it must be 65536 or less"),
+  ],
+)
+def test_values_that_cannot_work_are_told_of_before_anything_starts(name, changes, sentence):
+  config = config_of(name, "small")
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=sentence):
+    validate(config)
+
+
+def test_a_prior_of_classes_needs_classes(tmp_path, pictures):
+  config = tiny("photos", pictures)
+  config.prior.class_conditional = True
+  run = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="")
+  with pytest.raises(UserError, match="class_conditional needs classes, and .*source=photos have none"):
+    run_stages(run, "data")
 
 
 def test_spectra_are_perturbed_where_there_are_some():

@@ -190,6 +190,20 @@ def test_a_wallpaper_in_many_sizes_counts_once(tmp_path, rng):
   assert photos.find_photos(tmp_path) == [folder / "40x40.png"]
 
 
+def test_photographs_in_a_folder_called_images_all_count(tmp_path, rng):
+  (tmp_path / "images").mkdir()
+  for index in range(3):
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(tmp_path / "images" / f"{index}.png")
+  assert len(photos.find_photos(tmp_path)) == 3
+
+
+def test_a_picture_that_is_too_large_is_skipped(pictures, monkeypatch, capsys):
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+  with pytest.raises(UserError, match="The 30 pictures give no 16x16 tile"):
+    photos.tiles(photos.find_photos(pictures), tile_size=16, shorter_side=100)
+  assert "left out 30 of 30 pictures" in capsys.readouterr().out
+
+
 def test_folders_without_pictures_are_refused(tmp_path):
   with pytest.raises(UserError, match="holds no picture"):
     photos.find_photos(tmp_path)

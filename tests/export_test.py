@@ -16,7 +16,8 @@ from export.exporter import device_endpoints, export
 from export.parity import measure_parity, sure_codes
 from tfvq.errors import UserError
 from tfvq.files import sha256
-from tfvq.training.stages import Run
+from tfvq.training.stages import Run, open_run
+from tfvq.training.training import load_model
 from tfvq.training.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -80,6 +81,31 @@ def test_float_files_agree_with_keras(exported_frames, exported_speech):
         for name, figures in file.get(kernels, {}).items():
           assert figures.get("share_equal", 1) == 1, (file["file"], name)
           assert figures.get("relative_rms_error", 0) < 1e-5, (file["file"], name)
+
+
+def test_a_run_in_low_precision_is_exported_in_float32(frames_run, exported_frames, tmp_path):
+  shutil.copytree(frames_run.workdir.path, tmp_path / "run")
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "precision": "mixed_bfloat16"}))
+  run = open_run(tmp_path / "run")
+  run.autoencoder.save(tmp_path / "model.keras")  # whose layers compute in bfloat16
+  assert load_model(tmp_path / "model.keras").encoder.layers[-1].compute_dtype == "float32"
+  for model_path in ("", str(tmp_path / "model.keras")):
+    out = tmp_path / f"out {bool(model_path)}"
+    export(open_run(tmp_path / "run"), out, ("tflite", "onnx"), ("none",), model_path)
+    for file in json.loads((out / "export.json").read_text())["files"]:
+      for figures in file["parity"].values():
+        assert figures.get("share_equal", 1) == 1 and figures.get("relative_rms_error", 0) < 1e-5, file["file"]
+    images = frames_run.task.source.splits["held_out"]["image"][:1].astype(np.float32)
+    runners = [tflite.Runner((folder / "tflite/none/encoder.tflite").read_bytes()) for folder in (out, exported_frames)]
+    np.testing.assert_array_equal(*(runner(image=images)["codes"] for runner in runners))
+
+
+def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
+  other = frames_run.task.build_autoencoder()
+  other.save(tmp_path / "other.keras")
+  with pytest.raises(UserError, match="other.keras has not the codes of the model in"):
+    export(frames_run, tmp_path / "out", ("tflite",), ("none",), str(tmp_path / "other.keras"))
 
 
 @pytest.mark.parametrize("xnnpack", [True, False])

@@ -70,7 +70,8 @@ def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_fo
   # Rounding decides a draw now and then; up to the first such draw both say the same.
   assert spoken.shape == expected.shape == (2, 3840)
   np.testing.assert_allclose(spoken[:, :640], expected[:, :640], atol=1e-4)
-  sampled = serve(exported_speech, "sample", tmp_path, num_frames=np.int32(30), **drawn)
+  drawn |= {"num_frames": np.int32(30), "prior_temperature": np.float32(0.9)}
+  sampled = serve(exported_speech, "sample", tmp_path, **drawn)
   assert sampled["codes"].shape == (2, 30, 2) and sampled["audio"].shape == (2, 1920)
 
 

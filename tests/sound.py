@@ -26,7 +26,7 @@ def fake_recordings(num_sentences=60, speakers=("ann", "bob"), broken=()):
     def read():
       if (sentence, speaker) in broken:
         raise UserError("it is broken.")
-      return tone(1.0 + 0.01 * sentence, frequency_hz=300 if speaker == "ann" else 200)
+      return tone(1.0 + 0.01 * sentence, frequency_hz=300 if speaker == "ann" else 200), ()
 
     return read
 

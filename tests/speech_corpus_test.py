@@ -67,7 +67,7 @@ def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):
   silence = np.zeros(SAMPLE_RATE_HZ // 2, np.float32)
   audio = np.concatenate([silence, tone(0.5, frequency_hz=200), silence, tone(0.5, frequency_hz=2000), silence])
   phones = ((0.5, "pau"), (1.0, "low"), (1.5, "pau"), (2.0, "high"), (2.5, "pau"))
-  recordings = [Recording(f"{index:03d}", "ann", lambda: audio, lambda: phones) for index in range(60)]
+  recordings = [Recording(f"{index:03d}", "ann", lambda: (audio, phones)) for index in range(60)]
   prepare_corpus(tmp_path, recordings)
   corpus = SpeechCorpus(tmp_path)
   assert corpus.phones == ["high", "low", "pau"]

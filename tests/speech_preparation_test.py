@@ -65,9 +65,7 @@ def test_phones_go_with_their_frames():
 
 def test_a_recording_without_phones_among_labelled_ones_is_left_out(tmp_path, capsys):
   phones = lambda index: () if index == 7 else ((1.0, "a"),)
-  recordings = [
-    Recording(f"{index:03d}", "ann", lambda: tone(1.0), lambda index=index: phones(index)) for index in range(60)
-  ]
+  recordings = [Recording(f"{index:03d}", "ann", lambda index=index: (tone(1.0), phones(index))) for index in range(60)]
   prepare_corpus(tmp_path, recordings)
   assert "1 of 60 recordings were left out; the first: 007: its phones are not known" in capsys.readouterr().out
   assert SpeechCorpus(tmp_path).phones == ["a"]

@@ -289,7 +289,8 @@ def test_samples_are_the_decoded_draws_of_the_prior(frames_run):
 def test_the_prior_refuses_codes_of_another_autoencoder(frames_run, tmp_path):
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
   workdir = Workdir(tmp_path / "run", frames_run.config.to_dict())
-  shutil.rmtree(workdir.folder("prior"))
+  for stage in ("prior", "samples", "evaluation"):
+    shutil.rmtree(workdir.folder(stage))
   with open(workdir.folder("autoencoder") / "checkpoint.keras", "ab") as file:
     file.write(b"changed")
   with pytest.raises(UserError, match="another autoencoder"):
@@ -301,6 +302,42 @@ def test_a_workdir_of_another_config_is_refused_with_the_fields_named(tmp_path):
   Workdir(tmp_path, {"a": {"b": 1, "c": (2, 3)}, "d": 4})
   with pytest.raises(UserError, match=r"\(a\.b was 1 and is 2, d was 4 and is 5\)"):
     Workdir(tmp_path, {"a": {"b": 2, "c": (2, 3)}, "d": 5})
+
+
+def test_what_a_stage_that_has_not_begun_reads_may_be_changed(tmp_path):
+  config = {
+    "task": "speech",
+    "pruning": {"method": "channels"},
+    "train": {"prune": {"steps": 1}, "prior": {"steps": 1}},
+  }
+  Workdir(tmp_path, config)
+  config["pruning"]["method"] = "blocks"
+  config["train"]["prune"]["steps"] = 2
+  workdir = Workdir(tmp_path, config)
+  assert json.loads((tmp_path / "config.json").read_text()) == config
+  with workdir.running("prune"):
+    pass
+  config["pruning"]["method"] = "layers"
+  with pytest.raises(UserError, match="pruning.method was blocks and is layers"):
+    Workdir(tmp_path, config)
+
+
+def test_a_stage_is_not_done_again_below_what_was_made_of_it(frames_run, tmp_path):
+  shutil.copytree(frames_run.workdir.path, tmp_path / "run")
+  workdir = Workdir(tmp_path / "run", frames_run.config.to_dict())
+  shutil.rmtree(workdir.folder("autoencoder"))
+  with pytest.raises(UserError, match="earlier `autoencoder`: delete codes, prior, samples, evaluation there"):
+    run_stages(Run(frames_run.config, workdir, command=""), "all")
+  assert not workdir.folder("autoencoder").exists()
+
+
+def test_what_a_killed_stage_left_is_cleared_away(tmp_path):
+  workdir = Workdir(tmp_path, {})
+  partial = workdir.folder("samples") / ".partial-1-00-x.wav"
+  partial.parent.mkdir()
+  partial.write_bytes(b"half")
+  with workdir.running("samples"):
+    assert not partial.exists()
 
 
 def test_code_statistics_by_hand():

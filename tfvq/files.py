@@ -63,7 +63,7 @@ def read_json(path):
   except OSError as error:
     raise UserError(f"{path} could not be read: {error.strerror}.") from error
   except ValueError as error:
-    raise UserError(f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again.") from error
+    raise UserError(f"{path} is not valid JSON ({error}): delete it, and run again what writes it.") from error
 
 
 def sha256(path) -> str:

@@ -8,7 +8,6 @@ speaks with the one that --speaker names. Its card is tfvq/released/README.md.
 """
 
 import os
-import sys
 import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -16,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 
-from tfvq.errors import UserError, run_program  # noqa: E402
+from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
 
 _MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; the package's own if empty.")
 _SPEAKER = flags.DEFINE_string("speaker", "", "Whose voice to speak with; the model's first if empty.")
@@ -33,7 +32,7 @@ def main(argv):
   from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
   from tfvq.files import file_path
   from tfvq.models.speech_codec import SpeechCodec
-  from tfvq.release import load_released
+  from tfvq.release import chosen_temperature, load_released
 
   if len(argv) != 3:
     raise UserError("Give two files, one to read and one to write: python -m tfvq.reconstruct in.wav out.wav")
@@ -45,16 +44,7 @@ def main(argv):
   speaker = _SPEAKER.value or facts["speakers"][0]
   if speaker not in facts["speakers"]:
     raise UserError(f"The model has no speaker {speaker!r}; choose one of {', '.join(facts['speakers'])}.")
-  try:
-    temperature = [float(value) for value in _TEMPERATURE.value] or facts["temperature"]
-    if not all(0 <= value < np.inf for value in temperature):
-      raise ValueError
-  except ValueError as error:
-    given = ",".join(_TEMPERATURE.value)
-    raise UserError(f"--temperature={given} is not a number of zero or more, or some with commas.") from error
-  num_bands = model.audio_values.num_bands
-  if len(temperature) not in (1, num_bands):
-    raise UserError(f"--temperature has {len(temperature)} values; give one, or one for each of {num_bands} bands.")
+  temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.audio_values.num_bands)
   began_at = time.monotonic()
   codec = SpeechCodec(model)
   gain = codec.gain_of(reader)
@@ -78,17 +68,5 @@ def main(argv):
   )
 
 
-def _parse_flags(argv):
-  if any(argument.lstrip("-") in ("h", "help") for argument in argv[1:]):
-    print(__doc__)
-    for holder in (_SPEAKER, _MODEL, _SEED, _TEMPERATURE):
-      print(f"  --{holder.name}: {flags.FLAGS[holder.name].help}")
-    sys.exit(0)
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    raise UserError(" ".join(str(error).split())) from error
-
-
 if __name__ == "__main__":
-  run_program(main, _parse_flags)
+  run_program(main, lambda argv: parse_flags(argv, __doc__, (_SPEAKER, _MODEL, _SEED, _TEMPERATURE)))

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 
-from tfvq.errors import UserError, run_program  # noqa: E402
+from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
 from tfvq.files import read_json, write_json, written_whole  # noqa: E402
 
 RELEASED = pathlib.Path(__file__).with_name("released") / "speech.keras"
@@ -41,13 +41,33 @@ def load_released(path=""):
   return load_model(path), read_json(path.with_suffix(".json"))
 
 
+def chosen_temperature(given: list[str], own, num_bands: int) -> list[float]:
+  """The decoder's temperature as --temperature gives it, or the model's own where it gives none.
+
+  Raises:
+    UserError: It is not one number of zero or more, or one for each band.
+  """
+  try:
+    temperature = [float(value) for value in given] or list(own)
+    if not all(0 <= value < np.inf for value in temperature):
+      raise ValueError
+  except ValueError as error:
+    raise UserError(f"--temperature={','.join(given)} is not a number of zero or more, or some with commas.") from error
+  if len(temperature) not in (1, num_bands):
+    raise UserError(f"--temperature has {len(temperature)} values; give one, or one for each of {num_bands} bands.")
+  return temperature
+
+
 def write_released(run, path) -> None:
   """Writes the trained autoencoder of a `tfvq.training.stages.Run`.
 
   Raises:
-    UserError: It is not a speech system's, it is not trained yet, or the file cannot be written.
+    UserError: It is not a speech system's, it is not trained yet, or the file has no name for a Keras file or cannot be
+      written.
   """
   path = pathlib.Path(path)
+  if path.suffix != ".keras":
+    raise UserError(f"{path} is to be a Keras file: give it a name that ends in .keras.")
   if run.config.task != "speech":
     raise UserError(f"{run.workdir.path} is no speech system's: only such a model is released.")
   facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
@@ -116,6 +136,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "A speech run's folder.", required=True)
-  flags.DEFINE_string("out", str(RELEASED), "The file to write.")
-  run_program(main)
+  _FLAGS = (
+    flags.DEFINE_string("workdir", None, "A speech run's folder.", required=True),
+    flags.DEFINE_string("out", str(RELEASED), "The .keras file to write."),
+  )
+  run_program(main, lambda argv: parse_flags(argv, __doc__, _FLAGS))

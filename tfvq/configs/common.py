@@ -1,4 +1,4 @@
-"""What the configs share: the settings of a training stage, and the choice of a variant."""
+"""What the configs share: the settings of data, networks and training, and the choice of a variant."""
 
 from collections.abc import Callable
 
@@ -144,11 +144,11 @@ def speech_data(**changes) -> ConfigDict:
 
 
 def speech_autoencoder(**changes) -> ConfigDict:
-  """Settings of a speech autoencoder but its `decoder`; the defaults are the paper's."""
+  """Settings of a speech autoencoder but its `decoder`; the defaults are the paper's but for the last two."""
   settings = ConfigDict(
     {
       "encoder": "waveform",  # or log_mel
-      "strides": (2, 2, 2, 2, 2, 2),  # their product is the number of samples per frame
+      "strides": (2, 2, 2, 2, 2, 2),  # their product is the number of samples per frame; waveform: of its convolutions
       "latents_per_position": 1,  # codes of a frame
       "encoder_units": 256,
       "num_embeddings": 512,
@@ -161,8 +161,8 @@ def speech_autoencoder(**changes) -> ConfigDict:
       "voice_perturbation": 0.0,  # log_mel: of what is seen in training; 0.25 takes much of the voice out of the codes
       "condition_dim": 128,
       "condition_dilations": (),  # of residual blocks after the conditioner's convolutions
-      "null_rate": 0.1,
-      "mel_weight": 1.0,
+      "null_rate": 0.1,  # share of the crops that the decoder is given no codes of
+      "mel_weight": 1.0,  # of the error with which the conditioner's output tells the log-mel spectrum
     }
   )
   settings.update(changes)
@@ -173,14 +173,22 @@ def wavenet(**changes) -> ConfigDict:
   """Settings of a WaveNet; the dilations of a stack are 1, 2, 4, ..."""
   settings = ConfigDict(
     {
-      "num_bands": 1,  # sub-bands of audio per step
       "distribution": "categorical",  # of each value; or logistic_mixture
-      "num_values": 256,  # up to 256 by the mu-law, more are linear
       "channels": 64,
       "num_stacks": 2,
       "layers_per_stack": 10,
       "hidden_units": 64,
     }
+  )
+  settings.update(changes)
+  return settings
+
+
+def audio_wavenet(**changes) -> ConfigDict:
+  """Settings of a WaveNet over audio, and of the values that audio is made into for it."""
+  settings = wavenet(
+    num_bands=1,  # sub-bands of audio per step
+    num_values=256,  # up to 256 by the mu-law, more are linear
   )
   settings.update(changes)
   return settings

@@ -23,7 +23,7 @@ def small():
   config = common.run_settings("wavenet")
   config.phones = False
   config.data = common.speech_data(source="piano", composers=("bach",), crop_samples=8192)
-  config.prior = common.wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=9, hidden_units=32)
+  config.prior = common.audio_wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=9, hidden_units=32)
   config.train.prior = common.training(steps=2000, batch_size=4, learning_rate=4e-3, optimizer="muon")
   config.samples = ConfigDict({"num": 3, "seconds": 5, "temperature": (0.9,)})
   return config
@@ -32,6 +32,6 @@ def small():
 def paper():
   config = small()
   config.data.crop_samples = 32_000
-  config.prior = common.wavenet(channels=256, num_stacks=4, layers_per_stack=10, hidden_units=256)
+  config.prior = common.audio_wavenet(channels=256, num_stacks=4, layers_per_stack=10, hidden_units=256)
   config.train.prior = common.training(steps=500_000, batch_size=16, learning_rate=2e-4)
   return config

@@ -34,7 +34,7 @@ def small():
     decay=0.98,
     revival_threshold=0.2,
   )
-  config.autoencoder.decoder = common.wavenet(
+  config.autoencoder.decoder = common.audio_wavenet(
     num_bands=8, channels=96, num_stacks=2, layers_per_stack=7, hidden_units=32
   )
   config.prior = common.wavenet(channels=64, num_stacks=2, layers_per_stack=6, hidden_units=256)
@@ -54,7 +54,13 @@ def small():
   config.train.prune = common.training(
     steps=3000, batch_size=4, learning_rate=2e-3, optimizer="pruning_muon", beta_2=0.99
   )
-  config.samples = ConfigDict({"num": 4, "temperature": (0.4, 0.4, 0.7, 0.7, 0.8, 0.8, 0.8, 0.8)})  # one for each band
+  config.samples = ConfigDict(
+    {
+      "num": 4,
+      "temperature": (0.4, 0.4, 0.7, 0.7, 0.8, 0.8, 0.8, 0.8),  # of the decoder: one for each band, or one
+      "prior_temperature": 1.0,
+    }
+  )
   return config
 
 
@@ -62,7 +68,7 @@ def paper():
   config = small()
   config.data = common.speech_data(source="tfds", name="vctk")
   config.autoencoder = common.speech_autoencoder(encoder="waveform", encoder_units=768, mel_weight=0.0)
-  config.autoencoder.decoder = common.wavenet(channels=256, num_stacks=3, layers_per_stack=10)
+  config.autoencoder.decoder = common.audio_wavenet(channels=256, num_stacks=3, layers_per_stack=10)
   config.prior = common.wavenet(channels=256, num_stacks=2, layers_per_stack=8, hidden_units=512)
   config.prior.window_frames = 500
   config.train.autoencoder = common.training(

@@ -55,7 +55,8 @@ class AudioReader:
     if not self.path.is_file():
       raise UserError(f"{self.path} is not a file.")
     try:
-      self._audio = _tensorflow_io().audio.AudioIOTensor(str(self.path))
+      # As bytes: not all names are UTF-8.
+      self._audio = _tensorflow_io().audio.AudioIOTensor(os.fsencode(self.path))
       self._file_rate_hz = int(self._audio.rate)
       self._num_file_samples = int(self._audio.shape[0])
     except tf.errors.OpError as error:

@@ -90,7 +90,7 @@ def _collected(plan, image_size, folder, seed):
     def make(progress, number=number, entries=entries):
       parts = []
       for label, entry in enumerate(entries):
-        first_seed = 10**7 * seed + 10**6 * number + 10**4 * label
+        first_seed = (10**7 * seed + 10**6 * number + 10**4 * label) % 2**31  # ViZDoom's are of 32 bits
         part = vizdoom.collect(**entry, image_size=image_size, seed=first_seed, progress=progress)
         parts.append({**part, "label": np.full(len(part["image"]), label, np.int32)})
       return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

@@ -1,12 +1,13 @@
 """Photographs, cut into square tiles and split by photograph."""
 
-import hashlib
 import pathlib
+import re
 
 import numpy as np
 from PIL import Image
 
 from tfvq.errors import UserError
+from tfvq.files import sha256
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _LEAST_STDDEV = 10.0  # of a tile's values: flat sky teaches nothing
@@ -27,7 +28,7 @@ def find_photos(folder) -> list[pathlib.Path]:
   largest = {}
   for path in sorted(folder.rglob("*")):
     if path.suffix.lower() in _SUFFIXES and path.is_file() and not path.is_symlink():
-      photograph = path.parent if path.parent.name.startswith("images") else path
+      photograph = path.parent if _is_one_of_many_sizes(path) else path
       if photograph not in largest or path.stat().st_size > largest[photograph].stat().st_size:
         largest[photograph] = path
   if not largest:
@@ -55,11 +56,11 @@ def tiles(paths, tile_size: int, shorter_side: int, progress=lambda: None) -> di
   broken = []
   for path in paths:
     try:
-      photograph = _read(path, shorter_side)
-    except (OSError, ValueError, SyntaxError):  # Pillow's for a damaged file
+      photograph, checksum = _read(path, shorter_side), sha256(path)
+    except Exception:  # Pillow raises many kinds for a damaged file, and one for a picture that is too large
       broken.append(path)
     else:
-      share = int(hashlib.sha256(path.read_bytes()).hexdigest()[:8], 16) / 2**32
+      share = int(checksum[:8], 16) / 2**32
       found["held_out" if share < _HELD_OUT_SHARE else "train"].extend(_cut(photograph, tile_size))
     progress()
   if broken:
@@ -71,6 +72,10 @@ def tiles(paths, tile_size: int, shorter_side: int, progress=lambda: None) -> di
         f"The {len(paths)} pictures give no {tile_size}x{tile_size} tile for the split {split}: add more."
       )
   return {split: {"image": np.stack(found_tiles)} for split, found_tiles in found.items()}
+
+
+def _is_one_of_many_sizes(path):
+  return path.parent.parent.name == "contents" and re.fullmatch(r"\d+x\d+", path.stem)
 
 
 def _read(path, shorter_side):

@@ -30,10 +30,12 @@ def find_scores(composers: tuple[str, ...]) -> list[pathlib.Path]:
 
   scores = []
   for composer in composers:
-    found = sorted(pathlib.Path(path) for path in corpus.getComposer(composer))
+    paths = sorted(pathlib.Path(path) for path in corpus.getComposer(composer))
+    # Each score once, some being kept in several formats; analyses in Roman numerals are no scores.
+    found = {path.stem: path for path in paths if path.suffix != ".rntxt"}
     if not found:
       raise UserError(f"music21's corpus has no score of {composer!r}.")
-    scores += found
+    scores += found.values()
   return scores
 
 

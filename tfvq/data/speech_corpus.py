@@ -4,6 +4,7 @@ The split "train" holds stretches of equal length, each of one speaker, made of 
 "validation" and "held_out" hold whole recordings.
 """
 
+import itertools
 import pathlib
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ SPLITS = ("train", "validation", "held_out")
 VERSION = 2  # of the records and of the manifest
 STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
 NUM_PHONE_FIELDS = 5  # ids of the phone, of the one before and the one after; place in it in percent; length in frames
+
+_FILES_AT_ONCE = 64
 
 
 class Clip(NamedTuple):
@@ -100,7 +103,11 @@ class SpeechCorpus:
         crop["phones"] = tf.reshape(phones, [num_crops, crop_frames, NUM_PHONE_FIELDS])
       return crop
 
-    stretches = tf.data.TFRecordDataset(paths).map(_parse).shuffle(min(num_stretches, 512), seed=seed).repeat()
+    # From all shards at once: recordings came in speaker by speaker.
+    records = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths), seed=seed)
+    num_open = min(len(paths), _FILES_AT_ONCE)
+    records = records.interleave(tf.data.TFRecordDataset, cycle_length=num_open)
+    stretches = records.map(_parse).shuffle(min(num_stretches, 512), seed=seed).repeat()
     examples = stretches.map(crops).unbatch().shuffle(2048, seed=seed)
     batches = examples.batch(batch_size, drop_remainder=True)
     return batches.map(lambda batch: {**batch, "audio": _to_float(batch["audio"])}).prefetch(tf.data.AUTOTUNE)
@@ -113,6 +120,17 @@ class SpeechCorpus:
     shards = self._shards(split)
     paths = [str(self._folder / shard["file"]) for shard in shards]
     return _Clips(paths, sum(shard["num_records"] for shard in shards))
+
+  def clips_of_length(self, split: str, seconds: float, num: int) -> list[Clip]:
+    """At most `num` recordings, of about a length, of each speaker in turn."""
+    nearest = {}
+    for clip in self.clips(split):
+      found = nearest.setdefault(clip.speaker, [])
+      found.append(clip)
+      found.sort(key=lambda clip: abs(len(clip.audio) / SAMPLE_RATE_HZ - seconds))
+      del found[num:]
+    in_turn = itertools.zip_longest(*(nearest[speaker] for speaker in sorted(nearest)))
+    return [clip for row in in_turn for clip in row if clip is not None][:num]
 
   def _shards(self, split):
     return [shard for shard in self._manifest["shards"] if shard["split"] == split]

@@ -13,11 +13,11 @@ from tfvq.data.shards import write_shard
 from tfvq.data.speech_corpus import SPLITS, STRETCH_SAMPLES, VERSION, to_record
 from tfvq.errors import UserError
 from tfvq.files import write_json
-from tfvq.ops.loudness import FRAME_SAMPLES, LEVEL, frame_powers, is_sounding
+from tfvq.ops.loudness import FRAME_SAMPLES, frame_powers, gain_to_level, is_sounding
 
 _PAUSE_FRAMES = 5  # kept to either side of sound: no silence is longer than twice this
 _LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
-_RECORDS_PER_SHARD = 256
+_SHARD_SAMPLES = 256 * STRETCH_SAMPLES
 
 
 def prepare_corpus(folder, recordings) -> None:
@@ -38,12 +38,11 @@ def prepare_corpus(folder, recordings) -> None:
   joined = collections.defaultdict(list)
   skipped, labelled = [], None  # whether phones are known is settled by the first recording
   progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
-  for recording, audio, kept, error in _read(recordings):
+  for recording, audio, said, kept, error in _read(recordings):
     progress.update()
     if error:
       skipped.append(f"{recording.name}: {error}")
       continue
-    said = recording.phones()
     labelled = bool(said) if labelled is None else labelled
     if bool(said) != labelled:
       skipped.append(f"{recording.name}: its phones are {'known' if said else 'not known'}, unlike those of the others")
@@ -115,31 +114,31 @@ def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
 
 
 def level(audio: np.ndarray) -> np.ndarray:
-  """Audio, float [T] -> float32 at the level that all recordings are brought to."""
-  if not len(audio):
-    return audio.astype(np.float32)
-  gain = LEVEL / max(np.sqrt(np.mean(audio.astype(np.float64) ** 2)), 1e-6)
-  return (audio * min(gain, 0.98 / np.max(np.abs(audio)))).astype(np.float32)
+  """Audio, float [T] -> float32 at the level that all recordings are brought to, or as near as no sample clips."""
+  largest = np.max(np.abs(audio), initial=0.0)
+  return (audio * min(gain_to_level(frame_powers(audio)), 0.98 / max(largest, 1e-6))).astype(np.float32)
 
 
 def _read(recordings):
   """Reads and prepares recordings, several at a time, in order.
 
   Yields:
-    `(recording, audio, which frames of the recording are left in it, what is wrong with it or "")`.
+    `(recording, audio, its phones, which frames of the recording are left in it, what is wrong with it or "")`.
   """
   waiting = {}
 
   def indices():
     for index, recording in enumerate(recordings):
-      waiting[index] = recording
+      waiting[index] = recording, ()
       yield index
 
   def read(index):
+    recording, _ = waiting[int(index)]
     try:
-      audio = waiting[int(index)].read()
+      audio, phones = recording.read()
     except UserError as error:
       return np.zeros(0, np.float32), np.zeros(0, bool), str(error)
+    waiting[int(index)] = recording, phones
     kept = sounding_frames(audio)
     audio = level(_frames(audio)[kept].reshape(-1))
     return audio, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
@@ -149,7 +148,8 @@ def _read(recordings):
     num_parallel_calls=tf.data.AUTOTUNE,
   )
   for index, audio, kept, error in dataset.as_numpy_iterator():
-    yield waiting.pop(int(index)), audio, kept, error.decode()
+    recording, phones = waiting.pop(int(index))
+    yield recording, audio, phones, kept, error.decode()
 
 
 def _frames(audio):
@@ -183,7 +183,7 @@ def _fill_up(pending, speaker, writer):
 
 
 class _Shards:
-  """Writes the records of a split, so many to a file."""
+  """Writes the records of a split, so many seconds to a file."""
 
   def __init__(self, folder, split):
     self._folder, self._split = folder, split
@@ -192,7 +192,7 @@ class _Shards:
   def add(self, audio, phones, speaker, name):
     self._records.append(to_record(audio, phones, speaker, name))
     self._num_samples += len(audio)
-    if len(self._records) == _RECORDS_PER_SHARD:
+    if self._num_samples >= _SHARD_SAMPLES:
       self._write()
 
   def finish(self):

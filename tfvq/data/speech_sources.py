@@ -1,5 +1,6 @@
 """Recordings of speech or music, by the name of their source: where they are, who speaks, and how to read them."""
 
+import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -20,9 +21,9 @@ class Recording(NamedTuple):
 
   name: str
   speaker: str
-  read: Callable[[], np.ndarray]  # float32 [T] in -1..1, 16 kHz; raises UserError
-  # (end in seconds, name) of each phone in what `read` gave last, where they are known; to be asked after it.
-  phones: Callable[[], tuple[tuple[float, str], ...]] = tuple
+  # Gives the audio, float32 [T] in -1..1 at 16 kHz, and (end in seconds, name) of each phone in it, none where they are
+  # not known; raises UserError.
+  read: Callable[[], tuple[np.ndarray, tuple[tuple[float, str], ...]]]
   sentence: str = ""  # what is said, where several speakers say it: a split goes by it, else by the name
 
 
@@ -58,7 +59,7 @@ def _asterisk(data):
   import G722
 
   def reader(path):
-    return lambda: np.asarray(G722.G722(SAMPLE_RATE_HZ, 64_000).decode(path.read_bytes()), np.float32) / 32768
+    return lambda: (np.asarray(G722.G722(SAMPLE_RATE_HZ, 64_000).decode(path.read_bytes()), np.float32) / 32768, ())
 
   recordings = []
   for language in _languages(data, tuple(_ASTERISK_SPEAKERS)):
@@ -89,21 +90,17 @@ def _festvox_ru(data):
   """Read Russian sentences of one man, 16 kHz, with their phones (Debian's festvox-ru; free with attribution)."""
   folder = unpacked("festvox-ru", data.cache) / "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
   return [
-    Recording(path.stem, "nsh", _file_reader(path), _phone_reader(folder / "lab" / f"{path.stem}.lab"))
+    Recording(path.stem, "nsh", _file_reader(path, label_path=folder / "lab" / f"{path.stem}.lab"))
     for path in sorted((folder / "wav").glob("*.wav"))
   ]
 
 
-def _phone_reader(path):
+def _read_phones(path):
   """Reads a label file: lines of (end in seconds, colour, name) after a line with #; no phones if there is no file."""
-
-  def read():
-    if not path.exists():
-      return ()
-    lines = path.read_text().split("#\n", 1)[-1].splitlines()
-    return tuple((float(end), name) for end, _, name in (line.split() for line in lines if line.strip()))
-
-  return read
+  if not path.exists():
+    return ()
+  lines = path.read_text().split("#\n", 1)[-1].splitlines()
+  return tuple((float(end), name) for end, _, name in (line.split() for line in lines if line.strip()))
 
 
 def _folder(data):
@@ -114,31 +111,37 @@ def _folder(data):
   if not folder.is_dir():
     raise UserError(f"{folder} is not a folder; name one that holds audio files, one sub-folder per speaker.")
   recordings = []
-  for path in sorted(folder.rglob("*")):
+  for path in sorted({*folder.glob("*"), *folder.glob("*/**/*")}):  # rglob would not follow links to speakers' folders
     if path.suffix.lower() in SUFFIXES and path.is_file():
-      parts = path.relative_to(folder).with_suffix("").parts
-      speaker = parts[0] if len(parts) > 1 else folder.resolve().name
+      parts = [_readable(part) for part in path.relative_to(folder).with_suffix("").parts]
+      speaker = parts[0] if len(parts) > 1 else _readable(folder.resolve().name)
       recordings.append(Recording("/".join(parts), speaker, _file_reader(path), sentence="/".join(parts[1:] or parts)))
   if not recordings:
     raise UserError(f"There is no audio file ({', '.join(SUFFIXES)}) below {folder}.")
   return recordings
 
 
+def _readable(name):
+  """A file's name as text: not all are UTF-8."""
+  return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _espeak(data):
   """Synthetic speech: each voice says the same sentences."""
   espeak()  # a missing package is told of at once
 
-  def recording(voice, sentence):
-    # Some voices never say a sentence twice in the same time: the phones must be those of the very audio.
-    phones = []
-
+  def reader(voice, sentence):
     def read():
-      audio, phones[:] = espeak().say(voice, sentence)
-      return resampled(audio, espeak().sample_rate_hz)
+      audio, phones = espeak().say(voice, sentence)
+      return resampled(audio, espeak().sample_rate_hz), tuple(phones)
 
-    return Recording(f"{voice}/{sentence}", voice, read, lambda: tuple(phones), sentence)
+    return read
 
-  return [recording(voice, sentence) for voice in data.voices for sentence in sentences(data.num_sentences)]
+  return [
+    Recording(f"{voice}/{sentence}", voice, reader(voice, sentence), sentence)
+    for voice in data.voices
+    for sentence in sentences(data.num_sentences)
+  ]
 
 
 def _tfds(data):
@@ -183,7 +186,7 @@ class _TfdsRecordings:
     for dataset in self._datasets():
       for example in dataset.as_numpy_iterator():
         audio = example["speech"].astype(np.float32) / 32768
-        read = lambda audio=audio: resampled(audio, self._rate_hz)
+        read = lambda audio=audio: (resampled(audio, self._rate_hz), ())
         name, speaker = example["id"].decode(), speaker_name(example[self._speaker_key])
         yield Recording(name, speaker, read, sentence=example["text"].decode() if "text" in example else "")
 
@@ -194,13 +197,13 @@ class _TfdsRecordings:
 def _piano(data):
   """Scores played on a sampled piano."""
   return [
-    Recording(f"{score.parent.name}/{score.stem}", "piano", lambda score=score: play(score, SAMPLE_RATE_HZ))
+    Recording(f"{score.parent.name}/{score.stem}", "piano", lambda score=score: (play(score, SAMPLE_RATE_HZ), ()))
     for score in find_scores(data.composers)
   ]
 
 
-def _file_reader(path):
-  return lambda: AudioReader(path).read()
+def _file_reader(path, label_path=None):
+  return lambda: (AudioReader(path).read(), _read_phones(label_path) if label_path else ())
 
 
 SOURCES = {

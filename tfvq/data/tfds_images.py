@@ -18,7 +18,7 @@ class TfdsImages:
     data_dir: Where the data set is kept; "" for the default of TensorFlow Datasets.
 
   Raises:
-    UserError: The data set is not there and cannot be fetched.
+    UserError: The data set is not there and cannot be fetched, holds no labelled images, or has no such split.
   """
 
   split_names = ("train", "held_out")
@@ -34,14 +34,20 @@ class TfdsImages:
       raise UserError(
         f"The data set {name} is not in {data_dir or '~/tensorflow_datasets'} and could not be fetched: {reason}"
       ) from error
+    features, splits = self._builder.info.features, self._builder.info.splits
+    if "image" not in features or "label" not in features:
+      raise UserError(f"The data set {name} does not hold labelled images: choose another config.data.name.")
+    if splits and held_out not in splits:
+      raise UserError(f"The data set {name} has no split {held_out!r}: choose of {', '.join(splits)}.")
     self._splits = {"train": "train", "held_out": held_out}
     self._image_size = image_size
-    self.num_classes = self._builder.info.features["label"].num_classes
+    self._num_channels = features["image"].shape[-1]
+    self.num_classes = features["label"].num_classes
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(height, width, channels)."""
-    return (self._image_size, self._image_size, 3)
+    return (self._image_size, self._image_size, self._num_channels)
 
   def num_examples(self, split: str) -> int:
     """Examples in a split."""
@@ -61,7 +67,7 @@ class TfdsImages:
     return self._batched(self._builder.as_dataset(split=self._splits[split]), batch_size, drop_remainder=False)
 
   def examples(self, split: str, num: int) -> np.ndarray:
-    """The first images of a split, uint8 [num, H, W, 3]."""
+    """The first images of a split, uint8 [num, H, W, C]."""
     return next(iter(self.batches(split, num)))["image"].numpy()
 
   def _batched(self, examples, batch_size, drop_remainder):

@@ -45,10 +45,10 @@ class Autoencoder(keras.Model):
 
   def update_metrics(self, x, parameters, log_prob_per_value, latent_nats):
     """Counts a batch: log p(x | z) in nats per data value, and the latents' cost in nats per datum."""
-    self._psnr_db.update_state(x, self.distribution.mode(parameters))
+    self._psnr_db.update_state(x, self.distribution.mode(parameters), sample_weight=tf.shape(x)[0])
     if self._bits_per_dim is not None:
       bound = log_prob_per_value - tf.reduce_mean(latent_nats) / np.prod(x.shape[1:])
-      self._bits_per_dim.update_state(-bound / np.log(2))
+      self._bits_per_dim.update_state(-bound / np.log(2), sample_weight=tf.shape(x)[0])
 
   def get_config(self):
     serialize = keras.saving.serialize_keras_object

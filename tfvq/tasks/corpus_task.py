@@ -27,16 +27,18 @@ class CorpusTask(Task):
     return len(self.corpus.speakers)
 
 
-def build_wavenet(config, **arguments) -> models.WaveNet:
+def build_wavenet(config, num_values: int, num_variables: int, **arguments) -> models.WaveNet:
   """The WaveNet that `tfvq.configs.common.wavenet` settings describe.
 
   Args:
     config: The settings.
+    num_values: K, values of each variable.
+    num_variables: G, variables of a step.
     **arguments: What it is conditioned on, and other arguments of `WaveNet`.
   """
   if config.distribution == "logistic_mixture":
-    head = LogisticMixtureHead(config.num_values, config.num_bands, hidden_units=config.hidden_units)
+    head = LogisticMixtureHead(num_values, num_variables, hidden_units=config.hidden_units)
   else:
-    head = CategoricalHead(config.num_values, config.num_bands, config.hidden_units)
+    head = CategoricalHead(num_values, num_variables, config.hidden_units)
   dilation_rates = [2**layer for layer in range(config.layers_per_stack)] * config.num_stacks
   return models.WaveNet(head, config.channels, dilation_rates, **arguments)

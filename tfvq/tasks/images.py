@@ -8,6 +8,7 @@ import tqdm
 
 from tfvq import models
 from tfvq.data.image_sources import open_image_source
+from tfvq.errors import UserError
 from tfvq.evaluation import figures, sections
 from tfvq.files import written_whole
 from tfvq.tasks.task import AutoencoderTask, build_quantizer
@@ -42,6 +43,11 @@ class ImageTask(AutoencoderTask):
     return tuple(split for split in self.source.split_names if split != "train")
 
   def prepare_data(self):
+    if "prior" in self.config and self.config.prior.class_conditional and not self.num_classes:
+      raise UserError(
+        f"config.prior.class_conditional needs classes, and the data of config.data.source={self.config.data.source} "
+        "have none: set it to False."
+      )
     return {"num_examples": {split: self.source.num_examples(split) for split in self.source.split_names}}
 
   def build_autoencoder(self):

@@ -1,7 +1,6 @@
 """Speech: waveform -> codes -> waveform by a WaveNet that is told the speaker, and a WaveNet prior over the codes."""
 
 import functools
-import itertools
 
 import numpy as np
 import tensorflow as tf
@@ -101,10 +100,8 @@ class SpeechTask(CorpusTask, PrunableTask):
     return splits
 
   def build_prior(self, manifest):
-    config = self.config.prior.copy_and_resolve_references()
-    config.num_values = manifest["num_embeddings"]
-    config.num_bands = self._num_latents
-    return build_wavenet(config, ordinal=False, num_speakers=self.num_classes)
+    sizes = manifest["num_embeddings"], self._num_latents
+    return build_wavenet(self.config.prior, *sizes, ordinal=False, num_speakers=self.num_classes)
 
   def prior_batches(self, codes, batch_size, step):
     return codes.train(batch_size, self.config.seed, step).map(self._prior_inputs)
@@ -140,18 +137,15 @@ class SpeechTask(CorpusTask, PrunableTask):
     noise_shape = models.sequence_noise_shape(run.prior, self.config.prior.window_frames, num)
     sample = tf.function(models.sample_sequence, jit_compile=True)
     noise = models.gumbel_noise(self.config.seed, noise_shape)
-    codes = sample(run.prior, noise, {"speaker": tf.constant(speakers)}).numpy()
+    condition = {"speaker": tf.constant(speakers)}
+    codes = sample(run.prior, noise, condition, self.config.samples.prior_temperature).numpy()
     codes = codes.reshape(*codes.shape[:2], *run.autoencoder.frame_shape)
     audio = codec.decode(codes, speakers, self.config.seed, self.config.samples.temperature)
     names = [f"{index:02d}-{self.corpus.speakers[speaker]}" for index, speaker in enumerate(speakers)]
     return dict(zip(names, audio, strict=True))
 
   def _shown_clips(self):
-    """For each speaker in turn a held-out recording, of about three seconds."""
-    clips = sorted(self.corpus.clips("held_out"), key=lambda clip: abs(len(clip.audio) / SAMPLE_RATE_HZ - 3))
-    of_speaker = [[clip for clip in clips if clip.speaker == speaker] for speaker in range(self.num_classes)]
-    in_turn = [clip for row in itertools.zip_longest(*of_speaker) for clip in row if clip is not None]
-    return in_turn[: self.config.samples.num]
+    return self.corpus.clips_of_length("held_out", 3, self.config.samples.num)
 
   def measure(self, run, split):
     clips = self.corpus.clips(split)
@@ -179,7 +173,12 @@ class SpeechTask(CorpusTask, PrunableTask):
     return [
       sections.Section("Recordings through their codes", columns=columns, rows=spoken),
       *(sections.Section(**table) for table in tables),
-      sections.Section("Samples from the prior", columns=["sample, speaker", "sound"], rows=samples),
+      sections.Section(
+        f"Samples from the prior, temperature {self.config.samples.prior_temperature}; the decoder's: "
+        f"{', '.join(map(str, self.config.samples.temperature))}",
+        columns=["sample, speaker", "sound"],
+        rows=samples,
+      ),
       sections.usage_section(run.codes.splits["held_out"]["codes"], run.manifest["num_embeddings"]),
     ]
 
@@ -204,7 +203,9 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
     build_quantizer(config, seed),
     models.conditioner(config.embedding_dim, num_speakers, config.condition_dim, config.condition_dilations, **latents),
     AudioValues(config.decoder.num_bands, config.decoder.num_values),
-    build_wavenet(config.decoder, condition_dim=config.condition_dim),
+    build_wavenet(
+      config.decoder, config.decoder.num_values, config.decoder.num_bands, condition_dim=config.condition_dim
+    ),
     hop_samples=hop_samples,
     null_rate=config.null_rate,
     mel_weight=config.mel_weight,

@@ -37,6 +37,8 @@ class WaveNetTask(CorpusTask):
     num_speakers = len(self.corpus.speakers)
     return build_wavenet(
       self.config.prior,
+      self.config.prior.num_values,
+      self.config.prior.num_bands,
       condition_dim=3 * len(self.corpus.phones) + 2 if self.config.phones else 0,
       num_speakers=num_speakers if num_speakers > 1 else 0,
     )
@@ -86,9 +88,8 @@ class WaveNetTask(CorpusTask):
       write_wav(folder / f"{index:02d}-{name.replace('/', '-')}.wav", [sound[:length]])
 
   def _spoken_clips(self):
-    """Held-out recordings whose phones are to be spoken, of about two seconds."""
-    clips = sorted(self.corpus.clips("held_out"), key=lambda clip: abs(len(clip.audio) / SAMPLE_RATE_HZ - 2))
-    return clips[: self.config.samples.num]
+    """Held-out recordings whose phones are to be spoken."""
+    return self.corpus.clips_of_length("held_out", 2, self.config.samples.num)
 
   def _sample(self, model, condition, num, seconds):
     """Sound, float32 [num, T], made a second at a time: neither the noise nor the compiled loop grows with it."""
@@ -110,19 +111,21 @@ class WaveNetTask(CorpusTask):
     return self.audio_values.decode(tf.concat(parts, axis=1)).numpy()
 
   def measure(self, run, split):
-    inputs = []
+    return {"bits_per_sample": figures.bits_per_value(run.prior, self._measured_inputs(split))}
+
+  def _measured_inputs(self, split):
     for clip in self.corpus.clips(split):
       num_frames = min(len(clip.audio) // FRAME_SAMPLES, _MAX_MEASURED_SECONDS * SAMPLE_RATE_HZ // FRAME_SAMPLES)
       audio = tf.constant(clip.audio[np.newaxis, : num_frames * FRAME_SAMPLES])
       batch = {"speaker": tf.constant([clip.speaker]), "phones": tf.constant(clip.phones[np.newaxis, :num_frames])}
-      inputs.append(((self.audio_values(audio), self._condition(batch)),))
-    return {"bits_per_sample": figures.bits_per_value(run.prior, inputs)}
+      yield ((self.audio_values(audio), self._condition(batch)),)
 
   def report_sections(self, run):
-    paths = sorted(run.workdir.folder("samples").glob("*.wav"))
+    paths = sorted(run.workdir.folder("samples").glob("[0-9]*.wav"), key=lambda path: int(path.name.split("-")[0]))
     rows = [[path.stem, sections.player(AudioReader(path).read())] for path in paths]
     columns = ["sample", "sound"]
     if self.config.phones:
       columns.append("recording of the same phones, not trained on")
       rows = [[*row, sections.player(clip.audio)] for row, clip in zip(rows, self._spoken_clips(), strict=True)]
-    return [sections.Section("Samples", columns=columns, rows=rows)]
+    title = f"Samples, temperature {', '.join(map(str, self.config.samples.temperature))}"
+    return [sections.Section(title, columns=columns, rows=rows)]

@@ -40,8 +40,7 @@ def write_report(run) -> None:
   shown = run.task.report_sections(run)
   for stage in ("autoencoder", "prior"):
     if stage in run.task.stages:
-      rows = read_curves(run.workdir.folder(stage) / "curves.csv")
-      shown.append(curves_section(f"Training of the {stage}", rows))
+      shown += _curves_of(stage, run.workdir.folder(stage))
   page = (
     jinja2.Environment(autoescape=True)
     .from_string(_TEMPLATE.read_text())
@@ -56,7 +55,15 @@ def write_report(run) -> None:
     )
   )
   with written_whole(run.workdir.path / "report.html") as temporary:
-    temporary.write_text(page)
+    temporary.write_text(page, encoding="utf-8")
+
+
+def _curves_of(stage, folder):
+  """The curves of a stage's training, those of the parts that were trained before the whole first."""
+  paths = sorted(folder.rglob("curves.csv"), key=lambda path: len(path.parts), reverse=True)
+  parts = [path.parent.relative_to(folder).name for path in paths]
+  titles = [f"Training of the {stage}" + (f", {part}" if part else "") for part in parts]
+  return [curves_section(title, read_curves(path)) for title, path in zip(titles, paths, strict=True)]
 
 
 def print_summary(workdir) -> None:

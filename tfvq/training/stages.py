@@ -13,6 +13,7 @@ import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tfvq.data.arrays import ArraySource
@@ -28,17 +29,30 @@ from tfvq.training.workdir import Workdir
 
 @dataclasses.dataclass
 class Run:
-  """A config at work in a workdir."""
+  """A config at work in a workdir.
+
+  Making one sets the process's random seeds and Keras's dtype policy to the config's.
+
+  Attributes:
+    config: See `tfvq.configs`.
+    workdir: Where everything is kept.
+    command: What the report says that the run was made by.
+    task: The system's `tfvq.tasks.Task`.
+  """
 
   config: ConfigDict
   workdir: Workdir
   command: str
 
   def __post_init__(self):
-    self.strategy = make_strategy(self.config.strategy)
     keras.utils.set_random_seed(self.config.seed)
     keras.config.set_dtype_policy(self.config.precision)
     self.task = TASKS[self.config.task](self.config, self.workdir.folder("data"))
+
+  @functools.cached_property
+  def strategy(self) -> tf.distribute.Strategy:
+    """The distribution strategy of training."""
+    return make_strategy(self.config.strategy)
 
   @functools.cached_property
   def autoencoder(self) -> keras.Model:
@@ -92,16 +106,31 @@ def run_stages(run: Run, stage: str) -> None:
   stages, extra = run.task.stages, run.task.extra_stages
   if stage not in ("all", *stages, *extra):
     raise UserError(f"This system has no stage {stage!r}; choose one of all, {', '.join((*stages, *extra))}.")
-  for name in stages if stage == "all" else [stage]:
+  chosen = stages if stage == "all" else [stage]
+  if any(name in _TRAINING and not run.workdir.is_done(name) for name in chosen):
+    _ = run.strategy  # some can be made only before TensorFlow has run anything
+  for name in chosen:
     if run.workdir.is_done(name):
       print(f"{name}: done already, skipped (delete {run.workdir.folder(name)} to do it again)")
       continue
     if name != "data":
       run.workdir.require("data")
+    _refuse_stale(run, name)
     with run.workdir.running(name) as facts:
       _STAGES[name](run, facts)
   if run.workdir.is_done("evaluation"):
     report.print_summary(run.workdir)
+
+
+def _refuse_stale(run, stage):
+  """Refuses to run a stage again while later stages stand that were made of what it made before."""
+  stages, extra = run.task.stages, run.task.extra_stages
+  later = stages[stages.index(stage) + 1 :] if stage in stages else ()
+  stale = [name for name in (*later, *(extra if "autoencoder" in (stage, *later) else ())) if run.workdir.is_done(name)]
+  if stale:
+    raise UserError(
+      f"{run.workdir.path} holds what was made of an earlier `{stage}`: delete {', '.join(stale)} there as well."
+    )
 
 
 def _data(run, facts):
@@ -208,6 +237,7 @@ def _evaluation(run, facts):
   report.write_report(run)
 
 
+_TRAINING = ("autoencoder", "prior", "prune")
 _STAGES = {
   "data": _data,
   "autoencoder": _autoencoder,

@@ -15,14 +15,21 @@ from tfvq.training.muon import ConvMuon, PruningMuon
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-  """The distribution strategy of that name, see `tfvq.configs.common.run_settings`."""
+  """The distribution strategy of that name, see `tfvq.configs.common.run_settings`.
+
+  Raises:
+    UserError: It is for TPUs, and there is none.
+  """
   if name == "auto":
     if tf.config.list_logical_devices("TPU"):
       name = "tpu"
     else:
       name = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "default"
   if name == "tpu":
-    resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    try:
+      resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, tf.errors.OpError) as error:
+      raise UserError(f"There is no TPU ({' '.join(str(error).split())}): set config.strategy to auto.") from error
     return tf.distribute.TPUStrategy(resolver)
   if name == "mirrored":
     return tf.distribute.MirroredStrategy()
@@ -36,7 +43,7 @@ def _strategy_of_cores():
 
   It can be made only before TensorFlow has run anything.
   """
-  num_cores = os.cpu_count()
+  num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   tf.config.threading.set_intra_op_parallelism_threads(1)
   tf.config.threading.set_inter_op_parallelism_threads(num_cores)
   (cpu,) = tf.config.list_physical_devices("CPU")
@@ -112,7 +119,8 @@ def train(
       with product_precision(tf.bfloat16 if settings.bfloat16_products else None):
         model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
     except KeyboardInterrupt:
-      checkpoint.save()
+      if checkpoint.model:  # training had begun
+        checkpoint.save()
       step = steps_done(model)
       raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from None
   return model, sum(read_seconds(path) for path in folder.rglob("curves.csv"))
@@ -146,26 +154,34 @@ def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
 
 
 def load_model(path) -> keras.Model:
-  """Loads a whole model of this package from a `.keras` file.
+  """Loads a whole model of this package from a `.keras` file, to compute in float32 whatever it was trained in.
 
   Raises:
     UserError: There is no such file, or it is damaged or no model of this package.
   """
   if not pathlib.Path(path).is_file():
-    raise UserError(f"There is no model {path}.")
+    raise UserError(f"There is no model {path}: name a .keras file.")
   try:
-    return keras.saving.load_model(path, compile=False)
+    model = keras.saving.load_model(path, compile=False)
   except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
-    raise UserError(f"{path} is damaged, or not a model of this package.") from error
+    raise UserError(f"{path} is damaged, or not a model of this package: name another file.") from error
+  for layer in model._flatten_layers():
+    layer.dtype_policy = "float32"
+  return model
 
 
 def load_weights(model: keras.Model, path) -> None:
   """Loads what `Checkpoint` saved into a model of the same architecture, its optimiser included if it has one.
 
   Raises:
-    UserError: The file is damaged or another model's.
+    UserError: There is no such file, or it is damaged or another model's.
   """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise UserError(f"There are no weights {path}: name another file, or delete {path.parent} to train anew.")
   try:
     model.load_weights(path)
   except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
-    raise UserError(f"{path} is damaged, or another model's: delete it to train again from the start.") from error
+    raise UserError(
+      f"{path} is damaged, or another model's: name another file, or delete {path.parent} to train anew."
+    ) from error

@@ -25,6 +25,7 @@ _CHOICES = {
 _MAY_BE_ZERO = (
   "seed",
   "samples.temperature",
+  "samples.prior_temperature",
   "autoencoder.commitment_cost",
   "autoencoder.mel_weight",
   "autoencoder.null_rate",
@@ -59,15 +60,21 @@ def validate(config: ConfigDict) -> None:
     kind = re.sub(r"^train\.\w+", "train.*", name)  # all stages have the same fields
     if kind in _CHOICES and value not in _CHOICES[kind]:
       raise UserError(f"config.{name} is {value!r}; choose one of {', '.join(_CHOICES[kind])}.")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-      continue
-    if value < 0 or (value == 0 and kind not in _MAY_BE_ZERO):
-      least = "zero or more" if kind in _MAY_BE_ZERO else "positive"
-      raise UserError(f"config.{name} is {value}; it must be {least}.")
-    if kind in _BELOW_ONE and value >= 1:
-      raise UserError(f"config.{name} is {value}; it must be less than 1.")
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+      if isinstance(number, bool) or not isinstance(number, (int, float)):
+        continue
+      if not number >= 0 or (number == 0 and kind not in _MAY_BE_ZERO):
+        least = "zero or more" if kind in _MAY_BE_ZERO else "positive"
+        raise UserError(f"config.{name} is {value}; it must be {least}.")
+      if kind in _BELOW_ONE and number >= 1:
+        raise UserError(f"config.{name} is {value}; it must be less than 1.")
+      if kind.endswith("num_values") and number < 2:
+        raise UserError(f"config.{name} is {value}; it must be 2 or more.")
   if "autoencoder" in config and config.autoencoder.num_embeddings > 2**16:
-    raise UserError(f"config.autoencoder.num_embeddings is {config.autoencoder.num_embeddings}; at most 65536 fit.")
+    raise UserError(
+      f"config.autoencoder.num_embeddings is {config.autoencoder.num_embeddings}; it must be 65536 or less, "
+      "as a code is kept in 16 bits."
+    )
   _VALIDATE[config.task](config)
   _validate_source(config)
 

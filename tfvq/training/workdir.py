@@ -8,6 +8,9 @@ import time
 from tfvq.errors import UserError
 from tfvq.files import read_json, write_json
 
+# Sections of the config that only these stages and later ones read: they may be changed until the stage begins.
+_READ_BY = {"pruning.": "prune", "train.prune.": "prune", "samples.": "samples"}
+
 
 class Workdir:
   """A folder with a config, and a sub-folder per stage.
@@ -17,21 +20,22 @@ class Workdir:
     config: The resolved config, a plain dict.
 
   Raises:
-    UserError: The folder was made with another config, or cannot be written.
+    UserError: The folder was made with another config, or cannot be written. What is read only by a stage that has not
+      begun may differ.
   """
 
   def __init__(self, path, config: dict):
     self.path = pathlib.Path(path)
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be read
     config_path = self.path / "config.json"
-    if config_path.exists():
-      differing = _differences(read_json(config_path), config)
-      if differing:
-        raise UserError(
-          f"{self.path} was made with another config ({', '.join(differing)}): choose another --workdir, or set the "
-          "fields back."
-        )
-    else:
+    differing = _differences(read_json(config_path), config) if config_path.exists() else []
+    begun = [name for name in differing if not self._may_change(name)]
+    if begun:
+      raise UserError(
+        f"{self.path} was made with another config ({', '.join(begun)}): choose another --workdir, or set the fields "
+        "back."
+      )
+    if differing or not config_path.exists():
       write_json(config_path, config)
 
   def folder(self, stage: str) -> pathlib.Path:
@@ -63,6 +67,8 @@ class Workdir:
     facts = {}
     try:
       self.folder(stage).mkdir(parents=True, exist_ok=True)
+      for partial in self.folder(stage).rglob(".partial-*"):  # of a run that was killed
+        partial.unlink()
     except OSError as error:
       raise UserError(f"{self.folder(stage)} could not be made ({error.strerror}).") from error
     yield facts
@@ -76,6 +82,9 @@ class Workdir:
     """Seconds of each stage that is done."""
     markers = sorted(self.path.glob("*/done.json"), key=lambda path: path.stat().st_mtime)
     return {marker.parent.name: read_json(marker)["seconds"] for marker in markers}
+
+  def _may_change(self, field):
+    return any(field.startswith(section) and not self.folder(stage).exists() for section, stage in _READ_BY.items())
 
   def _marker(self, stage):
     return self.folder(stage) / "done.json"
