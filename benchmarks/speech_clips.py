@@ -35,7 +35,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 def main(argv):
   from export.device import CodecError
   from export.device import SpeechCodec as DeviceCodec
-  from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, write_wav
+  from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import chosen_temperature, load_released
   from tfvq.training.stages import open_run
@@ -62,7 +62,7 @@ def main(argv):
   num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples
   audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
   codec = SpeechCodec(model)
-  codes = np.stack([codec.encode(AudioArray(sound)) for sound in audio])
+  codes = np.stack([codec.encode(sound) for sound in audio])
   temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.audio_values.num_bands)
   voices = {"": source, "_converted": target} if _SPLIT.value == "held_out" else {"": source}
   for kind, speaker in voices.items():

@@ -9,7 +9,7 @@ from export.endpoint import LOOK_UP, Endpoint, floats, integers
 from export.fast_wavenet import SpeechSteps
 from export.wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 from tfvq import models
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray
+from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.models.speech_codec import SpeechCodec, shares_inside
 from tfvq.ops.subbands import CONTEXT_STEPS
 
@@ -43,7 +43,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
 
   def codes(split):
     for clip in corpus.clips(split):
-      whole = _with_context(model, codec.encode(AudioArray(clip.audio)))
+      whole = _with_context(model, codec.encode(clip.audio))
       for start in range(0, len(whole) - CONDITION_FRAMES - 2 * model.context_codes + 1, CONDITION_FRAMES):
         window = whole[np.newaxis, start : start + CONDITION_FRAMES + 2 * model.context_codes]
         yield {"codes": window, "speaker": np.array([clip.speaker], np.int32)}
@@ -121,7 +121,7 @@ def _loudest_excerpt(audio):
 
 def _shares_of(model, codec, audio, speaker):
   """The condition's share of each layer's pre-activations in a recording, [F, 1, 2C] each."""
-  codes = _with_context(model, codec.encode(AudioArray(audio)))
+  codes = _with_context(model, codec.encode(audio))
   return shares_inside(model, codes[np.newaxis], np.array([speaker]))
 
 

@@ -142,8 +142,8 @@ def test_tfds_images_are_cropped_resized_and_labelled():
     assert source.examples("train", 2).shape == (2, 16, 16, 3)
     grey = TfdsImages("mnist", "test", 16)
     assert grey.image_shape == grey.examples("train", 1).shape[1:] == (16, 16, 1)
-    with pytest.raises(UserError, match="lj_speech does not hold labelled images"):
-      TfdsImages("lj_speech", "test", 16)
+    with pytest.raises(UserError, match="vctk does not hold labelled images"):
+      TfdsImages("vctk", "test", 16)
 
 
 def test_a_data_set_that_cannot_be_had_is_told_in_a_sentence(tmp_path):

@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from tests.sound import speech_like
 from tests.tiny import config_of, tiny
-from tfvq.data.audio_files import AudioArray
 from tfvq.data.speech_corpus import Clip
 from tfvq.evaluation.speech_figures import likelihoods
 from tfvq.models import (
@@ -164,7 +163,7 @@ def test_audio_is_encoded_in_parts_as_at_once(rng):
   model = speech_model()
   audio = speech_like(350_001, rng)
   model.adapt(audio[np.newaxis, :32_000])
-  codes = SpeechCodec(model).encode(AudioArray(audio), gain=0.5)
+  codes = SpeechCodec(model).encode(audio, gain=0.5)
   # A recording stands in silence.
   whole = np.pad(0.5 * audio, [20 * 64, -len(audio) % 64 + 20 * 64])
   np.testing.assert_array_equal(codes, model.encode(whole[np.newaxis])[0, 20:-20])
@@ -193,9 +192,9 @@ def test_speech_is_decoded_in_parts_as_at_once(num_bands, latents, rng):
 def test_the_gain_brings_speech_to_the_level_of_training(rng):
   codec = SpeechCodec(speech_model())
   audio = np.concatenate([np.zeros(20_000), speech_like(200_000, rng), np.zeros(30_000)]).astype(np.float32)
-  gain = codec.gain_of(AudioArray(audio))
+  gain = codec.gain_of(audio)
   np.testing.assert_allclose(gain * np.std(audio[20_000:220_000]), 0.08, rtol=0.02)
-  assert codec.gain_of(AudioArray(np.zeros(5000, np.float32))) == 1
+  assert codec.gain_of(np.zeros(5000, np.float32)) == 1
 
 
 @pytest.mark.slow

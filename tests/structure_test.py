@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from tests.sound import tone
+from tfvq.data.audio_files import AudioReader, write_wav
+
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = ("errors", "files", "ops", "layers", "models", "data", "evaluation", "tasks", "training")
 
@@ -80,11 +83,14 @@ def test_examples_in_docstrings_run(name):
   assert result.attempted and not result.failed
 
 
-def test_the_readmes_python_runs():
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
   blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-  assert blocks
+  assert len(blocks) == 2
+  monkeypatch.chdir(tmp_path)
+  write_wav(tmp_path / "in.wav", [tone(0.5)])
   for block in blocks:
     exec(compile(block, "README.md", "exec"), {})
+  assert AudioReader(tmp_path / "out.wav").num_samples == 63 * 128  # whole frames
 
 
 def test_the_readmes_files_exist():

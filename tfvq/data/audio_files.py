@@ -17,26 +17,6 @@ SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 _MARGIN_SECONDS = 0.1  # read beside a part that is to be resampled, so that its ends sound as in the whole
 
 
-class AudioArray:
-  """Audio in memory, read as a file is.
-
-  Args:
-    audio: Float32 [T] in -1..1, at 16 kHz.
-  """
-
-  def __init__(self, audio):
-    self._audio = audio
-
-  @property
-  def num_samples(self) -> int:
-    """Length in samples."""
-    return len(self._audio)
-
-  def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Samples `start` to `stop`, float32 [T]."""
-    return self._audio[start:stop]
-
-
 class AudioReader:
   """A WAV, FLAC, MP3 or Ogg Vorbis file of any sample rate and number of channels.
 

@@ -32,20 +32,26 @@ class SpeechCodec:
     self._encode = tf.function(lambda audio: encode_inside(model, audio), reduce_retracing=True)
     self._shares = tf.function(lambda codes, speaker: shares_inside(model, codes, speaker), reduce_retracing=True)
 
-  def gain_of(self, reader) -> float:
+  def gain_of(self, audio) -> float:
     """What audio is to be multiplied by to have the level that the model was trained on.
 
     Args:
-      reader: `AudioReader` or `AudioArray` of `tfvq.data.audio_files`.
+      audio: Float32 [T] in -1..1 at 16 kHz, or an `AudioReader` of `tfvq.data.audio_files`, which is read in parts.
     """
+    reader = _as_reader(audio)
     starts = range(0, reader.num_samples, _PART_SAMPLES)
     return gain_to_level(np.concatenate([frame_powers(reader.read(start, start + _PART_SAMPLES)) for start in starts]))
 
-  def encode(self, reader, gain: float = 1.0) -> np.ndarray:
-    """Codes of audio, int32 [F] or [F, G], F = ceil(num_samples / hop_samples); `reader` as for `gain_of`.
+  def encode(self, audio, gain: float = 1.0) -> np.ndarray:
+    """Codes of audio, int32 [F] or [F, G], F = ceil(num_samples / hop_samples).
 
     The recording is taken to stand in silence, so that parts of any size have the codes of the whole.
+
+    Args:
+      audio: As for `gain_of`.
+      gain: What it is multiplied by first.
     """
+    reader = _as_reader(audio)
     hop_samples = self.model.hop_samples
     context = self.model.context_frames * hop_samples
     part_samples = _PART_SAMPLES // hop_samples * hop_samples
@@ -98,6 +104,21 @@ class SpeechCodec:
       bands = bands[:, -2 * CONTEXT_STEPS :]
       yield audio[:, :samples_left]
       samples_left -= audio.shape[1]
+
+
+class _ArrayReader:
+  """Audio in memory, read as a file is."""
+
+  def __init__(self, audio):
+    self._audio = audio
+    self.num_samples = len(audio)
+
+  def read(self, start, stop):
+    return self._audio[start:stop]
+
+
+def _as_reader(audio):
+  return audio if hasattr(audio, "read") else _ArrayReader(audio)
 
 
 def encode_inside(model: SpeechVQVAE, audio) -> tf.Tensor:

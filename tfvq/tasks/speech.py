@@ -7,7 +7,7 @@ import tensorflow as tf
 import tqdm
 
 from tfvq import models
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioArray, AudioReader, write_wav
+from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
 from tfvq.data.speech_corpus import SPLITS
 from tfvq.errors import UserError
 from tfvq.evaluation import figures, sections
@@ -88,7 +88,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     for split in SPLITS:
       codes = {speaker: [] for speaker in range(self.num_classes)}
       for clip in tqdm.tqdm(self.corpus.clips(split), desc=f"codes {split}", unit="clip", dynamic_ncols=True):
-        codes[clip.speaker].append(codec.encode(AudioArray(clip.audio)))
+        codes[clip.speaker].append(codec.encode(clip.audio))
       window = self.config.prior.window_frames
       windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
       if not sum(map(len, windows.values())):
@@ -119,7 +119,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     clips = self._shown_clips()
     num_samples = max(len(clip.audio) for clip in clips)
     audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in clips])
-    codes = np.stack([codec.encode(AudioArray(sound)) for sound in audio])
+    codes = np.stack([codec.encode(sound) for sound in audio])
     speakers = np.array([clip.speaker for clip in clips])
     others = (speakers + 1) % self.num_classes
     voices = np.concatenate([speakers, others])

@@ -50,12 +50,26 @@ def write_report(run) -> None:
       config=run.config.to_json(indent=2),
       figures=_table(metrics),
       columns=_columns(metrics),
-      seconds=metrics["seconds"],
+      stages=[(stage, f"{value:,.0f}", _told_of(stage, run.workdir)) for stage, value in metrics["seconds"].items()],
       sections=shown,
     )
   )
   with written_whole(run.workdir.path / "report.html") as temporary:
     temporary.write_text(page, encoding="utf-8")
+
+
+def _told_of(stage, workdir):
+  """What a stage noted down beside its seconds, in words."""
+  facts = workdir.facts(stage) if workdir.is_done(stage) else {}
+
+  def words(value):
+    if isinstance(value, dict):
+      return ", ".join(f"{key.replace('_', ' ')} {words(number)}" for key, number in value.items())
+    return ", ".join(value) if isinstance(value, list) else f"{value:,.0f}"
+
+  return "; ".join(
+    f"{key.replace('_', ' ')}: {words(value)}" for key, value in facts.items() if key not in ("seconds", "figures")
+  )
 
 
 def _curves_of(stage, folder):
