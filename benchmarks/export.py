@@ -148,7 +148,7 @@ def _time_codec():
   codes = codec.encode(audio)
   encoder = codec.model("encoder")
   at_once = codec.facts["encoder_frames"] * codec.hop_samples
-  encoder.set("audio", audio[np.newaxis, : at_once + 2 * codec.facts["context_frames"] * codec.hop_samples])
+  encoder.set("audio", audio[np.newaxis, : at_once + 2 * codec.facts["encoder_context_frames"] * codec.hop_samples])
   lengths = {"encoder, invocation": at_once, "encode": len(audio), "decode": len(audio), "both": len(audio)}
   seconds = medians(
     {

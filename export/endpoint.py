@@ -22,8 +22,7 @@ class Endpoint:
     function: Called with the inputs by name, gives a dict of outputs.
     inputs: A spec for each input, their shapes fixed.
     model: Whose weights it reads.
-    examples: Called with a split, gives inputs of real data without end, or as many as there are; where there is a
-      state they follow one another from its beginning.
+    examples: Called with a split, yields real inputs; where there is a state, in order from its beginning.
     kept_in_float: Regular expressions of the parts of the graph, by the names of their tensors, that stay in float32:
       those where rounding costs most for its size.
     sparse_modes: TFLite modes in which the weights are written without their zeros, see `tflite.write`.

@@ -74,39 +74,53 @@ def export(run, out: pathlib.Path, formats, quantizations, model_path="") -> lis
   for kind, mode, endpoint in tqdm.tqdm(jobs, desc="export", unit="file", dynamic_ncols=True):
     if endpoint.name not in examples:
       examples[endpoint.name] = endpoint.some_examples("held_out", _NUM_PARITY_EXAMPLES)
-    if kind == "tflite":
-      name = f"tflite/{mode}/{endpoint.name}.tflite"
-      content = tflite.write(endpoint, mode)
-      runners = {"parity": tflite.Runner(content), "parity_builtin_kernels": tflite.Runner(content, xnnpack=False)}
-    else:
-      name = f"onnx/{endpoint.name}.onnx"
-      content = onnx.convert(endpoint)
-      runners = {"parity": onnx.Runner(content)}
-    path = out / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    parity = {key: measure_parity(endpoint, runner, examples[endpoint.name]) for key, runner in runners.items()}
-    files.append({"file": name, "quantization": mode, **_signature(endpoint), **_file_facts(path), **parity})
+    files.append(_export_file(kind, mode, endpoint, examples[endpoint.name], out))
   facts = _facts(run, model_path or run.workdir.folder("autoencoder") / "checkpoint.keras")
   if "tflite" in formats and "sample_rate_hz" in facts:
     for mode in quantizations:
       _write_codec(run, facts, out / "tflite" / mode)
   if "saved_model" in formats:
-    folder = out / "saved_model"
-    signatures, parity = saved_model.write_saved_model(run, folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files.append(
-      {
-        "file": "saved_model",
-        "quantization": "none",
-        "signatures": signatures,
-        "bytes": sum(path.stat().st_size for path in paths),
-        "sha256": {str(path.relative_to(folder)): sha256(path) for path in paths},
-        "parity": parity,
-      }
-    )
+    files.append(_export_saved_model(run, out))
   write_json(out / "export.json", {**facts, "files": files})
   return [(file["file"], file["bytes"], _in_words(file)) for file in files]
+
+
+def _export_file(kind, mode, endpoint, examples, out):
+  """Writes a TFLite or ONNX file; returns what export.json says of it."""
+  if kind == "tflite":
+    name = f"tflite/{mode}/{endpoint.name}.tflite"
+    content = tflite.write(endpoint, mode)
+    runners = {"parity": tflite.Runner(content), "parity_builtin_kernels": tflite.Runner(content, xnnpack=False)}
+  else:
+    name = f"onnx/{endpoint.name}.onnx"
+    content = onnx.convert(endpoint)
+    runners = {"parity": onnx.Runner(content)}
+  path = out / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(content)
+  return {
+    "file": name,
+    "quantization": mode,
+    **_signature(endpoint),
+    "bytes": path.stat().st_size,
+    "sha256": sha256(path),
+    **{key: measure_parity(endpoint, runner, examples) for key, runner in runners.items()},
+  }
+
+
+def _export_saved_model(run, out):
+  """Writes the SavedModel; returns what export.json says of it."""
+  folder = out / "saved_model"
+  signatures, parity = saved_model.write_saved_model(run, folder)
+  paths = sorted(path for path in folder.rglob("*") if path.is_file())
+  return {
+    "file": "saved_model",
+    "quantization": "none",
+    "signatures": signatures,
+    "bytes": sum(path.stat().st_size for path in paths),
+    "sha256": {str(path.relative_to(folder)): sha256(path) for path in paths},
+    "parity": parity,
+  }
 
 
 def device_endpoints(run) -> list[Endpoint]:
@@ -161,9 +175,9 @@ def _write_codec(run, facts, folder):
     {
       **{key: facts[key] for key in _CODEC_FACTS},
       "temperature": np.broadcast_to(run.config.samples.temperature, [model.decoder.head.num_variables]).tolist(),
-      "context_frames": model.context_frames,
+      "encoder_context_frames": model.encoder_context_frames,
       "encoder_frames": ENCODER_FRAMES,
-      "context_codes": model.context_codes,
+      "conditioner_context_frames": model.conditioner_context_frames,
       "condition_frames": CONDITION_FRAMES,
       "steps_per_frame": model.steps_per_frame,
       "channels": model.decoder.channels,
@@ -184,10 +198,6 @@ def _signature(endpoint: Endpoint):
       name: [output.shape.as_list(), output.dtype.name] for name, output in endpoint.concrete.structured_outputs.items()
     },
   }
-
-
-def _file_facts(path):
-  return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _in_words(file):

@@ -102,7 +102,7 @@ def _image_functions(run):
 
 def _speech_functions(run):
   model, prior = run.autoencoder, run.prior
-  context = model.context_frames * model.hop_samples
+  context = model.encoder_context_frames * model.hop_samples
   num_bands = model.audio_values.num_bands
 
   def encode(audio):
@@ -164,7 +164,7 @@ def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) 
   num_parts = -(-num_frames // _FRAMES_PER_PART)
   left_over = num_parts * _FRAMES_PER_PART - num_frames
   first, last = codes[:, :1], codes[:, -1:]
-  context = model.context_codes
+  context = model.conditioner_context_frames
   filled = [tf.repeat(first, context, axis=1), codes, tf.repeat(last, left_over + context, axis=1)]
   filled = tf.concat(filled, axis=1)
   num_steps = _FRAMES_PER_PART * model.steps_per_frame

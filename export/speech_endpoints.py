@@ -30,7 +30,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     corpus: `tfvq.data.speech_corpus.SpeechCorpus` to take examples from.
   """
   decoder, num_bands = model.decoder, model.audio_values.num_bands
-  context = model.context_frames * model.hop_samples
+  context = model.encoder_context_frames * model.hop_samples
   num_samples = ENCODER_FRAMES * model.hop_samples + 2 * context
   num_steps = synthesis_steps(model)
   codec = SpeechCodec(model)
@@ -44,8 +44,8 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
   def codes(split):
     for clip in corpus.clips(split):
       whole = _with_context(model, codec.encode(clip.audio))
-      for start in range(0, len(whole) - CONDITION_FRAMES - 2 * model.context_codes + 1, CONDITION_FRAMES):
-        window = whole[np.newaxis, start : start + CONDITION_FRAMES + 2 * model.context_codes]
+      for start in range(0, len(whole) - CONDITION_FRAMES - 2 * model.conditioner_context_frames + 1, CONDITION_FRAMES):
+        window = whole[np.newaxis, start : start + CONDITION_FRAMES + 2 * model.conditioner_context_frames]
         yield {"codes": window, "speaker": np.array([clip.speaker], np.int32)}
 
   def values(split):
@@ -56,7 +56,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
         yield {"values": whole[:, start : start + length]}
 
   def encode(audio):
-    z_e = model.encoder(audio)[:, model.context_frames : -model.context_frames or None]
+    z_e = model.encoder(audio)[:, model.encoder_context_frames : -model.encoder_context_frames or None]
     return {"codes": model.quantizer.encode(z_e), "z_e": z_e}
 
   def condition(codes, speaker):
@@ -72,7 +72,10 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     Endpoint(
       "condition",
       condition,
-      {"codes": integers(1, CONDITION_FRAMES + 2 * model.context_codes, *model.frame_shape), "speaker": integers(1)},
+      {
+        "codes": integers(1, CONDITION_FRAMES + 2 * model.conditioner_context_frames, *model.frame_shape),
+        "speaker": integers(1),
+      },
       model,
       codes,
     ),
@@ -110,7 +113,7 @@ def _steps_endpoint(model, corpus, codec):
 
 def _with_context(model, codes):
   """Codes [F, ...] with more of the first and the last before and after them."""
-  return np.pad(codes, [(model.context_codes,) * 2, *[(0, 0)] * (codes.ndim - 1)], mode="edge")
+  return np.pad(codes, [(model.conditioner_context_frames,) * 2, *[(0, 0)] * (codes.ndim - 1)], mode="edge")
 
 
 def _loudest_excerpt(audio):

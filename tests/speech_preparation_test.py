@@ -4,7 +4,7 @@ import pytest
 from tests.sound import fake_recordings, tone
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.speech_corpus import SpeechCorpus
-from tfvq.data.speech_preparation import level, phone_frames, prepare_corpus, sounding_frames, split_of
+from tfvq.data.speech_preparation import frames_to_keep, level, phone_frames, prepare_corpus, split_of
 from tfvq.data.speech_sources import Recording
 from tfvq.errors import UserError
 from tfvq.ops.loudness import frame_powers, gain_to_level
@@ -12,7 +12,7 @@ from tfvq.ops.loudness import frame_powers, gain_to_level
 
 def test_silences_are_cut_and_levels_equal():
   loud, quiet = tone(0.5), np.zeros(8000, np.float32)
-  kept = sounding_frames(np.concatenate([quiet, loud, quiet, loud, quiet]))
+  kept = frames_to_keep(np.concatenate([quiet, loud, quiet, loud, quiet]))
   # Half a second twice, a tenth between them, a twentieth at either end; frames are ten milliseconds.
   expected = np.zeros(250, bool)
   expected[45:105] = expected[145:205] = True
@@ -20,7 +20,7 @@ def test_silences_are_cut_and_levels_equal():
   np.testing.assert_allclose(np.sqrt(np.mean(level(loud) ** 2)), 0.08, rtol=1e-3)
   spike = np.concatenate([np.zeros(99_999), [1.0]])
   assert np.abs(level(spike)).max() < 0.9801
-  assert not sounding_frames(quiet).any() and not len(sounding_frames(quiet[:5])) and not len(level(quiet[:0]))
+  assert not frames_to_keep(quiet).any() and not len(frames_to_keep(quiet[:5])) and not len(level(quiet[:0]))
 
 
 @pytest.mark.parametrize("silence", ["digital", "noise"])
@@ -28,7 +28,7 @@ def test_a_recording_that_is_mostly_silent_is_as_loud_as_its_sound(silence, rng)
   sound = (0.2 * rng.normal(size=8000)).astype(np.float32)
   quiet = (0.0004 * rng.normal(size=20 * SAMPLE_RATE_HZ) * (silence == "noise")).astype(np.float32)
   audio = np.concatenate([quiet, sound, quiet])
-  assert 50 <= np.count_nonzero(sounding_frames(audio)) <= 61
+  assert 50 <= np.count_nonzero(frames_to_keep(audio)) <= 61
   np.testing.assert_allclose(gain_to_level(frame_powers(audio)), 0.08 / 0.2, rtol=0.02)
 
 

@@ -97,7 +97,8 @@ def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, la
   np.testing.assert_allclose(
     measured["nats_per_sample"], np.mean(model.nats_per_sample(audio[:2], tf.constant([0, 1]))), rtol=1e-4
   )
-  null = np.mean(model.nats_per_sample(audio[:2], tf.constant([0, 1]), "null"))
+  z_q = tf.broadcast_to(model.null, model.quantizer.decode(model.encode(audio[:2])).shape)
+  null = np.mean(model.nats_per_sample(audio[:2], tf.constant([0, 1]), z_q))
   np.testing.assert_allclose(measured["gain_nats"], null - measured["nats_per_sample"], atol=1e-4)
 
 

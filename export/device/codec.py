@@ -145,7 +145,7 @@ class Encoder:
     self._hop = facts["hop_samples"]
     self._no_codes = np.zeros([0, *facts["frame_shape"]], np.int32)
     self._frames = facts["encoder_frames"]
-    context = facts["context_frames"] * self._hop
+    context = facts["encoder_context_frames"] * self._hop
     self._window = self._frames * self._hop + 2 * context
     # A recording stands in silence.
     self._pending = np.zeros(context, np.float32)
@@ -203,7 +203,7 @@ class Decoder:
     codes = codes.astype(np.int32)
     if not self._num_frames and len(codes):
       # Before the first frame there is more of it.
-      self._pending = np.repeat(codes[:1], self._facts["context_codes"], axis=0)
+      self._pending = np.repeat(codes[:1], self._facts["conditioner_context_frames"], axis=0)
     self._num_frames += len(codes)
     self._pending = np.concatenate([self._pending, codes])
     return self._settled()
@@ -213,7 +213,7 @@ class Decoder:
     if not self._num_frames:
       return np.zeros(0, np.float32)
     num_samples = (self._num_frames - self._num_frames_done) * self._facts["hop_samples"] + self._held_back
-    window = self._facts["condition_frames"] + 2 * self._facts["context_codes"]
+    window = self._facts["condition_frames"] + 2 * self._facts["conditioner_context_frames"]
     self._pending = np.concatenate([self._pending, np.repeat(self._pending[-1:], window, axis=0)])
     settled = self._settled(self._num_frames - self._num_frames_done)
     # After the last step there is nothing.
@@ -232,7 +232,7 @@ class Decoder:
     return (len(self._values) - self._facts["synthesis_context"]) * self._facts["num_bands"]
 
   def _settled(self, num_frames_left=None):
-    frames, context = self._facts["condition_frames"], self._facts["context_codes"]
+    frames, context = self._facts["condition_frames"], self._facts["conditioner_context_frames"]
     speech, start = [np.zeros(0, np.float32)], 0
     while start + frames + 2 * context <= len(self._pending) and num_frames_left != 0:
       window = self._pending[np.newaxis, start : start + frames + 2 * context]

@@ -80,7 +80,7 @@ def split_of(sentence: str) -> str:
   return "held_out" if place < 2 else "validation" if place == 2 else "train"
 
 
-def sounding_frames(audio: np.ndarray) -> np.ndarray:
+def frames_to_keep(audio: np.ndarray) -> np.ndarray:
   """Which frames of 160 samples to keep, so that silences become 0.1 s, at the ends 0.05 s: float [T] -> bool [N]."""
   sounding = is_sounding(frame_powers(_frames(audio).reshape(-1)))
   if not len(sounding):
@@ -139,7 +139,7 @@ def _read(recordings):
     except UserError as error:
       return np.zeros(0, np.float32), np.zeros(0, bool), str(error)
     waiting[int(index)] = recording, phones
-    kept = sounding_frames(audio)
+    kept = frames_to_keep(audio)
     audio = level(_frames(audio)[kept].reshape(-1))
     return audio, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
 

@@ -38,7 +38,7 @@ def find_recordings(data: ConfigDict):
   """
   recordings = SOURCES[data.source](data)
   if not len(recordings):
-    raise UserError(f"The source {data.source} has no recordings of the chosen speakers.")
+    raise UserError(f"The source {data.source} has no recordings as they are chosen: change the fields of config.data.")
   return recordings
 
 

@@ -8,13 +8,16 @@ _MAX_SAMPLES = 2**15  # of a clip that are looked at
 
 
 def nats_per_sample(model, clips) -> float:
-  """How unlikely the audio of clips is to a `SpeechVQVAE` that is given its codes and speakers."""
+  """How unlikely the audio of clips is to a `SpeechVQVAE` that is given its codes and speakers.
+
+  Of each clip the first two seconds count.
+  """
   (nats,) = _mean_nats(model, clips, lambda z_q, speaker: [(z_q, speaker)])
   return nats
 
 
 def likelihoods(model, clips, num_speakers: int) -> dict[str, float]:
-  """What the codes are worth to the decoder.
+  """What the codes are worth to the decoder, over the first two seconds of each clip.
 
   Args:
     model: A `SpeechVQVAE`.
@@ -31,7 +34,7 @@ def likelihoods(model, clips, num_speakers: int) -> dict[str, float]:
 
   def cases(z_q, speaker):
     shuffled = tf.gather(z_q, shuffler.permutation(z_q.shape[1]), axis=1)
-    null = [("null", speaker)] if model.null_rate else []
+    null = [(tf.broadcast_to(tf.convert_to_tensor(model.null), z_q.shape), speaker)] if model.null_rate else []
     return [(z_q, speaker), (shuffled, speaker), (z_q, (speaker + 1) % num_speakers), *null]
 
   nats, *others = _mean_nats(model, clips, cases)

@@ -16,6 +16,9 @@ class AudioValues(keras.layers.Layer):
     num_values: K, values of each; up to 256 they are companded by the mu-law, more are linear.
     **kwargs: As for `keras.layers.Layer`.
 
+  Raises:
+    ValueError: A size is out of its range.
+
   Input shape:
     Audio, float [B, T] in -1..1, T a multiple of N.
 

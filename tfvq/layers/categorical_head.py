@@ -22,6 +22,9 @@ class CategoricalHead(keras.layers.Layer):
     hidden_units: Units of the hidden layer.
     **kwargs: As for `keras.layers.Layer`. The logits are float32 or more, whatever `dtype`.
 
+  Raises:
+    ValueError: A size is out of its range.
+
   Input shape:
     `features`: float [..., C]. `x`: integers [..., G] in 0..K-1.
 

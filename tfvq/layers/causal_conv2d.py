@@ -51,6 +51,9 @@ class VerticalConv2D(_CausalConv2D):
     kernel_size: Width of the kernel, odd; its height is `kernel_size // 2 + 1`.
     **kwargs: As for `keras.layers.Layer`.
 
+  Raises:
+    ValueError: The kernel's size is even.
+
   Input shape:
     Float [B, H, W, C].
 
@@ -84,6 +87,9 @@ class HorizontalConv2D(_CausalConv2D):
     filters: Output channels.
     kernel_size: Width of the uncut kernel, odd.
     **kwargs: As for `keras.layers.Layer`.
+
+  Raises:
+    ValueError: The kernel's size is even.
 
   Input shape:
     Float [B, H, W, C].

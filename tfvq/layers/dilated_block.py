@@ -24,6 +24,9 @@ class DilatedBlock(keras.layers.Layer):
     last: Whether no block follows: the output is then the input, and its projection is left out.
     **kwargs: As for `keras.layers.Layer`.
 
+  Raises:
+    ValueError: A size is out of its range.
+
   Input shape:
     `(x, share)`: float [T B, C]; the condition's share of the pre-activations, float [F, 1, B or 1, 2C] with T a
     multiple of F, each of its frames holding for T / F steps. `batch_size`: B.

@@ -22,6 +22,9 @@ class LogMel(keras.layers.Layer):
     sample_rate_hz: Sample rate of the audio.
     **kwargs: As for `keras.layers.Layer`.
 
+  Raises:
+    ValueError: The window is odd, or shorter than a hop.
+
   Input shape:
     Audio, float [B, T] in -1..1, T a multiple of `hop_samples`.
 

@@ -25,6 +25,9 @@ class VoicePerturbation(keras.layers.Layer):
     seed: Seed of the changes.
     **kwargs: As for `keras.layers.Layer`.
 
+  Raises:
+    ValueError: A number is negative.
+
   Input shape:
     Log-mel spectra as `tfvq.layers.LogMel` makes them, float [B, F, num_bands].
 

@@ -14,6 +14,9 @@ class FixedVarianceGaussian:
   Args:
     variance: In units in which the values 0..255 are -1..1, > 0. The data's own variance makes the loss of a
       decoder that knows nothing 1/2 per value, whatever the data.
+
+  Raises:
+    ValueError: The variance is not positive.
   """
 
   num_parameters = 1

@@ -53,7 +53,7 @@ class SpeechCodec:
     """
     reader = _as_reader(audio)
     hop_samples = self.model.hop_samples
-    context = self.model.context_frames * hop_samples
+    context = self.model.encoder_context_frames * hop_samples
     part_samples = _PART_SAMPLES // hop_samples * hop_samples
     codes = []
     for start in range(0, reader.num_samples, part_samples):
@@ -82,7 +82,11 @@ class SpeechCodec:
     num_parts = -(-num_frames // self.frames_per_part)
     # Before the first frame and after the last there is more of them; every part has the shape that was compiled for.
     left_over = num_parts * self.frames_per_part - num_frames
-    around = [(0, 0), (model.context_codes, left_over + model.context_codes), *[(0, 0)] * len(latents)]
+    around = [
+      (0, 0),
+      (model.conditioner_context_frames, left_over + model.conditioner_context_frames),
+      *[(0, 0)] * len(latents),
+    ]
     filled = np.pad(codes, around, mode="edge")
     start = sequence_start(model.decoder, batch_size)
     num_steps = self.frames_per_part * model.steps_per_frame
@@ -91,7 +95,7 @@ class SpeechCodec:
     for part in range(num_parts):
       noise = gumbel_noise(seed, [num_steps, batch_size, *model.decoder.head.noise_shape], part)
       first = part * self.frames_per_part
-      window = filled[:, first : first + self.frames_per_part + 2 * model.context_codes]
+      window = filled[:, first : first + self.frames_per_part + 2 * model.conditioner_context_frames]
       shares = self._shares(tf.constant(window), tf.constant(speaker, tf.int32))
       values, start = self._continue(start, noise, shares, temperature)
       new_bands = model.audio_values.bands(tf.transpose(values, [1, 0, 2])).numpy()
@@ -122,8 +126,8 @@ def _as_reader(audio):
 
 
 def encode_inside(model: SpeechVQVAE, audio) -> tf.Tensor:
-  """Codes of audio but for the context at its ends, float [B, (F + 2 context_frames) hop_samples] -> F frames."""
-  return model.encode(audio)[:, model.context_frames : -model.context_frames or None]
+  """Codes of audio but for the context at its ends, float [B, (F + 2 C) hop_samples], C `encoder_context_frames`."""
+  return model.encode(audio)[:, model.encoder_context_frames : -model.encoder_context_frames or None]
 
 
 def shares_inside(model: SpeechVQVAE, codes, speaker) -> list[tf.Tensor]:
@@ -131,11 +135,13 @@ def shares_inside(model: SpeechVQVAE, codes, speaker) -> list[tf.Tensor]:
 
   Args:
     model: The model.
-    codes: Integers [B, F + 2 context_codes] or [B, F + 2 context_codes, G].
+    codes: Integers [B, F + 2 conditioner_context_frames] or [B, F + 2 conditioner_context_frames, G].
     speaker: Integers [B].
 
   Returns:
     What `tfvq.models.WaveNet.project_condition` gives for F frames.
   """
-  condition = model.condition(codes, speaker)[:, model.context_codes : -model.context_codes or None]
+  condition = model.condition(codes, speaker)[
+    :, model.conditioner_context_frames : -model.conditioner_context_frames or None
+  ]
   return model.decoder.project_condition({"local": condition})

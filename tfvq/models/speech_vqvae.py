@@ -68,8 +68,8 @@ class SpeechVQVAE(keras.Model):
     self.mel_weight = mel_weight
     self.seed = seed
     self.spectral = SpectralVQVAE(encoder, quantizer, conditioner, hop_samples)
-    self.context_frames = context_of(encoder)
-    self.context_codes = context_of(conditioner)
+    self.encoder_context_frames = context_of(encoder)
+    self.conditioner_context_frames = context_of(conditioner)
     self.null = self.add_weight(shape=(quantizer.embedding_dim,), initializer="zeros", name="null")
     self._seeds = keras.random.SeedGenerator(seed)
     self._nats_per_sample = keras.metrics.Mean(name="nats_per_sample")
@@ -139,18 +139,13 @@ class SpeechVQVAE(keras.Model):
     Args:
       audio: Float [B, T], T a multiple of `hop_samples`.
       speaker: Integers [B].
-      z_q: Codebook vectors in place of the audio's own, [B, T / hop_samples, D] or [B, T / hop_samples, G, D]; "null"
-        for the null condition.
+      z_q: Codebook vectors in place of the audio's own, [B, T / hop_samples, D] or [B, T / hop_samples, G, D].
 
     Returns:
       Float [B].
     """
     if z_q is None:
       z_q = self.quantizer.decode(self.encode(audio))
-    elif isinstance(z_q, str):
-      num_frames = tf.shape(audio)[1] // self.hop_samples
-      shape = [tf.shape(audio)[0], num_frames, *self.frame_shape, self.quantizer.embedding_dim]
-      z_q = tf.broadcast_to(tf.convert_to_tensor(self.null), shape)
     return self._nats(self.audio_values(audio), self.conditioner((z_q, speaker)))
 
   def adapt(self, audio) -> None:

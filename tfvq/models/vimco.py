@@ -24,6 +24,9 @@ class VIMCO(Autoencoder):
     seed: Seed of these samples.
     **kwargs: As for `keras.Model`.
 
+  Raises:
+    ValueError: There are fewer than two samples.
+
   Training behaviour:
     `compile(optimizer)` and `fit(x)` maximise the multi-sample bound
     log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x), z_s ~ q, with a uniform prior; the metric `bits_per_dim` is the

@@ -19,7 +19,7 @@ def frame_powers(audio) -> np.ndarray:
 def is_sounding(powers) -> np.ndarray:
   """Which frames of a recording are no silence, by their powers [N] -> bool [N].
 
-  The loud ones are the highest twentieth, or, where nearly all is silence, within 10 dB of the loudest.
+  They are within 40 dB of the 95th percentile of the powers, or, where that is higher, of a tenth of the loudest.
   """
   if not len(powers):
     return np.zeros(0, bool)

@@ -109,7 +109,7 @@ class PrunableTask(AutoencoderTask):
 
   @abc.abstractmethod
   def loss_nats(self, model) -> float:
-    """What is pruned against: the held-out loss of the autoencoder in nats."""
+    """The held-out loss of an autoencoder in nats, by which the pruned one is compared."""
 
 
 def build_quantizer(config: ConfigDict, seed: int) -> VectorQuantizer:
