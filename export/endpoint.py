@@ -25,6 +25,7 @@ class Endpoint:
     examples: Called with a split, yields real inputs; where there is a state, in order from its beginning.
     kept_in_float: Regular expressions of the parts of the graph, by the names of their tensors, that stay in float32:
       those where rounding costs most for its size.
+    kept_in_float16: The same of those that compute in float32 with weights of 16 bits, where others have 8.
     sparse_modes: TFLite modes in which the weights are written without their zeros, see `tflite.write`.
     state: Variables that the function changes, all zeros at first; only TFLite takes such a function.
   """
@@ -35,6 +36,7 @@ class Endpoint:
   model: keras.Model
   examples: Callable[[str], Iterator[dict[str, np.ndarray]]]
   kept_in_float: tuple[str, ...] = ()
+  kept_in_float16: tuple[str, ...] = ()
   sparse_modes: tuple[str, ...] = ()
   state: tuple[tf.Variable, ...] = ()
 

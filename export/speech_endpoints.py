@@ -17,7 +17,8 @@ ENCODER_FRAMES = 25  # whose codes the encoder of speech makes at once: 0.2 s at
 CONDITION_FRAMES = 25
 _STEPS_AT_ONCE = 4
 _EXCERPT_SAMPLES = 4 * SAMPLE_RATE_HZ  # of a recording that the decoder says again
-_KEPT_IN_ENCODER = (".*log_mel.*", ".*stem.*", *LOOK_UP)
+_FIRST = (".*log_mel.*", ".*stem.*")  # of the encoder
+_CONVOLUTIONS = (".*conv.*",)  # of the conditioner, each of which multiplies the rounding errors of those before
 
 
 def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
@@ -68,7 +69,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     return {"audio": model.audio_values.join(bands)[:, margin:-margin]}
 
   return [
-    Endpoint("encoder", encode, {"audio": floats(1, num_samples)}, model, audio, _KEPT_IN_ENCODER),
+    Endpoint("encoder", encode, {"audio": floats(1, num_samples)}, model, audio, LOOK_UP, _FIRST),
     Endpoint(
       "condition",
       condition,
@@ -78,6 +79,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
       },
       model,
       codes,
+      kept_in_float16=_CONVOLUTIONS,
     ),
     step_endpoint(decoder, lambda split: _decoder_examples(model, corpus, codec, split)),
     Endpoint(

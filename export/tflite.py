@@ -82,6 +82,8 @@ def _quantize(content, mode, endpoint):
       recipe.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
     for part in (*endpoint.kept_in_float, _OUTPUTS):
       recipe.add_quantization_config(part, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    for part in endpoint.kept_in_float16:
+      recipe.add_weight_only_config(part, operation, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     path = pathlib.Path(folder) / "model.tflite"

@@ -2,8 +2,8 @@
 
   python -m tfvq.release --workdir=runs/speech --out=tfvq/released/speech.keras
 
-The file is an ordinary Keras file without the optimiser; its weights are rounded to eight bits, those that choose the
-codes to ten. Beside it a JSON file names the speakers and the temperature.
+The file is an ordinary Keras file without the optimiser; the decoder's weights are rounded to eight bits, all others to
+eleven. Beside it a JSON file names the speakers and the temperature.
 """
 
 import io
@@ -74,18 +74,18 @@ def write_released(run, path) -> None:
   with written_whole(path) as temporary:
     run.autoencoder.save(temporary)
     whole = io.BytesIO(temporary.read_bytes())
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as target:
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w") as target:
       for name in source.namelist():
         content = source.read(name)
         if name.endswith(".weights.h5"):
           content = _rounded(content)
         # A fixed date: the same weights make the same bytes.
-        target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+        target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
   write_json(path.with_suffix(".json"), facts)
 
 
 def _rounded(content):
-  """An HDF5 file's bytes with every float32 array rounded, see `round_weights`, in float16, and compressed."""
+  """An HDF5 file's bytes with every float32 array rounded, see `round_weights`, in float16."""
   import h5py
 
   source, target = h5py.File(io.BytesIO(content)), io.BytesIO()
@@ -99,10 +99,8 @@ def _rounded(content):
         elif value.ndim < 2:
           file.create_dataset(name, data=value.astype("float16"))
         else:
-          chooses_codes = name.startswith(("encoder", "layers/vector_quantizer"))
-          rounded = round_weights(value, 10 if chooses_codes else 8)
-          # The low bytes of so few bits are mostly zeros: put side by side, they take next to no room.
-          file.create_dataset(name, data=rounded, compression="gzip", compression_opts=9, shuffle=True)
+          # Errors grow from one convolution to the next in the conditioner, and those of the encoder change codes.
+          file.create_dataset(name, data=round_weights(value, 8 if name.startswith("decoder") else 11))
       else:
         file.require_group(name)
       for key, value in item.attrs.items():
