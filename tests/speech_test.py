@@ -97,7 +97,7 @@ def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, la
   np.testing.assert_allclose(
     measured["nats_per_sample"], np.mean(model.nats_per_sample(audio[:2], tf.constant([0, 1]))), rtol=1e-4
   )
-  z_q = tf.broadcast_to(model.null, model.quantizer.decode(model.encode(audio[:2])).shape)
+  z_q = tf.broadcast_to(model.null, [*model.encode(audio[:2]).shape, model.quantizer.embedding_dim])
   null = np.mean(model.nats_per_sample(audio[:2], tf.constant([0, 1]), z_q))
   np.testing.assert_allclose(measured["gain_nats"], null - measured["nats_per_sample"], atol=1e-4)
 
@@ -158,6 +158,17 @@ def test_a_model_survives_saving(tmp_path, rng):
   np.testing.assert_array_equal(again.encode(audio), model.encode(audio))
   speaker = tf.constant([1])
   np.testing.assert_allclose(again.nats_per_sample(audio, speaker), model.nats_per_sample(audio, speaker), rtol=1e-6)
+
+
+def test_the_likelihood_is_that_of_what_the_codec_hears(rng):
+  model = speech_model()
+  audio = speech_like(64 * 30, rng)
+  model.adapt(audio[np.newaxis])
+  context = model.conditioner_context_frames
+  codes = np.pad(SpeechCodec(model).encode(audio), [context, context], mode="edge")
+  condition = model.condition(codes[np.newaxis], np.array([1]))[:, context:-context]
+  expected = model._nats(model.audio_values(audio[np.newaxis]), condition)
+  np.testing.assert_allclose(model.nats_per_sample(audio[np.newaxis], tf.constant([1])), expected, rtol=1e-6)
 
 
 def test_audio_is_encoded_in_parts_as_at_once(rng):

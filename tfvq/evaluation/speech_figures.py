@@ -48,7 +48,7 @@ def _mean_nats(model, clips, cases):
   for clip in tqdm.tqdm(clips, desc="likelihood", unit="clip", dynamic_ncols=True):
     length = min(len(clip.audio), _MAX_SAMPLES) // model.hop_samples * model.hop_samples
     audio, speaker = tf.constant(clip.audio[np.newaxis, :length]), tf.constant([clip.speaker])
-    z_q = model.quantizer.decode(model.encode(audio))
+    z_q = model.quantizer.decode(model.encode_in_silence(audio))
     totals += length * np.array([float(nats(audio, who, codes)[0]) for codes, who in cases(z_q, speaker)])
     num_samples += length
   return (totals / num_samples).tolist()

@@ -136,6 +136,8 @@ class SpeechVQVAE(keras.Model):
   def nats_per_sample(self, audio, speaker, z_q=None) -> tf.Tensor:
     """Negative log-likelihood of whole clips in nats per sample.
 
+    A clip is taken to stand in silence, and between more of its first and its last codes, as `SpeechCodec` has it.
+
     Args:
       audio: Float [B, T], T a multiple of `hop_samples`.
       speaker: Integers [B].
@@ -145,8 +147,17 @@ class SpeechVQVAE(keras.Model):
       Float [B].
     """
     if z_q is None:
-      z_q = self.quantizer.decode(self.encode(audio))
-    return self._nats(self.audio_values(audio), self.conditioner((z_q, speaker)))
+      z_q = self.quantizer.decode(self.encode_in_silence(audio))
+    context = self.conditioner_context_frames
+    z_q = tf.concat([tf.repeat(z_q[:, :1], context, axis=1), z_q, tf.repeat(z_q[:, -1:], context, axis=1)], axis=1)
+    condition = self.conditioner((z_q, speaker))[:, context : -context or None]
+    return self._nats(self.audio_values(audio), condition)
+
+  def encode_in_silence(self, audio) -> tf.Tensor:
+    """Codes of audio with silence before and after it, shapes as for `encode`."""
+    context = self.encoder_context_frames
+    padded = tf.pad(audio, [[0, 0], [context * self.hop_samples] * 2])
+    return self.encode(padded)[:, context : -context or None]
 
   def adapt(self, audio) -> None:
     """Sets the codebook to the k-means centres of the encoder's output, and the levels of the bands."""
