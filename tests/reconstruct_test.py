@@ -32,8 +32,15 @@ def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
   release.write_released(Run(config, Workdir(speech_run_folder, config.to_dict()), command=""), released)
   model, facts = release.load_released(released)
   assert facts["speakers"] == ["en-us+m1", "en-us+f2"]
+  again = subprocess.run(
+    [sys.executable, "-m", "tfvq.release", f"--workdir={speech_run_folder}", f"--out={tmp_path / 'again.keras'}"],
+    check=True,
+    capture_output=True,
+  )
+  assert "MB" in again.stdout.decode()
+  assert (tmp_path / "again.keras").read_bytes() == released.read_bytes()
   whole = Run(config, Workdir(speech_run_folder, config.to_dict()), command="").autoencoder
-  for part, num_bits in (("encoder", 10), ("quantizer", 10), ("conditioner", 8), ("decoder", 8)):
+  for part, num_bits in (("encoder", 11), ("quantizer", 11), ("conditioner", 11), ("decoder", 8)):
     for got, given in zip(getattr(model, part).get_weights(), getattr(whole, part).get_weights(), strict=True):
       if given.ndim > 1:
         np.testing.assert_array_equal(got, release.round_weights(given, num_bits))

@@ -165,7 +165,7 @@ def test_the_likelihood_is_that_of_what_the_codec_hears(rng):
   audio = speech_like(64 * 30, rng)
   model.adapt(audio[np.newaxis])
   context = model.conditioner_context_frames
-  codes = np.pad(SpeechCodec(model).encode(audio), [context, context], mode="edge")
+  codes = np.pad(SpeechCodec(model).encode(audio), [(context, context), (0, 0)], mode="edge")
   condition = model.condition(codes[np.newaxis], np.array([1]))[:, context:-context]
   expected = model._nats(model.audio_values(audio[np.newaxis]), condition)
   np.testing.assert_allclose(model.nats_per_sample(audio[np.newaxis], tf.constant([1])), expected, rtol=1e-6)

@@ -7,8 +7,10 @@ eleven. Beside it a JSON file names the speakers and the temperature.
 """
 
 import io
+import json
 import os
 import pathlib
+import re
 import zipfile
 
 import numpy as np
@@ -74,14 +76,24 @@ def write_released(run, path) -> None:
   with written_whole(path) as temporary:
     run.autoencoder.save(temporary)
     whole = io.BytesIO(temporary.read_bytes())
+    # Neither dates nor addresses in memory: the same weights make the same bytes.
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w") as target:
       for name in source.namelist():
         content = source.read(name)
         if name.endswith(".weights.h5"):
           content = _rounded(content)
-        # A fixed date: the same weights make the same bytes.
+        elif name == "metadata.json":
+          content = json.dumps({**json.loads(content), "date_saved": ""})
+        elif name == "config.json":
+          content = _numbered(content.decode())
         target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
   write_json(path.with_suffix(".json"), facts)
+
+
+def _numbered(config):
+  """A Keras config whose shared objects are known by their order, not by their places in memory."""
+  order = {}
+  return re.sub(r'(?<="shared_object_id": )\d+', lambda match: str(order.setdefault(match[0], len(order))), config)
 
 
 def _rounded(content):
