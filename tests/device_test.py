@@ -91,7 +91,7 @@ def test_the_shipped_codec_is_that_of_the_released_model(speech_run_folder, rng)
   spoken = np.concatenate([clip.audio for clip in open_run(speech_run_folder).task.corpus.clips("held_out")])
   for audio in (speech(16_000, rng), spoken):
     codes, expected = codec.encode(audio), keras_codec.SpeechCodec(model).encode(audio)
-    assert len(codes) >= 125 and np.mean(codes == expected) > 0.9
+    assert len(codes) >= 125 and np.mean(codes == expected) > 0.85
   assert np.isfinite(codec.decode(codes[:50], speaker="it")).all()
 
 

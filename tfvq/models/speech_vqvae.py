@@ -130,7 +130,10 @@ class SpeechVQVAE(keras.Model):
     return self.quantizer.encode(self.encoder(audio))
 
   def condition(self, codes, speaker) -> tf.Tensor:
-    """The decoder's local condition, int32 [B, F] or [B, F, G] and [B] -> float [B, F, E]."""
+    """The decoder's local condition, int32 [B, F] or [B, F, G] and [B] -> float [B, F, E].
+
+    Training leaves out `conditioner_context_frames` at either end: give so many more codes, and drop their frames.
+    """
     return self.conditioner((self.quantizer.decode(codes), tf.convert_to_tensor(speaker)))
 
   def nats_per_sample(self, audio, speaker, z_q=None) -> tf.Tensor:
