@@ -79,8 +79,13 @@ def test_float_files_agree_with_keras(exported_frames, exported_speech):
         continue
       for kernels in ("parity", "parity_builtin_kernels"):
         for name, figures in file.get(kernels, {}).items():
-          assert figures.get("share_equal", 1) == 1, (file["file"], name)
-          assert figures.get("relative_rms_error", 0) < 1e-5, (file["file"], name)
+          assert_agrees(figures, (file["file"], name))
+
+
+def assert_agrees(figures, which):
+  """Codes may differ where rounding decides between two, and nothing else."""
+  assert figures.get("share_equal_of_sure", figures.get("share_equal", 1)) == 1, which
+  assert figures.get("share_sure", 1) > 0.99 and figures.get("relative_rms_error", 0) < 1e-5, which
 
 
 def test_a_run_in_low_precision_is_exported_in_float32(frames_run, exported_frames, tmp_path):
@@ -95,7 +100,7 @@ def test_a_run_in_low_precision_is_exported_in_float32(frames_run, exported_fram
     export(open_run(tmp_path / "run"), out, ("tflite", "onnx"), ("none",), model_path)
     for file in json.loads((out / "export.json").read_text())["files"]:
       for figures in file["parity"].values():
-        assert figures.get("share_equal", 1) == 1 and figures.get("relative_rms_error", 0) < 1e-5, file["file"]
+        assert_agrees(figures, file["file"])
     images = frames_run.task.source.splits["held_out"]["image"][:1].astype(np.float32)
     runners = [tflite.Runner((folder / "tflite/none/encoder.tflite").read_bytes()) for folder in (out, exported_frames)]
     np.testing.assert_array_equal(*(runner(image=images)["codes"] for runner in runners))
