@@ -10,7 +10,7 @@ from export.parity import compare
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.models.sampling import continue_sequence, gumbel_noise, sample_grid, sample_sequence, sequence_start
-from tfvq.models.speech_codec import encode_inside, shares_inside
+from tfvq.models.speech_codec import shares_inside
 
 _FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
 
@@ -102,12 +102,11 @@ def _image_functions(run):
 
 def _speech_functions(run):
   model, prior = run.autoencoder, run.prior
-  context = model.encoder_context_frames * model.hop_samples
   num_bands = model.audio_values.num_bands
 
   def encode(audio):
     missing = -tf.shape(audio)[1] % model.hop_samples
-    return {"codes": encode_inside(model, tf.pad(audio, [[0, 0], [context, context + missing]]))}
+    return {"codes": model.encode_in_silence(tf.pad(audio, [[0, 0], [0, missing]]))}
 
   def decode(codes, speaker, seed, temperature):
     return {"audio": decode_speech(model, codes, speaker, seed, temperature)}

@@ -29,7 +29,7 @@ class SpeechCodec:
       lambda start, noise, shares, temperature: continue_sequence(model.decoder, start, noise, shares, temperature),
       jit_compile=jit_compile,
     )
-    self._encode = tf.function(lambda audio: encode_inside(model, audio), reduce_retracing=True)
+    self._encode = tf.function(lambda audio: model.encode_inside(audio), reduce_retracing=True)
     self._shares = tf.function(lambda codes, speaker: shares_inside(model, codes, speaker), reduce_retracing=True)
 
   def gain_of(self, audio) -> float:
@@ -123,11 +123,6 @@ class _ArrayReader:
 
 def _as_reader(audio):
   return audio if hasattr(audio, "read") else _ArrayReader(audio)
-
-
-def encode_inside(model: SpeechVQVAE, audio) -> tf.Tensor:
-  """Codes of audio but for the context at its ends, float [B, (F + 2 C) hop_samples], C `encoder_context_frames`."""
-  return model.encode(audio)[:, model.encoder_context_frames : -model.encoder_context_frames or None]
 
 
 def shares_inside(model: SpeechVQVAE, codes, speaker) -> list[tf.Tensor]:

@@ -156,11 +156,13 @@ class SpeechVQVAE(keras.Model):
     condition = self.conditioner((z_q, speaker))[:, context : -context or None]
     return self._nats(self.audio_values(audio), condition)
 
+  def encode_inside(self, audio) -> tf.Tensor:
+    """Codes of audio but for the context at its ends, float [B, (F + 2 C) hop_samples], C `encoder_context_frames`."""
+    return self.encode(audio)[:, self.encoder_context_frames : -self.encoder_context_frames or None]
+
   def encode_in_silence(self, audio) -> tf.Tensor:
     """Codes of audio with silence before and after it, shapes as for `encode`."""
-    context = self.encoder_context_frames
-    padded = tf.pad(audio, [[0, 0], [context * self.hop_samples] * 2])
-    return self.encode(padded)[:, context : -context or None]
+    return self.encode_inside(tf.pad(audio, [[0, 0], [self.encoder_context_frames * self.hop_samples] * 2]))
 
   def adapt(self, audio) -> None:
     """Sets the codebook to the k-means centres of the encoder's output, and the levels of the bands."""
