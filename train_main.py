@@ -54,7 +54,10 @@ def _parse_flags(argv):
     name, _, hint = str(error.args[0]).replace("\\n", "\n").partition("\n")
     name = name.strip("\\'\"")
     raise UserError(f"The config has no field {name!r}; --help lists the fields. {hint}".strip(" \"'")) from error
-  except (flags.Error, OSError, TypeError, ValueError) as error:
+  except OSError as error:
+    reason = str(error).splitlines()[-1].strip()
+    raise UserError(f"The config could not be read: {reason}. --help lists those that there are.") from error
+  except (flags.Error, TypeError, ValueError) as error:
     raise UserError(" ".join(str(error).split())) from error
   if wants_help:
     _print_help(config)

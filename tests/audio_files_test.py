@@ -6,6 +6,7 @@ import wave
 import numpy as np
 import pytest
 import soundfile
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +117,14 @@ def test_resampling_keeps_a_tone():
   # The resampler may delay by some samples.
   errors = [np.abs(audio[2000 + delay : 14_000 + delay] - tone(1.0)[2000:14_000]).max() for delay in range(-8, 9)]
   assert min(errors) < 0.03
+
+
+def test_resampling_at_many_rates_gives_no_warnings(caplog, monkeypatch):
+  monkeypatch.setattr(tf.get_logger(), "handlers", [caplog.handler])
+  for rate_hz in (9000, 12_000, 24_000, 37_800, 88_200):
+    for seconds in (0.1, 0.2):
+      resampled(tone(seconds, rate_hz), rate_hz)
+  assert not caplog.messages
 
 
 def test_wav_files_are_16_bit_mono(tmp_path):

@@ -1,5 +1,7 @@
 """Audio files of many kinds, read as 16 kHz mono; the one place where tensorflow-io is used."""
 
+import functools
+import logging
 import os
 import pathlib
 import struct
@@ -107,7 +109,26 @@ def resampled(samples: np.ndarray, rate_hz: int) -> np.ndarray:
   """Audio of a sample rate, float32 [T] -> the same at 16 kHz."""
   if rate_hz == SAMPLE_RATE_HZ:
     return samples
-  return _tensorflow_io().audio.resample(samples[:, np.newaxis], rate_hz, SAMPLE_RATE_HZ).numpy()[:, 0]
+  return _resampler(rate_hz)(samples[:, np.newaxis]).numpy()[:, 0]
+
+
+@functools.cache
+def _resampler(rate_hz):
+  """The resampling of one rate as a graph: called as it is, tensorflow-io makes one anew for every recording."""
+  tensorflow_io = _tensorflow_io()
+
+  @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32)])
+  def resample(samples):
+    return tensorflow_io.audio.resample(samples, rate_hz, SAMPLE_RATE_HZ)
+
+  logger = tf.get_logger()
+  level = logger.level
+  logger.setLevel(logging.ERROR)  # or it warns of a loop over the one item of the batch
+  try:
+    resample.get_concrete_function()
+  finally:
+    logger.setLevel(level)
+  return resample
 
 
 def to_int16(samples) -> np.ndarray:
