@@ -93,10 +93,11 @@ def test_audio_values_give_the_audio_back(num_bands, num_values, least_db, rng):
 
 
 def test_levels_follow_the_data_and_survive_saving(tmp_path, rng):
-  audio = 0.01 * rng.normal(size=(1, 4000)).astype(np.float32)
+  audio = 0.01 * rng.normal(size=(2, 200_000)).astype(np.float32)
   layer = AudioValues(4)
   layer.adapt(audio)
-  np.testing.assert_allclose(layer.levels, np.abs(split_into_bands(tf.constant(audio), 4)).max(axis=(0, 1)), rtol=1e-6)
+  magnitudes = np.abs(split_into_bands(tf.constant(audio), 4))
+  np.testing.assert_allclose((magnitudes > layer.levels).mean(axis=(0, 1)), 1e-4, rtol=0.1)
   assert AudioValues.from_config(layer.get_config()).num_bands == 4
 
 

@@ -1,10 +1,13 @@
 """Audio as the values that a WaveNet models."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfvq.ops.mu_law import mu_law_decode, mu_law_encode
 from tfvq.ops.subbands import join_bands, split_into_bands
+
+_CLIPPED_SHARE = 1e-4  # the few loudest steps of a band, which would take resolution from all others
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -41,10 +44,10 @@ class AudioValues(keras.layers.Layer):
     self.built = True
 
   def adapt(self, audio) -> None:
-    """Sets the levels to the largest magnitudes in audio, float [B, T]; whole audio keeps the level 1."""
+    """Sets each level to what one in 10,000 steps of audio, float [B, T], exceeds; whole audio keeps the level 1."""
     if self.num_bands > 1:
       bands = split_into_bands(tf.cast(audio, tf.float32), self.num_bands)
-      self.levels.assign(tf.maximum(tf.reduce_max(tf.abs(bands), axis=[0, 1]), 1e-3))
+      self.levels.assign(np.maximum(np.quantile(np.abs(bands), 1 - _CLIPPED_SHARE, axis=(0, 1)), 1e-3))
 
   def call(self, audio):
     audio = tf.cast(audio, tf.float32)

@@ -3,10 +3,11 @@
 import functools
 
 from tfvq import models
+from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.speech_corpus import SPLITS, SpeechCorpus
 from tfvq.data.speech_preparation import prepare_corpus
 from tfvq.data.speech_sources import find_recordings
-from tfvq.layers import CategoricalHead, LogisticMixtureHead
+from tfvq.layers import AudioValues, CategoricalHead, LogisticMixtureHead
 from tfvq.tasks.task import Task
 
 
@@ -25,6 +26,10 @@ class CorpusTask(Task):
   @property
   def num_classes(self):
     return len(self.corpus.speakers)
+
+  def adapt_levels(self, audio_values: AudioValues) -> None:
+    """Sets the levels by ten minutes from all over the training data."""
+    audio_values.adapt(next(iter(self.corpus.train(600, SAMPLE_RATE_HZ, self.config.seed)))["audio"])
 
 
 def build_wavenet(config, num_values: int, num_variables: int, **arguments) -> models.WaveNet:

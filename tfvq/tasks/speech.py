@@ -54,7 +54,7 @@ class SpeechTask(CorpusTask, PrunableTask):
 
     The gradients of a WaveNet in its first thousands of steps would undo what the spectra taught.
     """
-    model.audio_values.adapt(self._codebook_audio())
+    self.adapt_levels(model.audio_values)
     if "spectral" in self.config.train:
       self.freeze_codes(model, False)
       train_part("spectral", model.spectral, self.config.train.spectral, self._prepare_spectral)

@@ -29,7 +29,7 @@ class WaveNetTask(CorpusTask):
   def audio_values(self) -> AudioValues:
     """What the WaveNet models."""
     values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
-    values.adapt(next(iter(self.corpus.train(128, 10 * FRAME_SAMPLES, self.config.seed)))["audio"])
+    self.adapt_levels(values)
     return values
 
   def build_prior(self, manifest):
