@@ -69,13 +69,14 @@ def test_help_lists_the_fields_of_the_config():
 def test_a_program_that_is_stopped_says_so_without_a_stack_trace():
   code = """if True:
     import time
+    from absl import flags
     from tfvq.errors import run_program
-    run_program(lambda argv: time.sleep(60), lambda argv: print("parsed", flush=True) or argv)
+    run_program(lambda argv: print("started", flush=True) or time.sleep(60), flags.FLAGS)
   """
   process = subprocess.Popen(
     [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
-  assert process.stdout.readline() == "parsed\n"
+  assert process.stdout.readline() == "started\n"
   process.send_signal(signal.SIGINT)
   assert process.communicate()[1] == "stopped\n" and process.returncode == 130
 
