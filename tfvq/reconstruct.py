@@ -26,7 +26,6 @@ _TEMPERATURE = flags.DEFINE_list("temperature", [], "Of the decoder, one value o
 def main(argv):
   """Reads, encodes, decodes and writes."""
   import numpy as np
-  import tensorflow as tf
   import tqdm
 
   from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
@@ -36,7 +35,6 @@ def main(argv):
 
   if len(argv) != 3:
     raise UserError("Give two files, one to read and one to write: python -m tfvq.reconstruct in.wav out.wav")
-  tf.get_logger().setLevel("ERROR")  # tensorflow-io's resampling makes it warn
   if file_path(argv[2]).suffix.lower() != ".wav":
     raise UserError(f"{argv[2]} is to be a WAV file: give it a name that ends in .wav.")
   reader = AudioReader(argv[1])

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import struct
+import threading
 import wave
 
 import numpy as np
@@ -17,6 +18,8 @@ SAMPLE_RATE_HZ = 16_000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 _MARGIN_SECONDS = 0.1  # read beside a part that is to be resampled, so that its ends sound as in the whole
+
+_TRACING = threading.Lock()
 
 
 class AudioReader:
@@ -122,12 +125,13 @@ def _resampler(rate_hz):
     return tensorflow_io.audio.resample(samples, rate_hz, SAMPLE_RATE_HZ)
 
   logger = tf.get_logger()
-  level = logger.level
-  logger.setLevel(logging.ERROR)  # or it warns of a loop over the one item of the batch
-  try:
-    resample.get_concrete_function()
-  finally:
-    logger.setLevel(level)
+  with _TRACING:
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # or it warns of a loop over the one item of the batch
+    try:
+      resample.get_concrete_function()
+    finally:
+      logger.setLevel(level)
   return resample
 
 
