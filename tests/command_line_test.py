@@ -40,7 +40,10 @@ FRAMES = "--config=tfvq/configs/frames.py"
     ((FRAMES + ":tiny",), "no variant 'tiny' of this config; choose small or paper"),
     ((FRAMES, "--stage=prior"), "no finished stage `data`"),
     ((FRAMES, "--stage=dessert"), "no stage 'dessert'; choose one of all, data"),
-    (("--config=tfvq/configs/nothing.py",), "The config could not be read: [Errno 2] No such file"),
+    (
+      ("--config=tfvq/configs/nothing.py",),
+      "The config could not be read: [Errno 2] No such file or directory: 'tfvq/configs/nothing.py'",
+    ),
     ((FRAMES, "--bogus"), "bogus"),
     ((FRAMES, "leftover"), "leftover"),
     ((), "Both --config=FILE and --workdir=DIR are needed"),

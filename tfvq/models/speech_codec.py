@@ -29,7 +29,7 @@ class SpeechCodec:
       lambda start, noise, shares, temperature: continue_sequence(model.decoder, start, noise, shares, temperature),
       jit_compile=jit_compile,
     )
-    self._encode = tf.function(lambda audio: model.encode_inside(audio), reduce_retracing=True)
+    self._encode = tf.function(model.encode_inside, reduce_retracing=True)
     self._shares = tf.function(lambda codes, speaker: shares_inside(model, codes, speaker), reduce_retracing=True)
 
   def gain_of(self, audio) -> float:
