@@ -89,9 +89,9 @@ def test_the_shipped_codec_is_that_of_the_released_model(speech_run_folder, rng)
   codec, (model, facts) = SpeechCodec(), load_released()
   assert codec.speakers == facts["speakers"] and codec.num_embeddings == model.quantizer.num_embeddings
   spoken = np.concatenate([clip.audio for clip in open_run(speech_run_folder).task.corpus.clips("held_out")])
-  for audio in (speech(16_000, rng), spoken):
+  for audio, least in ((speech(16_000, rng), 0.85), (spoken, 0.95)):
     codes, expected = codec.encode(audio), keras_codec.SpeechCodec(model).encode(audio)
-    assert len(codes) >= 125 and np.mean(codes == expected) > 0.85
+    assert len(codes) >= 125 and np.mean(codes == expected) > least
   assert np.isfinite(codec.decode(codes[:50], speaker="it")).all()
 
 
