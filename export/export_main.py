@@ -39,8 +39,9 @@ _WRITTEN = {"tflite", "saved_model", "onnx", "export.json"}
 
 def main(argv):
   """Reads a workdir and writes `out`."""
-  from export.exporter import export
   from tfvq.training.stages import open_run
+
+  from .exporter import export
 
   del argv
   logging.set_verbosity(logging.WARNING)  # converters tell of every step

@@ -7,24 +7,25 @@ import keras
 import numpy as np
 import tqdm
 
-from export import onnx, saved_model, tflite
-from export.device.codec import PARTS
-from export.endpoint import Endpoint
-from export.image_endpoints import image_endpoints
-from export.parity import measure_parity
-from export.prior_endpoints import prior_endpoints
-from export.speech_endpoints import (
-  CONDITION_FRAMES,
-  ENCODER_FRAMES,
-  speech_endpoints,
-  synthesis_steps,
-)
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.errors import UserError
 from tfvq.files import sha256, write_json
 from tfvq.ops.subbands import CONTEXT_STEPS
 from tfvq.training.training import load_model
+
+from . import onnx, saved_model, tflite
+from .device.codec import PARTS
+from .endpoint import Endpoint
+from .image_endpoints import image_endpoints
+from .parity import measure_parity
+from .prior_endpoints import prior_endpoints
+from .speech_endpoints import (
+  CONDITION_FRAMES,
+  ENCODER_FRAMES,
+  speech_endpoints,
+  synthesis_steps,
+)
 
 _NUM_PARITY_EXAMPLES = 100
 _CODEC_FACTS = ("sample_rate_hz", "hop_samples", "frame_shape", "num_embeddings", "speakers", "autoencoder_sha256")

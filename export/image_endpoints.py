@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from export.endpoint import LOOK_UP, Endpoint, floats, integers
+from .endpoint import LOOK_UP, Endpoint, floats, integers
 
 # The first convolution of either network: in static int8 it costs more than all others together.
 _FIRST = ".*stem.*"

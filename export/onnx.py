@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import tf2onnx
 
-from export.endpoint import Endpoint
+from .endpoint import Endpoint
 
 OPSET = 17
 

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from export.endpoint import Endpoint
+from .endpoint import Endpoint
 
 _AT_ONCE = 1024  # vectors whose differences from all of the codebook are in memory
 

@@ -3,9 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
-from export.endpoint import Endpoint, floats, integers
-from export.wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 from tfvq import models
+
+from .endpoint import Endpoint, floats, integers
+from .wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 
 
 def prior_endpoints(run) -> list[Endpoint]:

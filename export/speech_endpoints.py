@@ -5,13 +5,14 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from export.endpoint import LOOK_UP, Endpoint, floats, integers
-from export.fast_wavenet import SpeechSteps
-from export.wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.models.speech_codec import SpeechCodec, shares_inside
 from tfvq.ops.subbands import CONTEXT_STEPS
+
+from .endpoint import LOOK_UP, Endpoint, floats, integers
+from .fast_wavenet import SpeechSteps
+from .wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 
 ENCODER_FRAMES = 25  # whose codes the encoder of speech makes at once: 0.2 s at 125 a second
 CONDITION_FRAMES = 25

@@ -15,7 +15,7 @@ from ai_edge_quantizer import quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.qtyping import TFLOperationName
 
-from export.endpoint import Endpoint
+from .endpoint import Endpoint
 
 MODES = ("none", "float16", "dynamic", "int8")
 

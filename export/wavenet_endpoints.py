@@ -3,10 +3,11 @@
 import numpy as np
 import tensorflow as tf
 
-from export.endpoint import Endpoint, floats
-from export.fast_wavenet import WaveNetStep
 from tfvq import models
 from tfvq.training.pruning import has_zero_blocks
+
+from .endpoint import Endpoint, floats
+from .fast_wavenet import WaveNetStep
 
 # Inputs of one output that TFLite's sparse products take at once, and the share of zeros that each kernel must have:
 # with less its converter leaves a kernel dense, which XNNPACK then gets wrong if its weights are int8.

@@ -9,7 +9,7 @@ from tfvq.data.arrays import ArraySource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.data.debian import unpacked
 from tfvq.errors import UserError
-from tfvq.files import read_json, write_json, written_whole
+from tfvq.files import atomic_write, read_json, write_json
 
 
 def collect(**changes):
@@ -115,10 +115,10 @@ def test_codes_of_another_model_or_none_are_refused(tmp_path, rng):
     read_manifest(tmp_path)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_a_file_is_atomic_write_or_not_at_all(tmp_path):
   path = tmp_path / "folder" / "value.json"
   write_json(path, {"a": 1})
-  with pytest.raises(RuntimeError), written_whole(path) as temporary:
+  with pytest.raises(RuntimeError), atomic_write(path) as temporary:
     temporary.write_text("half")
     raise RuntimeError
   assert read_json(path) == {"a": 1}
@@ -128,7 +128,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 def test_a_full_disk_is_told_in_a_sentence_and_spoils_nothing(tmp_path):
   path = tmp_path / "value.json"
   write_json(path, {"a": 1})
-  with pytest.raises(UserError, match="No space left"), written_whole(path), open("/dev/full", "w") as full:
+  with pytest.raises(UserError, match="No space left"), atomic_write(path), open("/dev/full", "w") as full:
     full.write("x" * 100_000)
   assert read_json(path) == {"a": 1}
 

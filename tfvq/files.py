@@ -10,7 +10,7 @@ from tfvq.errors import UserError
 
 
 @contextlib.contextmanager
-def written_whole(path):
+def atomic_write(path):
   """Yields the path of a temporary file beside `path`, which takes its place if the block ends well.
 
   The temporary name keeps the suffix of `path`, by which some writers choose the format.
@@ -47,7 +47,7 @@ def file_path(path) -> pathlib.Path:
 
 def write_json(path, value) -> None:
   """Writes a JSON file whole."""
-  with written_whole(path) as temporary:
+  with atomic_write(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 

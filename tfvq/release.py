@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 
 from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
-from tfvq.files import read_json, write_json, written_whole  # noqa: E402
+from tfvq.files import atomic_write, read_json, write_json  # noqa: E402
 
 RELEASED = pathlib.Path(__file__).with_name("released") / "speech.keras"
 
@@ -73,7 +73,7 @@ def write_released(run, path) -> None:
   if run.config.task != "speech":
     raise UserError(f"{run.workdir.path} is no speech system's: only such a model is released.")
   facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
-  with written_whole(path) as temporary:
+  with atomic_write(path) as temporary:
     run.autoencoder.save(temporary)
     whole = io.BytesIO(temporary.read_bytes())
     # Neither dates nor addresses in memory: the same weights make the same bytes.

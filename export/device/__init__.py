@@ -8,6 +8,6 @@
 (16000,)
 """
 
-from export.device.codec import CodecError, SpeechCodec
+from .codec import CodecError, SpeechCodec
 
 __all__ = ["CodecError", "SpeechCodec"]

@@ -16,8 +16,8 @@ import wave
 
 import numpy as np
 
-from export.device import codes_file
-from export.device.codec import SHIPPED, CodecError, SpeechCodec
+from . import codes_file
+from .codec import SHIPPED, CodecError, SpeechCodec
 
 _PART_SECONDS = 0.5  # after which the progress is told
 

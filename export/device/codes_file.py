@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.device.codec import CodecError
+from .codec import CodecError
 
 _MAGIC = b"TFVQ"
 _VERSION = 2

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.errors import UserError
-from tfvq.files import written_whole
+from tfvq.files import atomic_write
 
 SAMPLE_RATE_HZ = 16_000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
@@ -94,7 +94,7 @@ def write_wav(path, parts) -> None:
     path: The file.
     parts: Iterable of float arrays [T] in -1..1, one after another.
   """
-  with written_whole(path) as temporary:
+  with atomic_write(path) as temporary:
     write_wav_to(str(temporary), parts)
 
 

@@ -16,7 +16,7 @@ from tfvq.data.arrays import ArraySource
 from tfvq.data.debian import unpacked
 from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
-from tfvq.files import written_whole
+from tfvq.files import atomic_write
 
 
 class ImageArrays(ArraySource):
@@ -110,7 +110,7 @@ def _photos(data, folder, seed):
     with tqdm.tqdm(total=len(found), desc="photographs", unit="photo", dynamic_ncols=True) as bar:
       splits = photos.tiles(found, data.image_size, data.shorter_side, bar.update)
     for split, path in paths.items():
-      with written_whole(path) as temporary:
+      with atomic_write(path) as temporary:
         np.savez(temporary, **splits[split])
   return ImageArrays({split: _load(path) for split, path in paths.items()})
 
@@ -125,7 +125,7 @@ def _kept(path, make, title, unit, num_parts):
   if not path.exists():
     with tqdm.tqdm(total=num_parts, desc=title, unit=unit, dynamic_ncols=True) as bar:
       arrays = make(bar.update)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
       np.savez(temporary, **arrays)
     return arrays
   return _load(path)

@@ -5,7 +5,7 @@ import pathlib
 import tensorflow as tf
 
 from tfvq.errors import UserError
-from tfvq.files import sha256, written_whole
+from tfvq.files import atomic_write, sha256
 
 
 def write_shard(path: pathlib.Path, records: list[bytes]) -> dict:
@@ -15,7 +15,7 @@ def write_shard(path: pathlib.Path, records: list[bytes]) -> dict:
     UserError: The file cannot be written.
   """
   try:
-    with written_whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+    with atomic_write(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
       for record in records:
         writer.write(record)
   except tf.errors.OpError as error:

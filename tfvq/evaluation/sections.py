@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav_to
-from tfvq.files import written_whole
+from tfvq.files import atomic_write
 
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402  after the choice of the backend
@@ -45,7 +45,7 @@ def image_grid(images: np.ndarray, num_columns: int) -> np.ndarray:
 
 def save_image_grid(path, images: np.ndarray, num_columns: int) -> None:
   """Writes `image_grid` as PNG."""
-  with written_whole(path) as temporary:
+  with atomic_write(path) as temporary:
     _to_image(image_grid(images, num_columns)).save(temporary)
 
 

@@ -10,7 +10,7 @@ from tfvq import models
 from tfvq.data.image_sources import open_image_source
 from tfvq.errors import UserError
 from tfvq.evaluation import figures, sections
-from tfvq.files import written_whole
+from tfvq.files import atomic_write
 from tfvq.tasks.task import AutoencoderTask, build_quantizer
 
 _BATCH_SIZE = 64  # where nothing is trained
@@ -156,7 +156,7 @@ class ImageTask(AutoencoderTask):
     noise = models.gumbel_noise(self.config.seed, models.grid_noise_shape(prior, num))
     values = tf.function(models.sample_grid)(prior, noise, condition, self.config.samples.temperature)
     images = figures.to_uint8(run.autoencoder.decode(values) if self.has_codes else values)
-    with written_whole(folder / "samples.npz") as temporary:
+    with atomic_write(folder / "samples.npz") as temporary:
       np.savez(temporary, values=values, images=images)
     sections.save_image_grid(folder / "samples.png", images, num_columns=8)
 

@@ -8,7 +8,7 @@ import numpy as np
 import tqdm
 
 from tfvq.errors import UserError
-from tfvq.files import written_whole
+from tfvq.files import atomic_write
 
 
 def steps_done(model: keras.Model) -> int:
@@ -39,7 +39,7 @@ class Checkpoint(keras.callbacks.Callback):
 
   def save(self) -> None:
     """Saves now."""
-    with written_whole(self.path) as temporary:
+    with atomic_write(self.path) as temporary:
       self.model.save(temporary)
     self._saved_at = time.monotonic()
 
@@ -81,7 +81,7 @@ class Curves(keras.callbacks.Callback):
   def _write_row(self, logs):
     metrics = {name: float(value) for name, value in logs.items()}
     self.rows.append({"step": steps_done(self.model), "seconds": self.seconds, **metrics})
-    with written_whole(self.path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
       writer = csv.DictWriter(file, self.rows[-1].keys())
       writer.writeheader()
       writer.writerows(self.rows)

@@ -7,7 +7,7 @@ import rich.console
 import rich.table
 
 from tfvq.evaluation.sections import curves_section
-from tfvq.files import read_json, written_whole
+from tfvq.files import atomic_write, read_json
 from tfvq.training.callbacks import read_curves
 
 _TITLES = {
@@ -54,7 +54,7 @@ def write_report(run) -> None:
       sections=shown,
     )
   )
-  with written_whole(run.workdir.path / "report.html") as temporary:
+  with atomic_write(run.workdir.path / "report.html") as temporary:
     temporary.write_text(page, encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tfvq.data.arrays import ArraySource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.errors import UserError
-from tfvq.files import read_json, sha256, write_json, written_whole
+from tfvq.files import atomic_write, read_json, sha256, write_json
 from tfvq.tasks import TASKS
 from tfvq.training import report
 from tfvq.training.pruning import Pruning, apply_masks, masks_of, shrunk
@@ -208,7 +208,7 @@ def _prune(run, facts):
   apply_masks(choose(pruned.decoder, pruning.sparsity))
   if pruning.method != "blocks":
     pruned = run.task.with_decoder(pruned, shrunk(pruned.decoder))
-  with written_whole(run.workdir.folder("prune") / "model.keras") as temporary:
+  with atomic_write(run.workdir.folder("prune") / "model.keras") as temporary:
     pruned.save(temporary)
   facts["seconds"] = round(dense_seconds + seconds, 2)
   count = lambda model: int(sum(np.count_nonzero(value) for value in model.decoder.get_weights()))
