@@ -59,7 +59,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
 
   def encode(audio):
     z_e = model.encoder(audio)[:, model.encoder_context_frames : -model.encoder_context_frames or None]
-    return {"codes": model.quantizer.encode(z_e), "z_e": z_e}
+    return {"codes": model.quantizer.encode(z_e, exact=False), "z_e": z_e}
 
   def condition(codes, speaker):
     return {"share": tf.concat(shares_inside(model, codes, speaker), axis=-1)[:, 0]}

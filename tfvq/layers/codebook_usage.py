@@ -9,47 +9,54 @@ class CodebookUsage(keras.metrics.Metric):
   """Perplexity and share of codes in use over the most recent vectors, whatever the batch size.
 
   Two blocks of at least `window` vectors are kept: one being filled, one before it. Both count, so that a result covers
-  between one and two windows once as many vectors have been seen, and everything before that.
+  between one and two windows once as many vectors have been seen, and all vectors since the last reset before that.
 
   Args:
     num_embeddings: K, number of codes.
     window: Vectors per block, >= 1.
     name: Name of the metric.
+    prefix: Put in front of the names of the results.
 
   Example:
     >>> usage = CodebookUsage(num_embeddings=4, window=100)
     >>> usage.update_state([5.0, 5.0, 0.0, 0.0])
     >>> {name: float(value) for name, value in usage.result().items()}
-    {'perplexity': 2.0, 'codebook_usage': 0.5}
+    {'perplexity': 2.0, 'codebook_usage': 0.5, 'nonfinite_vectors': 0.0}
   """
 
-  def __init__(self, num_embeddings: int, window: int = 2**17, name: str = "codebook_usage"):
+  def __init__(self, num_embeddings: int, window: int = 2**17, name: str = "codebook_usage", prefix: str = ""):
     super().__init__(name=name, dtype="float32")
     self.num_embeddings = num_embeddings
     self.window = window
-    self._filling = self.add_variable((num_embeddings,), "zeros", name="filling")
-    self._previous = self.add_variable((num_embeddings,), "zeros", name="previous")
+    self.prefix = prefix
+    self._filling = self.add_variable((num_embeddings,), "zeros", name="filling", dtype="float32")
+    self._previous = self.add_variable((num_embeddings,), "zeros", name="previous", dtype="float32")
+    self._nonfinite = self.add_variable((), "zeros", name="nonfinite", dtype="float32")
 
-  def update_state(self, counts, sample_weight=None):
-    """Adds the number of uses of each code in a batch, float [K]."""
+  def update_state(self, counts, num_nonfinite=0.0, sample_weight=None):
+    """Adds the number of uses of each code in a batch, float [K], and the number of vectors that were not finite."""
     del sample_weight
     filling = tf.convert_to_tensor(self._filling)
     full = tf.reduce_sum(filling) >= self.window
     self._previous.assign(tf.where(full, filling, self._previous))
     self._filling.assign(tf.where(full, 0.0, filling) + tf.cast(counts, tf.float32))
-
-  def reset_state(self):
-    """Does nothing: the window forgets by itself, and does not begin anew with each row of a log."""
+    self._nonfinite.assign_add(tf.cast(num_nonfinite, tf.float32))
 
   def result(self):
-    """`perplexity`, exp of the entropy in nats, 1..K (0 before any vector), and `codebook_usage`, 0..1."""
+    """The figures, each a float32 scalar.
+
+    `perplexity`: exp of the entropy in nats, 1..K, or 0 before any vector. `codebook_usage`: share of codes in use,
+    0..1. `nonfinite_vectors`: vectors since the last reset that were not finite, and therefore had no code.
+    """
     counts = tf.convert_to_tensor(self._filling) + tf.convert_to_tensor(self._previous)
     total = tf.reduce_sum(counts)
     entropy_nats = -tf.reduce_sum(tf.math.xlogy(counts / tf.maximum(total, 1), counts / tf.maximum(total, 1)))
-    return {
+    figures = {
       "perplexity": tf.where(total > 0, tf.exp(entropy_nats), 0.0),
       "codebook_usage": tf.reduce_mean(tf.cast(counts > 0, tf.float32)),
+      "nonfinite_vectors": tf.convert_to_tensor(self._nonfinite),
     }
+    return {self.prefix + name: value for name, value in figures.items()}
 
   def get_config(self):
-    return {"num_embeddings": self.num_embeddings, "window": self.window, "name": self.name}
+    return {"num_embeddings": self.num_embeddings, "window": self.window, "name": self.name, "prefix": self.prefix}

@@ -1,11 +1,18 @@
 """The vector quantiser: the discrete bottleneck of every system here."""
 
+import re
+
 import keras
 import tensorflow as tf
 
 from tfvq.layers.codebook_usage import CodebookUsage
+from tfvq.layers.replica_losses import keep_replica_losses, layers_of_call
 from tfvq.ops import kmeans, nearest_code, quantize
 from tfvq.ops.distributed import one_hot_replica, replica_id, sum_over_replicas
+from tfvq.ops.quantize import expand_mask
+from tfvq.ops.values import check_values
+
+_AUTOMATIC_NAME = re.compile(r"vector_quantizer(_\d+)?")  # that Keras gives, also to a layer that is loaded
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -28,17 +35,24 @@ class VectorQuantizer(keras.layers.Layer):
       in float64 if asked to.
 
   Input shape:
-    z_e: Float [..., D], any leading dimensions. `mask`, boolean [...] or None: False at padded positions.
+    z_e: Float [..., D], any leading dimensions. `mask`: None, or boolean [...], False at padded positions; it may lack
+    the last of these dimensions.
 
   Output shape:
-    z_q: shape and dtype of z_e; its gradient is copied straight through to z_e.
+    z_q: shape and dtype of z_e; its gradient is copied straight through to z_e. A vector that is not finite becomes the
+    first codebook vector.
 
   Training behaviour:
     `call(training=True)` updates the moving averages and the codebook from them, revives dead codes, and adds the
     commitment loss (with `decay=None`, the codebook loss too) by `add_loss`. With `training=False`, or `trainable` set
     to False, nothing moves, and the losses are still reported. Under a `tf.distribute` strategy the statistics are
-    those of the global batch. The metrics `perplexity` and `codebook_usage` follow every call, padded positions left
-    out.
+    those of the global batch. Vectors that are not finite have no part in statistics, revival and losses, and no
+    gradient flows to them.
+
+  Metrics:
+    `perplexity`, `codebook_usage` and `nonfinite_vectors` of all calls since the last reset, padded positions left out.
+    A layer that was given a name puts it in front, as in `top_perplexity`, and so do all quantisers of a model that has
+    several.
 
   Raises:
     ValueError: An argument is out of its range, or the input's last dimension is not D.
@@ -81,7 +95,8 @@ class VectorQuantizer(keras.layers.Layer):
     self.usage_window = usage_window
     self.seed = seed
     self.supports_masking = True
-    self.usage = CodebookUsage(num_embeddings, usage_window)
+    prefix = f"{self.name}_" if not _AUTOMATIC_NAME.fullmatch(self.name) else ""
+    self.usage = CodebookUsage(num_embeddings, usage_window, prefix=prefix)
     # The weights exist from the start: `encode`, `decode` and `adapt` need no call before them.
     self.build((None, embedding_dim))
 
@@ -136,49 +151,70 @@ class VectorQuantizer(keras.layers.Layer):
       z_e: Float [..., D], at least one vector; call it before training, outside any `tf.function`.
       num_iterations: Rounds of Lloyd's algorithm.
     """
-    vectors = tf.reshape(tf.cast(z_e, self._codebook.dtype), [-1, self.embedding_dim])
+    vectors = tf.reshape(tf.cast(z_e, self.variable_dtype), [-1, self.embedding_dim])
     self.set_codebook(kmeans(vectors, self.num_embeddings, num_iterations, self.seed))
 
-  def encode(self, z_e) -> tf.Tensor:
-    """Codes of z_e, [..., D] -> int32 [...]."""
-    return nearest_code(z_e, self.codebook)
+  def encode(self, z_e, exact: bool = True) -> tf.Tensor:
+    """Codes of z_e, float [..., D] -> int32 [...].
+
+    Args:
+      z_e: Float [..., D].
+      exact: As for `tfvq.ops.nearest_code`; if True, a vector that is not finite has the code -1.
+    """
+    return nearest_code(z_e, self.codebook, exact)
 
   def decode(self, codes) -> tf.Tensor:
-    """Codebook vectors of codes, integers [...] in 0..K-1 -> float [..., D]."""
+    """Codebook vectors of codes, integers [...] in 0..K-1 -> float [..., D].
+
+    Raises:
+      ValueError: A code is out of its range. Only an eager call checks this.
+    """
+    codes = tf.convert_to_tensor(codes)
+    check_values(codes, self.num_embeddings, f"Codes of {self.name}")
     return tf.gather(self.codebook, codes)
 
   def call(self, z_e, training=False, mask=None):
     self._check_dim(z_e.shape)
+    if sum(isinstance(layer, VectorQuantizer) for layer in layers_of_call(self)) > 1:
+      self.usage.prefix = f"{self.name}_"
     codebook = self.codebook
     z_q, codes, losses = quantize(z_e, codebook, mask)
-    training = training and self.trainable
-    # Padded positions become codes of no class, which segment sums and histograms drop.
-    valid = codes if mask is None else tf.where(mask, codes, -1)
-    valid = tf.reshape(valid, [-1])
-    counts = tf.math.unsorted_segment_sum(tf.ones_like(valid, codebook.dtype), valid, self.num_embeddings)
-    self.usage.update_state(counts)
-    self.add_loss(self.commitment_cost * losses.commitment)
+    mask = expand_mask(mask, codes)
+    num_nonfinite = tf.math.count_nonzero(mask & (codes < 0))
+    # Padded positions become codes of no class, which segment sums drop.
+    codes = tf.reshape(tf.where(mask, codes, -1), [-1])
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(codes, codebook.dtype), codes, self.num_embeddings)
+    self.usage.update_state(counts, num_nonfinite)
+    self._add_latent_loss(self.commitment_cost * losses.commitment)
     if self.decay is None:
-      self.add_loss(losses.codebook)
-    elif training:
-      self._update_codebook(tf.stop_gradient(z_e), valid, counts)
+      self._add_latent_loss(losses.codebook)
+    elif training and self.trainable:
+      with keep_replica_losses(self):
+        self._update_codebook(tf.stop_gradient(z_e), codes, counts)
     return z_q
+
+  def _add_latent_loss(self, loss):
+    # Keras adds up losses of this type, whatever the layer's own is.
+    self.add_loss(tf.cast(loss, keras.config.floatx()))
 
   def _update_codebook(self, z_e, codes, counts):
     """Moves the codebook to the moving averages of the vectors of each code, then revives dead codes.
 
     Args:
       z_e: Float [..., D].
-      codes: Int32 [N], -1 at padded positions.
+      codes: Int32 [N], -1 at padded positions and where a vector is not finite.
       counts: Float [K], this replica's uses of each code.
     """
-    vectors = tf.reshape(tf.cast(z_e, self._codebook.dtype), [-1, self.embedding_dim])
+    vectors = tf.reshape(tf.cast(z_e, self.variable_dtype), [-1, self.embedding_dim])
+    valid = codes >= 0
+    # Zero times NaN would be NaN in the sums and in the reduction of candidates.
+    vectors = tf.where(valid[:, tf.newaxis], vectors, 0)
     sums = tf.math.unsorted_segment_sum(vectors, codes, self.num_embeddings)
     sums, counts, num_vectors = sum_over_replicas(sums, counts, one_hot_replica(tf.reduce_sum(counts)))
-    counts = self.decay * self._counts + (1 - self.decay) * counts
-    sums = self.decay * self._sums + (1 - self.decay) * sums
+    counts = self.decay * tf.convert_to_tensor(self._counts) + (1 - self.decay) * counts
+    sums = self.decay * tf.convert_to_tensor(self._sums) + (1 - self.decay) * sums
     if self.revival_threshold:
-      counts, sums = self._revive(counts, sums, vectors, codes >= 0, tf.cast(num_vectors, tf.int32))
+      counts, sums = self._revive(counts, sums, vectors, valid, tf.cast(num_vectors, tf.int32))
     # A code unused for thousands of steps has statistics too small to divide: it stays where it is.
     known = (counts > 1e-20)[:, tf.newaxis]
     codebook = tf.where(known, sums / tf.where(known, counts[:, tf.newaxis], 1), self.codebook)
@@ -193,7 +229,7 @@ class VectorQuantizer(keras.layers.Layer):
       counts: Moving counts, float [K].
       sums: Moving sums, float [K, D].
       vectors: This replica's vectors, float [N, D].
-      valid: Boolean [N], False at padded positions.
+      valid: Boolean [N], False at padded positions and where a vector is not finite.
       num_vectors: Valid vectors of every replica, int32 [num_replicas].
 
     Returns:

@@ -34,7 +34,15 @@ def sum_over_replicas(*values: tf.Tensor) -> list[tf.Tensor]:
   """
   if num_replicas() == 1:
     return list(values)
-  flat = tf.concat([tf.reshape(value, [-1]) for value in values], axis=0)
-  flat = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
+  flat = _sum_over_replicas(tf.concat([tf.reshape(value, [-1]) for value in values], axis=0))
   parts = tf.split(flat, [tf.size(value) for value in values])
   return [tf.reshape(part, tf.shape(value)) for part, value in zip(parts, values, strict=True)]
+
+
+def _sum_over_replicas(value):
+  context = tf.distribute.get_replica_context()
+  if isinstance(context.strategy, tf.distribute.MirroredStrategy) and "CPU" in str(context.devices):
+    # On one of the devices: collective operations of two strategies in one process take each other's keys.
+    reduce = lambda strategy, values: strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, values, values)
+    return context.merge_call(reduce, args=(value,))
+  return context.all_reduce(tf.distribute.ReduceOp.SUM, value)

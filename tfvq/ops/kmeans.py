@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfvq.ops.nearest_code import nearest_code
+from tfvq.ops.nearest_code import is_finite, nearest_code
 
 
 @tf.function
@@ -20,7 +20,8 @@ def kmeans(vectors: tf.Tensor, num_centres: int, num_iterations: int = 10, seed:
   """Centres of k-means by Lloyd's algorithm, begun at random vectors.
 
   Args:
-    vectors: Float [N, D], N >= 1; with fewer vectors than centres some centres coincide.
+    vectors: Float [N, D]; those that are not finite are left out. With fewer vectors than centres, some centres
+      coincide.
     num_centres: K >= 1.
     num_iterations: Rounds, >= 0.
     seed: Seed of the random choices.
@@ -29,12 +30,13 @@ def kmeans(vectors: tf.Tensor, num_centres: int, num_iterations: int = 10, seed:
     Centres, [K, D], dtype of `vectors`.
 
   Raises:
-    ValueError: There is no vector.
+    ValueError: There is no finite vector.
   """
   vectors = tf.convert_to_tensor(vectors)
+  vectors = tf.boolean_mask(vectors, is_finite(vectors))
   num_vectors = vectors.shape[0]
   if not num_vectors:
-    raise ValueError("k-means needs at least one vector.")
+    raise ValueError("k-means needs at least one finite vector.")
 
   def random_vectors(iteration):
     order = tf.random.experimental.stateless_shuffle(tf.range(num_vectors), [seed, iteration])

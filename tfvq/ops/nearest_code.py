@@ -1,50 +1,58 @@
-"""The look-up of the nearest codebook vector, in bounded memory."""
+"""The search for the nearest codebook vector, exact and in bounded memory."""
 
 import functools
 
 import tensorflow as tf
 
 # Size of one float32 table of scores, and its codes. Some tables fit the last-level cache of a server core complex
-# together, and they bound the memory of a look-up in a codebook of any size.
+# together, and they bound the memory of a search in a codebook of any size.
 _TABLE_BYTES = 16 * 2**20
 _TABLE_CODES = 2048
 
 # The best code is found in its group first: a maximum within groups is several times as fast as one argmax.
 _GROUP = 32
 
+# Vectors with a close call that are settled at once, and the codes that are compared for each of them.
+_SETTLED_ROWS = 64
+_CANDIDATES = 64
 
-def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
+
+def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor, exact: bool = True) -> tf.Tensor:
   """Returns the index of the codebook vector nearest to each vector, k = argmin_j ||z_e - e_j||.
 
-  Works in tables of some thousand vectors times some thousand codes, so that the extra memory stays below 100 MiB
-  whatever their numbers.
+  The search compares scores, one matrix product per table of some thousand vectors times some thousand codes, so that
+  the extra memory stays below 100 MiB for any number of vectors and codes. Vectors and codebook are centred first.
+  Where the scores of two codes differ by less than rounding can explain, squared differences decide.
 
   Reference: arXiv 1711.00937, eq. 1-2.
 
   Args:
     z_e: Float vectors, [..., D]; any leading dimensions, unknown or zero ones included.
-    codebook: Float codebook, [K, D], K >= 1.
+    codebook: Float codebook, [K, D], K >= 1. A code that is not finite is never the nearest.
+    exact: Whether to settle close calls and to mark vectors that are not finite. Graphs for devices do without: there,
+      a close call may go either way, and the code of a vector that is not finite is arbitrary.
 
   Returns:
-    Codes, int32 [...], in 0..K-1; of equally near codes the lowest. Distances are computed in float32, or in float64
-    if either argument is float64.
+    Codes, int32 [...], in 0..K-1; of equally near codes the lowest; -1 for a vector that is not finite. All is computed
+    in float32, or in float64 if either argument is float64.
   """
   z_e, codebook = tf.convert_to_tensor(z_e), tf.convert_to_tensor(codebook)
   dtype = tf.float64 if tf.float64 in (z_e.dtype, codebook.dtype) else tf.float32
   codebook = tf.cast(codebook, dtype)
-  num_codes, dim = codebook.shape
+  dim = codebook.shape[1]
   leading_shape = tf.shape(z_e)[:-1]
   vectors = tf.reshape(tf.cast(z_e, dtype), [-1, dim])
 
-  tables = _score_tables(codebook)
-  rows = _TABLE_BYTES // (dtype.size * tables.shape[-1])
-  search = functools.partial(_search, tables=tables)
+  tables = _Tables(codebook)
+  search = functools.partial(_search, tables=tables, exact=exact)
+  rows = _TABLE_BYTES // (dtype.size * tables.table_codes)
   if vectors.shape[0] is not None and vectors.shape[0] <= rows:
     codes = search(vectors)
   else:
     num_vectors = tf.shape(vectors)[0]
-    padding = -num_vectors % rows
-    chunks = tf.reshape(tf.pad(vectors, [[0, padding], [0, 0]]), [-1, rows, dim])
+    padding = (rows - num_vectors % rows) % rows  # ONNX has no other remainder of a negative number
+    # Padding is not finite: then it has no close calls to settle.
+    chunks = tf.reshape(tf.pad(vectors, [[0, padding], [0, 0]], constant_values=float("nan")), [-1, rows, dim])
     # Two at a time in a graph: one is multiplied while another is searched.
     iterations = 1 if tf.executing_eagerly() else 2
     spec = tf.TensorSpec([rows], tf.int32)
@@ -55,45 +63,142 @@ def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor) -> tf.Tensor:
   return codes
 
 
-def _score_tables(codebook):
-  """Matrices that turn vectors into scores, [K, D] -> [tables, D + 1, codes of a table].
+def is_finite(vectors: tf.Tensor) -> tf.Tensor:
+  """Whether a vector's squared norm is a finite number, float [..., D] -> bool [...]."""
+  return tf.reduce_sum(tf.square(vectors), axis=-1) <= vectors.dtype.max
+
+
+class _Tables:
+  """A codebook as matrices that turn vectors into scores, the higher the nearer.
 
   argmin ||z - e||^2 = argmax z.e - ||e||^2 / 2, since ||z||^2 is the same for every code. The second term meets a one
-  at the end of z. Codes that fill up the last table score too little to be chosen.
+  at the end of z.
+
+  Attributes:
+    codebook: The codebook, filled up with zeros to whole tables, [tables * table_codes, D].
+    centre: Where most codes are, [D], subtracted from vectors and codes: scores keep their digits far from zero.
+    scores: [tables, D + 1, table_codes].
+    longest: Norm of the longest centred code.
+    lowest: Score of what is never chosen: codes that are not finite, or that fill up the last table.
   """
-  num_codes, dim = codebook.shape
-  scores = tf.concat([codebook, -0.5 * tf.reduce_sum(tf.square(codebook), axis=-1, keepdims=True)], axis=-1)
-  table_codes = min(_TABLE_CODES, -(-num_codes // _GROUP) * _GROUP)
-  num_missing = -num_codes % table_codes
-  # The lowest float32 itself would become -inf among the bfloat16 parts of `split_matmul`.
-  lowest = tf.constant(codebook.dtype.min / 2, codebook.dtype)
-  filling = tf.concat([tf.zeros([num_missing, dim], codebook.dtype), tf.fill([num_missing, 1], lowest)], axis=-1)
-  scores = tf.reshape(tf.concat([scores, filling], axis=0), [-1, table_codes, dim + 1])
-  return tf.transpose(scores, [0, 2, 1])
+
+  def __init__(self, codebook):
+    num_codes, dim = codebook.shape
+    finite = is_finite(codebook)[:, tf.newaxis]
+    codebook = tf.where(finite, codebook, 0)
+    self.centre = _centre(codebook, tf.cast(finite, codebook.dtype))
+    # The lowest float32 itself would become -inf among the bfloat16 parts of `split_matmul`.
+    self.lowest = tf.constant(codebook.dtype.min / 2, codebook.dtype)
+    self.table_codes = min(_TABLE_CODES, -(-num_codes // _GROUP) * _GROUP)
+    num_missing = -num_codes % self.table_codes
+    self.num_tables = (num_codes + num_missing) // self.table_codes
+
+    centred = tf.where(finite, codebook - self.centre, 0)
+    squares = tf.reduce_sum(tf.square(centred), axis=-1, keepdims=True)
+    self.longest = tf.sqrt(tf.reduce_max(squares))
+    biases = tf.where(finite, -0.5 * squares, self.lowest)
+    biases = tf.pad(biases, [[0, num_missing], [0, 0]], constant_values=self.lowest)
+    self.codebook, centred = (tf.pad(rows, [[0, num_missing], [0, 0]]) for rows in (codebook, centred))
+    scores = tf.reshape(tf.concat([centred, biases], axis=-1), [-1, self.table_codes, dim + 1])
+    self.scores = tf.transpose(scores, [0, 2, 1])
 
 
-def _search(vectors, tables):
-  """Index of the highest score over all tables, [N, D] -> int32 [N]."""
-  num_tables, _, table_codes = tables.shape
-  vectors = tf.concat([vectors, tf.ones_like(vectors[:, :1])], axis=-1)
+def _centre(codebook, weights):
+  """A mean of the codes, [K, D] with weights [K, 1] -> [D], that a few codes far from all others hardly move."""
+  mean = tf.reduce_sum(weights * codebook, axis=0) / tf.maximum(tf.reduce_sum(weights), 1)
+  squares = tf.reduce_sum(tf.square(codebook - mean), axis=-1, keepdims=True)
+  weights = weights * tf.reduce_mean(squares) / (squares + 1e-6 * tf.reduce_mean(squares) + 1e-30)
+  return mean + tf.math.divide_no_nan(tf.reduce_sum(weights * (codebook - mean), axis=0), tf.reduce_sum(weights))
 
-  def search_table(table):
-    scores = tf.reshape(_exact_matmul(vectors, tables[table]), [-1, table_codes // _GROUP, _GROUP])
-    group_scores = tf.reduce_max(scores, axis=-1)
+
+def _search(vectors, tables, exact):
+  """Nearest codes over all tables, [N, D] -> int32 [N]."""
+  centred = vectors - tables.centre
+  extended = tf.concat([centred, tf.ones_like(centred[:, :1])], axis=-1)
+  squares = tf.reduce_sum(tf.square(centred), axis=-1)
+  finite = squares <= vectors.dtype.max
+  norms = tf.sqrt(squares)
+
+  def tolerance_of(scores):
+    """Twice the rounding error of a score, given the best one; both are [N]."""
+    distances = tf.sqrt(tf.maximum(squares - 2 * scores, 0))
+    # Only codes about as near as the best one matter. Their norms are below the sum of the other two sides.
+    longest = tf.minimum(2 * (norms + distances), tables.longest)
+    # The error grows like the square root of the number of terms.
+    return 4 * _epsilon(vectors.dtype) * (vectors.shape[1] + 1) ** 0.5 * longest * (norms + longest / 2)
+
+  def search_table(table, codes, best_scores):
+    """Takes the best codes so far and their scores; gives those with one more table."""
+    scores = _exact_matmul(extended, tables.scores[table])
+    groups = tf.reshape(scores, [-1, tables.table_codes // _GROUP, _GROUP])
+    group_scores = tf.reduce_max(groups, axis=-1)
     group = tf.argmax(group_scores, axis=-1, output_type=tf.int32)
-    best_group = tf.gather(scores, group, axis=1, batch_dims=1)
-    return group * _GROUP + tf.argmax(best_group, axis=-1, output_type=tf.int32), tf.reduce_max(group_scores, axis=-1)
+    best_group = tf.gather(groups, group, axis=1, batch_dims=1)
+    table_codes = group * _GROUP + tf.argmax(best_group, axis=-1, output_type=tf.int32) + table * tables.table_codes
+    table_scores = tf.reduce_max(group_scores, axis=-1)
+    new_scores = tf.maximum(table_scores, best_scores)
+    new_codes = tf.where(table_scores > best_scores, table_codes, codes)
+    if exact and vectors.shape[0]:
+      threshold = (new_scores - tolerance_of(new_scores))[:, tf.newaxis]
+      # A clear winner is counted as a code of its group and as a group, or as the best code so far.
+      num_near = sum(
+        tf.reduce_sum(tf.cast(found >= threshold, tf.int32), axis=-1)
+        for found in (best_group, group_scores, best_scores[:, tf.newaxis])
+      )
+      is_close = finite & (num_near > 2)
+      new_codes = _settle(vectors, tables, table, scores, (codes, best_scores), new_codes, is_close)
+    return table + 1, new_codes, new_scores
 
-  def better_of(table, codes, best_scores):
-    table_best, table_scores = search_table(table)
-    better = table_scores > best_scores
-    codes = tf.where(better, table_best + table * table_codes, codes)
-    return table + 1, codes, tf.where(better, table_scores, best_scores)
+  begin = (0, tf.zeros_like(vectors[:, 0], tf.int32), tf.fill(tf.shape(vectors)[:1], tables.lowest))
+  if tables.num_tables == 1:
+    _, codes, _ = search_table(*begin)
+  else:
+    _, codes, _ = tf.while_loop(lambda table, *_: table < tables.num_tables, search_table, begin, parallel_iterations=1)
+  return tf.where(finite, codes, -1) if exact else codes
 
-  first = search_table(0)
-  if num_tables == 1:
-    return first[0]
-  return tf.while_loop(lambda table, *_: table < num_tables, better_of, (1, *first), parallel_iterations=1)[1]
+
+def _settle(vectors, tables, table, scores, best_before, codes, is_close):
+  """Chooses again where scores do not tell codes apart, by exact distances.
+
+  Args:
+    vectors: [N, D].
+    tables: The codebook.
+    table: Index of the table.
+    scores: Scores of the table's codes, [N, table_codes].
+    best_before: Best codes of the tables before this one, int32 [N], and their scores, [N].
+    codes: Best codes as the scores have it, int32 [N].
+    is_close: Boolean [N].
+
+  Returns:
+    Codes, int32 [N].
+  """
+  num_vectors = vectors.shape[0]
+  num_rows = min(_SETTLED_ROWS, num_vectors)
+  num_candidates = min(_CANDIDATES, tables.table_codes)
+
+  def settle_rows(codes, is_close):
+    # The first vectors with a close call. Any others among these rows gain nothing and lose nothing.
+    rows = tf.math.top_k(is_close, num_rows).indices
+    candidate_scores, candidates = tf.math.top_k(tf.gather(scores, rows), num_candidates)
+    codes_before, scores_before = (tf.gather(values, rows)[:, tf.newaxis] for values in best_before)
+    candidates = tf.concat([candidates + table * tables.table_codes, codes_before], axis=-1)
+    is_code = tf.concat([candidate_scores, scores_before], axis=-1) > tables.lowest / 2
+    differences = tf.gather(tables.codebook, candidates) - tf.gather(vectors, rows)[:, tf.newaxis]
+    distances = tf.where(is_code, tf.reduce_sum(tf.square(differences), axis=-1), vectors.dtype.max)
+    nearest = tf.reduce_min(distances, axis=-1, keepdims=True)
+    chosen = tf.reduce_min(tf.where(distances == nearest, candidates, tf.int32.max), axis=-1)
+    # Additions, as TensorFlow Lite has no operation that sets some elements.
+    change = lambda values: tf.scatter_nd(rows[:, tf.newaxis], values, [num_vectors])
+    return codes + change(chosen - tf.gather(codes, rows)), is_close - change(tf.gather(is_close, rows))
+
+  settled = tf.while_loop(
+    lambda codes, is_close: tf.reduce_max(is_close) > 0, settle_rows, (codes, tf.cast(is_close, tf.int32))
+  )
+  return settled[0]
+
+
+def _epsilon(dtype):
+  return 2.0**-23 if dtype == tf.float32 else 2.0**-52
 
 
 def _exact_matmul(a, b):

@@ -18,12 +18,15 @@ class Quantized(NamedTuple):
   """What `quantize` returns."""
 
   z_q: tf.Tensor  # [..., D], dtype of z_e; its gradient is copied straight through to z_e
-  codes: tf.Tensor  # int32 [...]
+  codes: tf.Tensor  # int32 [...]; -1 where z_e is not finite
   losses: LatentLosses
 
 
 def quantize(z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None) -> Quantized:
   """Replaces each vector by its nearest codebook vector, with the straight-through gradient.
+
+  A vector that is not finite has the code -1. It counts in no loss, its z_q is the first codebook vector, and no
+  gradient flows to it.
 
   Reference: arXiv 1711.00937, eq. 1-3.
   Deviation: the latent losses are means over all elements; the paper sums over D.
@@ -31,26 +34,36 @@ def quantize(z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None)
   Args:
     z_e: Encoder outputs, float [..., D].
     codebook: Float [K, D].
-    mask: Boolean [...], False at padded positions, which are quantised but count in no loss.
+    mask: Boolean, False at padded positions, which are quantised but count in no loss. Its shape is that of the codes,
+      or the leading dimensions of it.
 
   Returns:
     A `Quantized` (z_q, codes, losses).
   """
   codes = nearest_code(tf.stop_gradient(z_e), tf.stop_gradient(codebook))
-  e = tf.gather(codebook, codes)
-  z = tf.cast(z_e, e.dtype)
+  finite = codes >= 0
+  e = tf.gather(codebook, tf.maximum(codes, 0))
+  z = tf.where(finite[..., tf.newaxis], tf.cast(z_e, e.dtype), tf.stop_gradient(e))
+  counted = finite & expand_mask(mask, codes)
   losses = LatentLosses(
-    codebook=_masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), mask),
-    commitment=_masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), mask),
+    codebook=_masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted),
+    commitment=_masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted),
   )
-  z_q = tf.cast(z + tf.stop_gradient(e - z), z_e.dtype)
-  return Quantized(z_q, codes, losses)
+  # The codebook vector itself, to the bit: the difference is zero, and carries the gradient.
+  z_q = tf.stop_gradient(e) + (z - tf.stop_gradient(z))
+  return Quantized(tf.cast(z_q, z_e.dtype), codes, losses)
+
+
+def expand_mask(mask: tf.Tensor | None, codes: tf.Tensor) -> tf.Tensor:
+  """A mask with the shape of codes [...], True everywhere if it is None; missing last dimensions are filled up."""
+  if mask is None:
+    return tf.ones_like(codes, tf.bool)
+  mask = tf.cast(mask, tf.bool)
+  mask = mask[(..., *[tf.newaxis] * (codes.shape.rank - mask.shape.rank))]
+  return tf.broadcast_to(mask, tf.shape(codes))
 
 
 def _masked_mean(values, mask):
   """Mean over all elements of `values` [..., D] where `mask` [...] is True; zero if there are none."""
-  if mask is None:
-    return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype))
-  mask = tf.cast(mask, values.dtype)[..., tf.newaxis]
-  count = tf.reduce_sum(mask) * tf.cast(tf.shape(values)[-1], values.dtype)
-  return tf.math.divide_no_nan(tf.reduce_sum(values * mask), count)
+  per_vector = tf.where(mask, tf.reduce_mean(values, axis=-1), 0)
+  return tf.math.divide_no_nan(tf.reduce_sum(per_vector), tf.reduce_sum(tf.cast(mask, values.dtype)))
