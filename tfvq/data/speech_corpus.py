@@ -18,7 +18,7 @@ from tfvq.files import read_json
 from tfvq.ops.loudness import FRAME_SAMPLES
 
 SPLITS = ("train", "validation", "held_out")
-VERSION = 2  # of the records and of the manifest
+VERSION = 3  # of the records and of the manifest; before 3, recordings could be swapped
 STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
 NUM_PHONE_FIELDS = 5  # ids of the phone, of the one before and the one after; place in it in percent; length in frames
 
@@ -48,7 +48,10 @@ class SpeechCorpus:
     self._folder = pathlib.Path(folder)
     self._manifest = read_json(self._folder / "manifest.json")
     if self._manifest["version"] != VERSION:
-      raise UserError(f"{folder} holds a corpus of another version: delete it and run the stage `data` again.")
+      raise UserError(
+        f"{folder} holds a corpus of version {self._manifest['version']}, and this program reads version {VERSION}: "
+        f"delete {folder} and run the stage `data` again."
+      )
     check_shards(self._folder, self._manifest["shards"], "data")
 
   @property

@@ -1,11 +1,12 @@
 """Recordings made into a corpus: silences shortened, level, split by sentence, written as shards."""
 
 import collections
+import concurrent.futures
 import hashlib
+import os
 import pathlib
 
 import numpy as np
-import tensorflow as tf
 import tqdm
 
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
@@ -23,7 +24,7 @@ _SHARD_SAMPLES = 256 * STRETCH_SAMPLES
 def prepare_corpus(folder, recordings) -> None:
   """Reads, prepares and writes recordings.
 
-  What cannot be read is left out, told of, and listed in the manifest, which is written last.
+  What cannot be read is left out, reported, and listed in the manifest, which is written last.
 
   Args:
     folder: Where to write.
@@ -125,31 +126,30 @@ def _read(recordings):
   Yields:
     `(recording, audio, its phones, which frames of the recording are left in it, what is wrong with it or "")`.
   """
-  waiting = {}
+  num_threads = os.cpu_count() or 1
+  pending = collections.deque()
+  executor = concurrent.futures.ThreadPoolExecutor(num_threads)
+  try:
+    for recording in recordings:
+      pending.append((recording, executor.submit(_read_one, recording)))
+      if len(pending) > 2 * num_threads:  # no more, for the memory's sake
+        recording, future = pending.popleft()
+        yield recording, *future.result()
+    while pending:
+      recording, future = pending.popleft()
+      yield recording, *future.result()
+  finally:
+    executor.shutdown(cancel_futures=True)
 
-  def indices():
-    for index, recording in enumerate(recordings):
-      waiting[index] = recording, ()
-      yield index
 
-  def read(index):
-    recording, _ = waiting[int(index)]
-    try:
-      audio, phones = recording.read()
-    except UserError as error:
-      return np.zeros(0, np.float32), np.zeros(0, bool), str(error)
-    waiting[int(index)] = recording, phones
-    kept = frames_to_keep(audio)
-    audio = level(_frames(audio)[kept].reshape(-1))
-    return audio, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
-
-  dataset = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec([], tf.int64)).map(
-    lambda index: (index, *tf.py_function(read, [index], [tf.float32, tf.bool, tf.string])),
-    num_parallel_calls=tf.data.AUTOTUNE,
-  )
-  for index, audio, kept, error in dataset.as_numpy_iterator():
-    recording, phones = waiting.pop(int(index))
-    yield recording, audio, phones, kept, error.decode()
+def _read_one(recording):
+  try:
+    audio, phones = recording.read()
+  except UserError as error:
+    return np.zeros(0, np.float32), (), np.zeros(0, bool), str(error)
+  kept = frames_to_keep(audio)
+  audio = level(_frames(audio)[kept].reshape(-1))
+  return audio, phones, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
 
 
 def _frames(audio):
