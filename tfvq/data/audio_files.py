@@ -29,8 +29,8 @@ class AudioReader:
   """A WAV, FLAC, MP3 or Ogg file of any number of channels and a sample rate of 1 to 768 kHz.
 
   Channels are averaged and the audio is resampled. Where the average cancels nearly all sound, as with two channels of
-  opposite sign, the loudest channel is taken instead; the first ten seconds of the first minute that are not digital
-  silence decide.
+  opposite sign, the first channel that has sound is taken instead. This is decided once for the whole file, by the
+  first ten seconds that are not digital silence, within its first minute.
 
   Parts are read without the rest, so that a long file needs no more memory than a short one. Readers share nothing:
   many may be used at once, each by one thread.
@@ -42,9 +42,12 @@ class AudioReader:
 
   Raises:
     UserError: There is no such file, it cannot be decoded, or it holds no samples.
+    ValueError: There is no such backend.
   """
 
   def __init__(self, source, name: str = "standard input", backend: str = "soundfile"):
+    if backend not in ("soundfile", "tensorflow_io"):
+      raise ValueError(f"There is no backend {backend!r}: choose soundfile or tensorflow_io.")
     if backend == "tensorflow_io":
       from tfvq.data import tensorflow_io_decoder  # an optional package
 
@@ -109,7 +112,9 @@ class AudioReader:
       num_seconds += frames.any()
       if num_seconds == _PROBE_SECONDS:
         break
-    return int(powers.argmax()) if mean_power < _LEAST_SHARE * powers.mean() else None
+    if mean_power >= _LEAST_SHARE * powers.mean():
+      return None
+    return int(np.argmax(powers >= powers.max() / 2))
 
 
 def _open_file(path):
