@@ -54,6 +54,8 @@ def long_wav(data, size, magic):
 _SAMPLES = pcm(tone(0.5))
 _LIST = chunk(b"LIST", b"INFOISFT\x09\0\0\0Some tool")
 _FLAC = encoded(tone(0.5), format="FLAC")
+_MP3_TONE = encoded(tone(0.5), format="MP3")
+_COUNT = _MP3_TONE[21:25]  # of frames, after the header of 4 bytes, 9 of side information, "Info" and flags
 _STREAMS = {
   f"size_{size:x}": wav(_SAMPLES, data_size=size) for size in (0, 0x7FFFF000, 0x80000000, 0xFFFFFFF8, 2**32 - 1)
 }
@@ -98,7 +100,8 @@ VALID = {
   "stream_after_list": wav(_SAMPLES, between=_LIST, data_size=2**32 - 1),
   "flac_of_unknown_length": flac_of_length(0),
   "flac_after_id3": b"ID3\3\0\0\0\0\1\0" + bytes(128) + _FLAC,
-  "mp3_with_tags": b"ID3\3\0\0\0\0\1\0" + bytes(128) + encoded(tone(0.5), format="MP3") + b"TAG" + bytes(125),
+  "mp3_that_counts_its_first_frame": _MP3_TONE.replace(_COUNT, struct.pack(">I", struct.unpack(">I", _COUNT)[0] + 1)),
+  "mp3_with_tags": b"ID3\3\0\0\0\0\1\0" + bytes(128) + _MP3_TONE + b"TAG" + bytes(125),
 }
 
 # What is wrong with each.

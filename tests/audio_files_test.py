@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 import wave
 
 import numpy as np
@@ -187,6 +188,13 @@ def test_samples_that_are_not_finite_are_refused(value, tmp_path):
   soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE_HZ, subtype="FLOAT")
   with pytest.raises(UserError, match="holds samples that are not finite"):
     AudioReader(tmp_path / "a.wav").read()
+
+
+def test_infinite_channels_of_opposite_sign_are_refused_without_warnings():
+  file = encoded(np.tile([np.inf, -np.inf], [1000, 1]), format="WAV", subtype="FLOAT")
+  with warnings.catch_warnings(), pytest.raises(UserError, match="holds samples that are not finite"):
+    warnings.simplefilter("error")
+    AudioReader(io.BytesIO(file)).read()
 
 
 def test_wav_files_are_16_bit_mono(tmp_path):

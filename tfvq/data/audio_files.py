@@ -82,21 +82,24 @@ class AudioReader:
     # Parts begin at whole seconds, where samples of both rates coincide, and one second before if they are resampled.
     first_second = max(0, start // SAMPLE_RATE_HZ - (rate_hz != SAMPLE_RATE_HZ))
     file_stop = int(np.ceil((stop / SAMPLE_RATE_HZ + _MARGIN_SECONDS) * rate_hz))
-    samples = self._read_mono(first_second * rate_hz, min(self._decoder.num_frames, file_stop))
+    samples = self._read_mono(first_second * rate_hz, min(file_stop, self._decoder.num_frames))
     offset = first_second * SAMPLE_RATE_HZ
     samples = resampled(samples, rate_hz)[start - offset : stop - offset]
     return np.pad(samples, [0, stop - start - len(samples)])
 
   def _read_mono(self, start, stop):
-    block_frames = max(1, _BLOCK_SAMPLES // self._decoder.num_channels)
+    channel, block_frames = self._channel, max(1, _BLOCK_SAMPLES // self._decoder.num_channels)
     blocks = [np.zeros(0, np.float32)]
     for position in range(start, stop, block_frames):
-      frames = self._decoder.read(position, min(stop, position + block_frames))
-      if not (np.abs(frames) <= _LARGEST).all():
-        raise UserError(f"{self.name} holds samples that are not finite numbers of at most 2^31.")
-      mono = frames.mean(axis=1, dtype=np.float32) if self._channel is None else frames[:, self._channel]
-      blocks.append(np.ascontiguousarray(mono))
+      frames = self._read_frames(position, min(stop, position + block_frames))
+      blocks.append(frames.mean(axis=1, dtype=np.float32) if channel is None else frames[:, channel].copy())
     return np.concatenate(blocks)
+
+  def _read_frames(self, start, stop):
+    frames = self._decoder.read(start, min(stop, self._decoder.num_frames))
+    if not (np.abs(frames) <= _LARGEST).all():
+      raise UserError(f"{self.name} holds samples that are not finite numbers of at most 2^31.")
+    return frames
 
   @functools.cached_property
   def _channel(self):
@@ -106,7 +109,7 @@ class AudioReader:
       return 0
     mean_power, powers, num_seconds = 0.0, np.zeros(decoder.num_channels), 0
     for start in range(0, min(decoder.num_frames, _MAX_PROBE_SECONDS * decoder.rate_hz), decoder.rate_hz):
-      frames = decoder.read(start, min(decoder.num_frames, start + decoder.rate_hz)).astype(np.float64)
+      frames = self._read_frames(start, start + decoder.rate_hz).astype(np.float64)
       mean_power += np.square(frames.mean(axis=1)).sum()
       powers += np.square(frames).sum(axis=0)
       num_seconds += frames.any()

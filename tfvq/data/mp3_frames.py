@@ -13,8 +13,9 @@ _KILOBITS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KILOBITS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8000)}  # by version bits
 
-_MAX_BYTES_BEFORE = 65_536  # of a file cut anywhere; a frame has at most 1441
-_FRAMES_IN_A_ROW = 3  # make sure that it is MP3
+_MAX_FRAME_BYTES = 1441
+_MAX_BYTES_BEFORE = 65_536  # before the first frame of a file that was cut anywhere
+_FRAMES_IN_A_ROW = 3  # fewer may be chance
 
 
 def counted_header(file, name: str, position: int):
@@ -23,11 +24,11 @@ def counted_header(file, name: str, position: int):
   Args:
     file: The file, binary and seekable.
     name: Its name, for errors.
-    position: Where to look, after the tags at its beginning.
+    position: Byte position after the tags at its beginning.
 
   Returns:
-    A first frame that tells the length, empty if the file has one, and the byte positions of the first frame and of the
-    end of the last. None if it is no MP3 file.
+    A first frame that holds the length, and the byte positions of the first frame to follow it and of the end of the
+    last. None if it is not an MP3 file.
 
   Raises:
     UserError: The file breaks off, is damaged, or is several files joined.
@@ -36,22 +37,24 @@ def counted_header(file, name: str, position: int):
   if first is None:
     return None
   file.seek(first)
-  head = file.read(200)
+  head = file.read(_MAX_FRAME_BYTES).ljust(_MAX_FRAME_BYTES, b"\0")
   side_bytes = _side_bytes(head)
   count, end = _count_frames(file, first)
   if _find_frames(file, end, None) is not None:
     raise UserError(f"{name} is damaged, or is several MP3 files joined: convert it to one WAV file.")
-  told = head[4 + side_bytes :]
-  if told[:4] in (b"Xing", b"Info") and told[7] & 1:
-    claimed = struct.unpack_from(">I", told, 8)[0]
-    if claimed > count - 1:
-      raise UserError(f"{name} breaks off: its header claims {claimed} frames of MP3, and {count - 1} are there.")
-    if claimed < count - 1:
+  info = head[4 + side_bytes :]
+  if info[:4] in (b"Xing", b"Info") and info[7] & 1:
+    claimed, following = struct.unpack_from(">I", info, 8)[0], count - 1
+    if claimed > following + 1:  # some encoders count this frame too
+      raise UserError(f"{name} breaks off: its header claims {claimed} frames of MP3, and {following} are there.")
+    if claimed < following - 1:
       raise UserError(
-        f"{name} is several MP3 files joined: its header claims {claimed} frames, and {count - 1} are there; convert "
+        f"{name} is several MP3 files joined: its header claims {claimed} frames, and {following} are there; convert "
         "it to one WAV file."
       )
-    return b"", first, end
+    info_bytes = _frame_bytes(head)
+    frame = head[: 12 + side_bytes] + struct.pack(">I", following) + head[16 + side_bytes : info_bytes]
+    return frame, first + info_bytes, end
   header = bytes([0xFF, head[1] | 1, 0x50 | (head[2] & 0x0C), head[3]])
   frame = header + bytes(side_bytes) + b"Xing" + struct.pack(">II", 1, count)
   return frame.ljust(_frame_bytes(header), b"\0"), first, end
