@@ -48,11 +48,13 @@ class TensorflowIoDecoder:
     content = header.stream.read()
     if len(content) > _MAX_BYTES:
       raise UserError(f"{name} has 2 GiB or more, which tensorflow-io cannot decode: use the backend soundfile.")
-    # tensorflow-io takes memory for the length that a header claims, and never ends for some that are wrong.
+    # tensorflow-io allocates memory for the length that a header claims, and does not end for some that are wrong.
     if header.count_frames() != header.num_frames:
       raise UserError(f"{name} breaks off or is damaged: it could not be decoded to its end.")
     try:
       frames = _decode(audio, header, content, name)
+    except NotImplementedError as error:  # tensorflow-io loads its library on first use
+      raise _not_loaded() from error
     except tf.errors.OpError as error:
       raise UserError(f"{name} could not be decoded by tensorflow-io: use the backend soundfile.") from error
     if frames.shape != (self.num_frames, self.num_channels):
@@ -77,7 +79,7 @@ def _decode(audio, header, content, name):
     frames = audio.decode_flac(_with_length(content, header.num_frames), dtype=_TYPES[subtype]).numpy()
   else:
     frames = audio.decode_wav(content, dtype=_TYPES[subtype]).numpy()
-  if subtype == "PCM_32":  # handed out as if the bits were those of floats
+  if subtype == "PCM_32":  # returned as floats of the same bits
     frames = frames.view(np.int32)
   if subtype == "PCM_U8":
     return (frames.astype(np.float32) - 128) / 128
@@ -85,7 +87,7 @@ def _decode(audio, header, content, name):
 
 
 def _with_length(content, num_frames):
-  """A FLAC file with the length that it has in its header, where it may be zero for an unknown one."""
+  """A FLAC file with its length written into its header, which may say zero for an unknown length."""
   fields = int.from_bytes(content[18:26], "big") >> 36 << 36 | num_frames
   return content[:18] + fields.to_bytes(8, "big") + content[26:]
 
@@ -94,8 +96,12 @@ def _tensorflow_io():
   try:
     import tensorflow_io
   except Exception as error:  # a library built for another TensorFlow fails in many ways
-    raise UserError(
-      "The backend tensorflow_io could not be loaded: install the versions of requirements.txt, or use the backend "
-      "soundfile."
-    ) from error
+    raise _not_loaded() from error
   return tensorflow_io
+
+
+def _not_loaded():
+  return UserError(
+    "The backend tensorflow_io could not be loaded: install the versions of requirements.txt, or use the backend "
+    "soundfile."
+  )
