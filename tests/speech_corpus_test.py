@@ -1,3 +1,4 @@
+import json
 import pathlib
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_a_damaged_corpus_is_refused(tmp_path):
   shard.unlink()
   with pytest.raises(UserError, match="is missing"):
     SpeechCorpus(tmp_path)
+
+
+def test_a_corpus_of_an_earlier_version_is_refused(tmp_path):
+  prepare_corpus(tmp_path / "data", fake_recordings())
+  manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+  (tmp_path / "data" / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+  sentence = f"holds a corpus of version 2, and this program reads version 3: delete {tmp_path}/data and run the stage"
+  with pytest.raises(UserError, match=sentence):
+    SpeechCorpus(tmp_path / "data")
 
 
 def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):

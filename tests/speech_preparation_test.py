@@ -1,11 +1,16 @@
+import os
+import time
+
 import numpy as np
 import pytest
+import soundfile
 
 from tests.sound import fake_recordings, tone
+from tfvq.configs import common
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.speech_corpus import SpeechCorpus
-from tfvq.data.speech_preparation import frames_to_keep, level, phone_frames, prepare_corpus, split_of
-from tfvq.data.speech_sources import Recording
+from tfvq.data.speech_preparation import _read, frames_to_keep, level, phone_frames, prepare_corpus, split_of
+from tfvq.data.speech_sources import Recording, find_recordings
 from tfvq.errors import UserError
 from tfvq.ops.loudness import frame_powers, gain_to_level
 
@@ -49,6 +54,56 @@ def test_recordings_of_no_use_are_an_error(tmp_path):
     prepare_corpus(tmp_path, fake_recordings(4, ("ann",), broken={(index, "ann") for index in range(4)}))
   with pytest.raises(UserError, match="none of the 2 is left for the split 'validation'; give 60 or more"):
     prepare_corpus(tmp_path, fake_recordings(2, ("ann",)))
+
+
+@pytest.mark.parametrize("format", ["wav", "ogg"])
+def test_each_of_hundreds_of_recordings_keeps_its_own_sound(format, tmp_path):
+  """Tones, named by their frequencies, through the preparation of a folder."""
+  frequencies_hz = np.arange(200, 4200, 10)
+  (tmp_path / "in" / "ann").mkdir(parents=True)
+  for frequency_hz in frequencies_hz:
+    samples = tone(0.5, 44_100, frequency_hz)
+    soundfile.write(tmp_path / "in" / "ann" / f"{frequency_hz:04d}.{format}", samples, 44_100)
+  recordings = find_recordings(common.speech_data(source="folder", folder=str(tmp_path / "in")))
+  prepare_corpus(tmp_path / "out", recordings)
+  corpus = SpeechCorpus(tmp_path / "out")
+  peak_hz = lambda audio: np.argmax(np.abs(np.fft.rfft(audio * np.hanning(len(audio))))) * SAMPLE_RATE_HZ / len(audio)
+  clips = [clip for split in ("validation", "held_out") for clip in corpus.clips(split)]
+  assert len(clips) > 30
+  for clip in clips:
+    assert abs(peak_hz(clip.audio) - int(clip.name[4:])) <= 2
+  # The others stand one after another in stretches, in the order of their names.
+  expected = [hertz for hertz in frequencies_hz if split_of(f"{hertz:04d}") == "train"]
+  stretches = np.concatenate([clip.audio for clip in corpus.clips("train")])
+  for frequency_hz, audio in zip(expected, stretches[: 8000 * len(expected)].reshape(-1, 8000), strict=True):
+    assert abs(peak_hz(audio) - frequency_hz) <= 2
+
+
+def test_recordings_are_read_in_order_and_few_ahead():
+  """Some take longer than others, and together they do not fit into memory."""
+  num_taken = 0
+
+  def recordings():
+    nonlocal num_taken
+    for index in range(200):
+      num_taken += 1
+      yield Recording(str(index), "ann", lambda index=index: slow_tone(0.01 * (index % 3 == 0)))
+
+  def slow_tone(seconds):
+    time.sleep(seconds)
+    return tone(0.3), ()
+
+  for index, (recording, audio, *_) in enumerate(_read(recordings())):
+    assert recording.name == str(index) and len(audio) == 4800
+    assert num_taken - index <= 2 * os.cpu_count() + 1
+  assert num_taken == 200
+
+
+def test_an_error_of_the_program_ends_the_preparation(tmp_path):
+  recordings = fake_recordings()
+  recordings[7] = Recording("seven", "ann", lambda: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    prepare_corpus(tmp_path, recordings)
 
 
 def test_phones_go_with_their_frames():

@@ -76,7 +76,7 @@ def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
   (read.parent / "lab").mkdir()
   (read.parent / "lab" / "ru_0001.lab").write_text("separator ;\n#\n0.2 125 pau\n  0.5 125 a\n\n")
   assert recordings[0].read()[1] == ((0.2, "pau"), (0.5, "a"))
-  with pytest.raises(UserError, match="fillets has no language 'en'; choose of cs, nl"):
+  with pytest.raises(UserError, match="fillets has no language 'en'; choose from cs, nl"):
     find_recordings(common.speech_data(source="fillets", languages=("en",), cache=str(tmp_path)))
   with pytest.raises(UserError, match="package fillets-ng-data-nl needs apt-get"):  # all languages by default
     find_recordings(common.speech_data(source="fillets", cache=str(tmp_path)))
@@ -100,7 +100,7 @@ def test_tfds_sets_have_speakers(name, rate_hz, monkeypatch):
       assert recording.name and audio.dtype == np.float32
       assert recording.speaker.isdigit() if name == "librispeech" else recording.speaker.startswith("p")
     assert len(find_recordings(common.speech_data(splits=(first,), **settings))) == 4
-    with pytest.raises(UserError, match=f"{name} has no split 'all'; choose of {first}, test"):
+    with pytest.raises(UserError, match=f"{name} has no split 'all'; choose from {first}, test"):
       find_recordings(common.speech_data(splits=("all",), **settings))
     with pytest.raises(UserError, match="mnist does not hold speech with its speakers"):
       find_recordings(common.speech_data(source="tfds", name="mnist"))

@@ -1,90 +1,133 @@
-"""Audio files of many kinds, read as 16 kHz mono; the one place where tensorflow-io is used."""
+"""Audio files of many kinds, read as 16 kHz mono."""
 
 import functools
-import logging
 import os
 import pathlib
-import struct
-import threading
 import wave
 
 import numpy as np
-import tensorflow as tf
+import soxr
 
+from tfvq.data.audio_decoders import SoundfileDecoder
 from tfvq.errors import UserError
 from tfvq.files import atomic_write
 
 SAMPLE_RATE_HZ = 16_000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
+_RATES_HZ = (1000, 768_000)
 _MARGIN_SECONDS = 0.1  # read beside a part that is to be resampled, so that its ends sound as in the whole
+_BLOCK_SAMPLES = 2**20
+_LARGEST = 2.0**31  # files of floats may hold the values of 32-bit integers
 
-_TRACING = threading.Lock()
+_PROBE_SECONDS = 10  # that are not digital silence
+_MAX_PROBE_SECONDS = 60
+_LEAST_SHARE = 0.01  # of the channels' power, that their average must have
 
 
 class AudioReader:
-  """A WAV, FLAC, MP3 or Ogg Vorbis file of any sample rate and number of channels.
+  """A WAV, FLAC, MP3 or Ogg file of any number of channels and a sample rate of 1 to 768 kHz.
 
-  Channels are averaged and the audio is resampled. Parts are read without the rest, so that a long file needs no more
-  memory than a short one.
+  Channels are averaged and the audio is resampled. Where the average cancels nearly all sound, as with two channels of
+  opposite sign, the first channel that has sound is taken instead. This is decided once for the whole file, by the
+  first ten seconds that are not digital silence, within its first minute.
+
+  Parts are read without the rest, so that a long file needs no more memory than a short one. Readers share nothing:
+  many may be used at once, each by one thread.
 
   Args:
-    path: The file.
+    source: The path of a file, or an open binary file that can seek.
+    name: What errors call an open file.
+    backend: "soundfile", or "tensorflow_io", which also reads remote paths such as gs://, each file whole.
 
   Raises:
     UserError: There is no such file, it cannot be decoded, or it holds no samples.
+    ValueError: There is no such backend.
   """
 
-  def __init__(self, path):
-    self.path = pathlib.Path(path)
-    if not self.path.is_file():
-      raise UserError(f"{self.path} is not a file.")
-    try:
-      # As bytes: not all names are UTF-8.
-      self._audio = _tensorflow_io().audio.AudioIOTensor(os.fsencode(self.path))
-      self._file_rate_hz = int(self._audio.rate)
-      self._num_file_samples = int(self._audio.shape[0])
-    except tf.errors.OpError as error:
+  def __init__(self, source, name: str = "standard input", backend: str = "soundfile"):
+    if backend not in ("soundfile", "tensorflow_io"):
+      raise ValueError(f"There is no backend {backend!r}: choose soundfile or tensorflow_io.")
+    if backend == "tensorflow_io":
+      from tfvq.data import tensorflow_io_decoder  # an optional package
+
+      open_file, decoder = tensorflow_io_decoder.open_file, tensorflow_io_decoder.TensorflowIoDecoder
+    else:
+      open_file, decoder = _open_file, SoundfileDecoder
+    is_path = isinstance(source, str | os.PathLike)
+    self.name = os.fspath(source) if is_path else name
+    self._decoder = decoder(open_file(source) if is_path else source, self.name)
+    if not self._decoder.num_frames:
+      raise UserError(f"{self.name} holds no samples.")
+    if not _RATES_HZ[0] <= self._decoder.rate_hz <= _RATES_HZ[1]:
       raise UserError(
-        f"{self.path} is not a WAV, FLAC, MP3 or Ogg Vorbis file that can be decoded; of WAV files those can that have "
-        "8 to 32 bits or 32-bit floats, and say how long they are."
-      ) from error
-    if not self._num_file_samples or self._file_rate_hz <= 0:
-      raise UserError(f"{self.path} holds no samples.")
-    self._holds_int32 = _is_int32_wav(self.path)
+        f"{self.name} has a sample rate of {self._decoder.rate_hz} Hz; {_RATES_HZ[0]} to {_RATES_HZ[1]} Hz can be read."
+      )
 
   @property
   def num_samples(self) -> int:
     """Length in samples at 16 kHz."""
-    return max(1, self._num_file_samples * SAMPLE_RATE_HZ // self._file_rate_hz)
+    return max(1, self._decoder.num_frames * SAMPLE_RATE_HZ // self._decoder.rate_hz)
 
   def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Samples `start` to `stop` (16 kHz; the end if None), float32 [T] in -1..1.
+    """Samples `start` to `stop` (16 kHz; the end if None), float32 [T].
+
+    They lie in -1..1, except that files of floats may go beyond.
 
     Raises:
       UserError: They cannot be decoded, or are not all finite numbers.
     """
     stop = self.num_samples if stop is None else min(stop, self.num_samples)
-    ratio = self._file_rate_hz / SAMPLE_RATE_HZ
+    rate_hz = self._decoder.rate_hz
     # Parts begin at whole seconds, where samples of both rates coincide, and one second before if they are resampled.
-    first_second = max(0, start // SAMPLE_RATE_HZ - (ratio != 1))
-    file_start = first_second * self._file_rate_hz
-    file_stop = min(
-      self._num_file_samples, int(np.ceil((stop / SAMPLE_RATE_HZ + _MARGIN_SECONDS) * self._file_rate_hz))
-    )
-    try:
-      samples = self._audio[file_start:file_stop]
-    except tf.errors.OpError as error:
-      raise UserError(f"{self.path} breaks off or is damaged: it could not be decoded to its end.") from error
-    samples = _to_float(samples, self._holds_int32)
-    if not np.isfinite(samples).all():
-      raise UserError(f"{self.path} holds samples that are not finite numbers.")
-    samples = np.mean(samples, axis=1, dtype=np.float32)
-    if ratio != 1:
-      samples = resampled(samples, self._file_rate_hz)
+    first_second = max(0, start // SAMPLE_RATE_HZ - (rate_hz != SAMPLE_RATE_HZ))
+    file_stop = int(np.ceil((stop / SAMPLE_RATE_HZ + _MARGIN_SECONDS) * rate_hz))
+    samples = self._read_mono(first_second * rate_hz, min(file_stop, self._decoder.num_frames))
     offset = first_second * SAMPLE_RATE_HZ
-    samples = samples[start - offset : stop - offset]
+    samples = resampled(samples, rate_hz)[start - offset : stop - offset]
     return np.pad(samples, [0, stop - start - len(samples)])
+
+  def _read_mono(self, start, stop):
+    channel, block_frames = self._channel, max(1, _BLOCK_SAMPLES // self._decoder.num_channels)
+    blocks = [np.zeros(0, np.float32)]
+    for position in range(start, stop, block_frames):
+      frames = self._read_frames(position, min(stop, position + block_frames))
+      blocks.append(frames.mean(axis=1, dtype=np.float32) if channel is None else frames[:, channel].copy())
+    return np.concatenate(blocks)
+
+  def _read_frames(self, start, stop):
+    frames = self._decoder.read(start, min(stop, self._decoder.num_frames))
+    if not (np.abs(frames) <= _LARGEST).all():
+      raise UserError(f"{self.name} holds samples that are not finite numbers of at most 2^31.")
+    return frames
+
+  @functools.cached_property
+  def _channel(self):
+    """The one channel to take, or None to average all."""
+    decoder = self._decoder
+    if decoder.num_channels == 1:
+      return 0
+    mean_power, powers, num_seconds = 0.0, np.zeros(decoder.num_channels), 0
+    for start in range(0, min(decoder.num_frames, _MAX_PROBE_SECONDS * decoder.rate_hz), decoder.rate_hz):
+      frames = self._read_frames(start, start + decoder.rate_hz).astype(np.float64)
+      mean_power += np.square(frames.mean(axis=1)).sum()
+      powers += np.square(frames).sum(axis=0)
+      num_seconds += frames.any()
+      if num_seconds == _PROBE_SECONDS:
+        break
+    if mean_power >= _LEAST_SHARE * powers.mean():
+      return None
+    return int(np.argmax(powers >= powers.max() / 2))
+
+
+def _open_file(path):
+  path = pathlib.Path(path)
+  try:
+    if not path.is_file():
+      raise UserError(f"{path} is not a file.")
+    return path.open("rb")
+  except OSError as error:
+    raise UserError(f"{path} could not be read ({error.strerror}).") from error
 
 
 def write_wav(path, parts) -> None:
@@ -109,71 +152,10 @@ def write_wav_to(file, parts) -> None:
 
 
 def resampled(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-  """Audio of a sample rate, float32 [T] -> the same at 16 kHz."""
-  if rate_hz == SAMPLE_RATE_HZ:
-    return samples
-  return _resampler(rate_hz)(samples[:, np.newaxis]).numpy()[:, 0]
-
-
-@functools.cache
-def _resampler(rate_hz):
-  """The resampling of one rate as a graph: called as it is, tensorflow-io makes one anew for every recording."""
-  tensorflow_io = _tensorflow_io()
-
-  @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32)])
-  def resample(samples):
-    return tensorflow_io.audio.resample(samples, rate_hz, SAMPLE_RATE_HZ)
-
-  logger = tf.get_logger()
-  with _TRACING:
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # or it warns of a loop over the one item of the batch
-    try:
-      resample.get_concrete_function()
-    finally:
-      logger.setLevel(level)
-  return resample
+  """Audio of a sample rate, float32 [T] -> the same at 16 kHz, without delay."""
+  return samples if rate_hz == SAMPLE_RATE_HZ else soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
 
 
 def to_int16(samples) -> np.ndarray:
   """Float samples in -1..1, clipped -> int16, little-endian."""
   return np.round(np.clip(samples, -1, 1) * 32767).astype("<i2")
-
-
-def _to_float(samples, holds_int32):
-  if holds_int32:
-    samples = tf.bitcast(samples, tf.int32)
-  samples = samples.numpy()
-  if samples.dtype == np.uint8:
-    return (samples.astype(np.float32) - 128) / 128
-  if np.issubdtype(samples.dtype, np.integer):
-    return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-  return samples
-
-
-def _is_int32_wav(path):
-  """Whether a file is a WAV of 32-bit integers, which tensorflow-io hands out as if they were floats."""
-  with open(path, "rb") as file:
-    riff = file.read(12)
-    if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
-      return False
-    while len(header := file.read(8)) == 8 and header[:4] != b"fmt ":
-      length = struct.unpack("<I", header[4:])[0]
-      file.seek(length + length % 2, os.SEEK_CUR)
-    fields = file.read(26)
-  if len(fields) < 16:
-    return False
-  format_tag, bits = struct.unpack_from("<H", fields)[0], struct.unpack_from("<H", fields, 14)[0]
-  if format_tag == 0xFFFE and len(fields) == 26:  # extensible: the tag proper comes later
-    format_tag = struct.unpack_from("<H", fields, 24)[0]
-  return format_tag == 1 and bits == 32
-
-
-def _tensorflow_io():
-  try:
-    import tensorflow_io
-  except Exception as error:  # a library built for another TensorFlow fails in many ways
-    raise UserError(
-      "Reading audio files needs tensorflow-io, which could not be loaded: install the versions of requirements.txt."
-    ) from error
-  return tensorflow_io

@@ -1,7 +1,7 @@
 """A prepared corpus of speech, kept as TFRecord shards; `tfvq.data.speech_preparation` makes it.
 
-The split "train" holds stretches of equal length, each of one speaker, made of recordings joined end to end;
-"validation" and "held_out" hold whole recordings.
+The split "train" holds stretches of equal length, each of one speaker: recordings joined end to end. "validation" and
+"held_out" hold whole recordings.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from tfvq.files import read_json
 from tfvq.ops.loudness import FRAME_SAMPLES
 
 SPLITS = ("train", "validation", "held_out")
-VERSION = 2  # of the records and of the manifest
+VERSION = 3  # of the records and of the manifest; before 3, recordings could be swapped
 STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
 NUM_PHONE_FIELDS = 5  # ids of the phone, of the one before and the one after; place in it in percent; length in frames
 
@@ -48,17 +48,20 @@ class SpeechCorpus:
     self._folder = pathlib.Path(folder)
     self._manifest = read_json(self._folder / "manifest.json")
     if self._manifest["version"] != VERSION:
-      raise UserError(f"{folder} holds a corpus of another version: delete it and run the stage `data` again.")
+      raise UserError(
+        f"{folder} holds a corpus of version {self._manifest['version']}, and this program reads version {VERSION}: "
+        f"delete {folder} and run the stage `data` again."
+      )
     check_shards(self._folder, self._manifest["shards"], "data")
 
   @property
   def speakers(self) -> list[str]:
-    """Names of the speakers; their places are their ids."""
+    """Names of the speakers; their indices are their ids."""
     return self._manifest["speakers"]
 
   @property
   def phones(self) -> list[str]:
-    """Names of the phones; their places are their ids. Empty where they are not known."""
+    """Names of the phones; their indices are their ids. Empty if they are not known."""
     return self._manifest["phones"]
 
   def seconds(self, split: str) -> float:
@@ -66,7 +69,7 @@ class SpeechCorpus:
     return sum(shard["num_samples"] for shard in self._shards(split)) / SAMPLE_RATE_HZ
 
   def train(self, batch_size: int, crop_samples: int, seed: int, with_phones: bool = False) -> tf.data.Dataset:
-    """Random crops of the split "train" without end.
+    """Endless random crops of the split "train".
 
     Args:
       batch_size: B.
@@ -82,7 +85,7 @@ class SpeechCorpus:
     """
     if 2 * crop_samples > STRETCH_SAMPLES:
       raise UserError(
-        f"Training takes crops of {crop_samples} samples, what the networks look at beside them included, and at most "
+        f"Training takes crops of {crop_samples} samples, including the context of the networks, and at most "
         f"{STRETCH_SAMPLES // 2} can be had: lower config.data.crop_samples."
       )
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
@@ -103,7 +106,7 @@ class SpeechCorpus:
         crop["phones"] = tf.reshape(phones, [num_crops, crop_frames, NUM_PHONE_FIELDS])
       return crop
 
-    # From all shards at once: recordings came in speaker by speaker.
+    # From all shards at once, because recordings were written speaker by speaker.
     records = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths), seed=seed)
     num_open = min(len(paths), _FILES_AT_ONCE)
     records = records.interleave(tf.data.TFRecordDataset, cycle_length=num_open)
@@ -113,16 +116,16 @@ class SpeechCorpus:
     return batches.map(lambda batch: {**batch, "audio": _to_float(batch["audio"])}).prefetch(tf.data.AUTOTUNE)
 
   def clips(self, split: str) -> "_Clips":
-    """The recordings of "validation" or "held_out", or the stretches of "train", in the order they came in.
+    """The recordings of "validation" or "held_out", or the stretches of "train", in the order they were written.
 
-    They have a length, and are read while they are gone through, so that a corpus may be larger than the memory.
+    They have a length and are read during iteration, so that a corpus may be larger than the memory.
     """
     shards = self._shards(split)
     paths = [str(self._folder / shard["file"]) for shard in shards]
     return _Clips(paths, sum(shard["num_records"] for shard in shards))
 
   def clips_of_length(self, split: str, seconds: float, num: int) -> list[Clip]:
-    """At most `num` recordings, of about a length, of each speaker in turn."""
+    """At most `num` recordings, those whose length is nearest to `seconds`, from each speaker in turn."""
     nearest = {}
     for clip in self.clips(split):
       found = nearest.setdefault(clip.speaker, [])

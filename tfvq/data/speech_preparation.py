@@ -1,11 +1,12 @@
-"""Recordings made into a corpus: silences shortened, level, split by sentence, written as shards."""
+"""Makes a corpus of recordings: shortens silences, equalises levels, splits by sentence, writes shards."""
 
 import collections
+import concurrent.futures
 import hashlib
+import os
 import pathlib
 
 import numpy as np
-import tensorflow as tf
 import tqdm
 
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
@@ -23,7 +24,7 @@ _SHARD_SAMPLES = 256 * STRETCH_SAMPLES
 def prepare_corpus(folder, recordings) -> None:
   """Reads, prepares and writes recordings.
 
-  What cannot be read is left out, told of, and listed in the manifest, which is written last.
+  What cannot be read is left out, reported, and listed in the manifest, which is written last.
 
   Args:
     folder: Where to write.
@@ -36,7 +37,7 @@ def prepare_corpus(folder, recordings) -> None:
   speakers, phones = [], []  # in order of appearance
   writers = {split: _Shards(folder, split) for split in SPLITS}
   joined = collections.defaultdict(list)
-  skipped, labelled = [], None  # whether phones are known is settled by the first recording
+  skipped, labelled = [], None  # the first recording decides whether phones are known
   progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
   for recording, audio, said, kept, error in _read(recordings):
     progress.update()
@@ -67,21 +68,21 @@ def prepare_corpus(folder, recordings) -> None:
   for split in SPLITS:
     if not any(shard["split"] == split for shard in shards):
       raise UserError(
-        f"The recordings are too few: none of the {len(recordings)} is left for the split {split!r}; give 60 or more, "
-        "or cut long ones into sentences."
+        f"There are too few recordings: none of the {len(recordings)} is left for the split {split!r}; give 60 or "
+        "more, or cut long ones into sentences."
       )
   manifest = {"version": VERSION, "sample_rate_hz": SAMPLE_RATE_HZ, "speakers": speakers, "phones": phones}
   write_json(folder / "manifest.json", {**manifest, "skipped": skipped, "shards": shards})
 
 
 def split_of(sentence: str) -> str:
-  """The split of a sentence, the same whoever says it: one in twelve is held out, one in twenty-four validates."""
+  """The split of a sentence, the same for all speakers: one in 12 is held out, one in 24 is for validation."""
   place = int(hashlib.sha256(sentence.encode()).hexdigest()[:8], 16) % 24
   return "held_out" if place < 2 else "validation" if place == 2 else "train"
 
 
 def frames_to_keep(audio: np.ndarray) -> np.ndarray:
-  """Which frames of 160 samples to keep, so that silences become 0.1 s, at the ends 0.05 s: float [T] -> bool [N]."""
+  """Which frames of 160 samples to keep, float [T] -> bool [N]: silences become 0.1 s, and 0.05 s at the ends."""
   sounding = is_sounding(frame_powers(_frames(audio).reshape(-1)))
   if not len(sounding):
     return sounding
@@ -92,9 +93,9 @@ def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
   """What is said in each frame of a recording.
 
   Args:
-    phones: Pairs (end in seconds, name), one after another; what follows the last one counts to it.
+    phones: Pairs (end in seconds, name), one after another; the last one lasts to the end of the recording.
     num_frames: N, frames of 160 samples.
-    names: Names of the phones met so far; new ones are added at its end.
+    names: Names of the phones so far; new ones are appended.
 
   Returns:
     int32 [N, 5]: ids of the phone, of the one before it and of the one after it, how far the frame lies in it (0..100),
@@ -114,7 +115,7 @@ def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
 
 
 def level(audio: np.ndarray) -> np.ndarray:
-  """Audio, float [T] -> float32 at the level that all recordings are brought to, or as near as no sample clips."""
+  """Audio, float [T] -> float32 at the level of all recordings, or lower if samples would clip."""
   largest = np.max(np.abs(audio), initial=0.0)
   return (audio * min(gain_to_level(frame_powers(audio)), 0.98 / max(largest, 1e-6))).astype(np.float32)
 
@@ -123,42 +124,41 @@ def _read(recordings):
   """Reads and prepares recordings, several at a time, in order.
 
   Yields:
-    `(recording, audio, its phones, which frames of the recording are left in it, what is wrong with it or "")`.
+    `(recording, audio, phones, which frames of the recording are kept, what is wrong with it or "")`.
   """
-  waiting = {}
+  num_threads = os.cpu_count() or 1
+  pending = collections.deque()
+  executor = concurrent.futures.ThreadPoolExecutor(num_threads)
+  try:
+    for recording in recordings:
+      pending.append((recording, executor.submit(_read_one, recording)))
+      if len(pending) > 2 * num_threads:  # no more, for the memory's sake
+        recording, future = pending.popleft()
+        yield recording, *future.result()
+    while pending:
+      recording, future = pending.popleft()
+      yield recording, *future.result()
+  finally:
+    executor.shutdown(cancel_futures=True)
 
-  def indices():
-    for index, recording in enumerate(recordings):
-      waiting[index] = recording, ()
-      yield index
 
-  def read(index):
-    recording, _ = waiting[int(index)]
-    try:
-      audio, phones = recording.read()
-    except UserError as error:
-      return np.zeros(0, np.float32), np.zeros(0, bool), str(error)
-    waiting[int(index)] = recording, phones
-    kept = frames_to_keep(audio)
-    audio = level(_frames(audio)[kept].reshape(-1))
-    return audio, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
-
-  dataset = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec([], tf.int64)).map(
-    lambda index: (index, *tf.py_function(read, [index], [tf.float32, tf.bool, tf.string])),
-    num_parallel_calls=tf.data.AUTOTUNE,
-  )
-  for index, audio, kept, error in dataset.as_numpy_iterator():
-    recording, phones = waiting.pop(int(index))
-    yield recording, audio, phones, kept, error.decode()
+def _read_one(recording):
+  try:
+    audio, phones = recording.read()
+  except UserError as error:
+    return np.zeros(0, np.float32), (), np.zeros(0, bool), str(error)
+  kept = frames_to_keep(audio)
+  audio = level(_frames(audio)[kept].reshape(-1))
+  return audio, phones, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
 
 
 def _frames(audio):
-  """Audio [T] -> frames [T / 160, 160], what is left over dropped."""
+  """Audio [T] -> frames [T / 160, 160] without the rest."""
   return audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
 
 
 def _join(pending, audio, phones, speaker, writer):
-  """Adds a recording to those of its speaker that are not yet enough for a stretch."""
+  """Adds a recording to a speaker's pending ones, and writes the stretches that they fill."""
   pending.append((audio, phones))
   if sum(len(part) for part, _ in pending) < STRETCH_SAMPLES:
     return
@@ -171,7 +171,7 @@ def _join(pending, audio, phones, speaker, writer):
 
 
 def _fill_up(pending, speaker, writer):
-  """Makes the last stretch of a speaker of what is left over, over and over: no voice is without one.
+  """Repeats a speaker's last pending audio to fill one more stretch, so that every voice has one.
 
   Less than a second is dropped.
   """
@@ -183,7 +183,7 @@ def _fill_up(pending, speaker, writer):
 
 
 class _Shards:
-  """Writes the records of a split, so many seconds to a file."""
+  """Writes the records of a split into files of about equal length."""
 
   def __init__(self, folder, split):
     self._folder, self._split = folder, split

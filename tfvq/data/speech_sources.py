@@ -1,4 +1,4 @@
-"""Recordings of speech or music, by the name of their source: where they are, who speaks, and how to read them."""
+"""Finds recordings of speech or music by the name of their source."""
 
 import os
 import pathlib
@@ -17,18 +17,18 @@ from tfvq.errors import UserError
 
 
 class Recording(NamedTuple):
-  """One recording, not read yet."""
+  """A recording that has not been read yet."""
 
   name: str
   speaker: str
-  # Gives the audio, float32 [T] in -1..1 at 16 kHz, and (end in seconds, name) of each phone in it, none where they are
-  # not known; raises UserError.
+  # Returns the audio, float32 [T] in -1..1 at 16 kHz, and (end in seconds, name) of each phone, none if they are not
+  # known. Raises UserError.
   read: Callable[[], tuple[np.ndarray, tuple[tuple[float, str], ...]]]
-  sentence: str = ""  # what is said, where several speakers say it: a split goes by it, else by the name
+  sentence: str = ""  # what is said, if several speakers say it; decides the split, or else the name does
 
 
 def find_recordings(data: ConfigDict):
-  """The recordings that a config's `data` names, a list or another sized iterable.
+  """Finds the recordings that a config's `data` names; returns a list or another sized iterable.
 
   Args:
     data: Fields of the data set; `source` is its name.
@@ -38,7 +38,7 @@ def find_recordings(data: ConfigDict):
   """
   recordings = SOURCES[data.source](data)
   if not len(recordings):
-    raise UserError(f"The source {data.source} has no recordings as they are chosen: change the fields of config.data.")
+    raise UserError(f"The source {data.source} has no recordings of this choice: change the fields of config.data.")
   return recordings
 
 
@@ -46,7 +46,7 @@ def _languages(data, known):
   """The chosen languages of a source."""
   unknown = [language for language in data.languages if language not in known]
   if unknown:
-    raise UserError(f"The source {data.source} has no language {unknown[0]!r}; choose of {', '.join(known)}.")
+    raise UserError(f"The source {data.source} has no language {unknown[0]!r}; choose from {', '.join(known)}.")
   return data.languages or known
 
 
@@ -104,12 +104,12 @@ def _read_phones(path):
 
 
 def _folder(data):
-  """Audio files of any kind below a folder, the speaker being the sub-folder's name."""
+  """Audio files of any kind below a folder; the sub-folder's name is the speaker."""
   if not data.folder:
     raise UserError("The source `folder` needs --config.data.folder=DIR.")
   folder = pathlib.Path(data.folder).expanduser()
   if not folder.is_dir():
-    raise UserError(f"{folder} is not a folder; name one that holds audio files, one sub-folder per speaker.")
+    raise UserError(f"{folder} is not a folder: name one that holds audio files, one sub-folder per speaker.")
   recordings = []
   for path in sorted({*folder.glob("*"), *folder.glob("*/**/*")}):  # rglob would not follow links to speakers' folders
     if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -128,7 +128,7 @@ def _readable(name):
 
 def _espeak(data):
   """Synthetic speech: each voice says the same sentences."""
-  espeak()  # a missing package is told of at once
+  espeak()  # a missing package is reported at once
 
   def reader(voice, sentence):
     def read():
@@ -145,7 +145,7 @@ def _espeak(data):
 
 
 def _tfds(data):
-  """A TFDS set with speech and speakers: `vctk`, `librispeech`; what is held out is chosen anew."""
+  """A TFDS set with speech and speakers: `vctk` or `librispeech`; its own test split is not used as such."""
   import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
 
   try:
@@ -154,24 +154,24 @@ def _tfds(data):
   except Exception as error:  # TFDS raises many kinds, from a wrong name to a broken connection
     reason = " ".join(str(error).split())[:200]
     raise UserError(
-      f"The data set {data.name} is not in {data.data_dir or '~/tensorflow_datasets'} and could not be had: {reason}"
+      f"The data set {data.name} is not in {data.data_dir or '~/tensorflow_datasets'} and did not download: {reason}"
     ) from error
   features, splits = builder.info.features, tuple(data.splits) or tuple(builder.info.splits)
   unknown = [split for split in splits if split not in builder.info.splits]
   if unknown:
     raise UserError(
-      f"The data set {data.name} has no split {unknown[0]!r}; choose of {', '.join(builder.info.splits)}."
+      f"The data set {data.name} has no split {unknown[0]!r}; choose from {', '.join(builder.info.splits)}."
     )
   speaker_key = next((key for key in ("speaker", "speaker_id") if key in features), None)
   if "speech" not in features or not speaker_key:
     raise UserError(f"The data set {data.name} does not hold speech with its speakers: choose vctk or librispeech.")
-  # TFDS's audio features know their sample rate where the data set told it.
+  # TFDS's audio features have their sample rate where the data set gives it.
   rate_hz = getattr(features["speech"], "sample_rate", None) or data.sample_rate_hz
   return _TfdsRecordings(builder, splits, speaker_key, rate_hz)
 
 
 class _TfdsRecordings:
-  """The examples of a TFDS set as recordings, read one after another while they are gone through."""
+  """The examples of a TFDS set as recordings, read one by one during iteration."""
 
   def __init__(self, builder, splits, speaker_key, rate_hz):
     self._builder, self._splits = builder, splits
@@ -216,5 +216,5 @@ SOURCES = {
   "tfds": _tfds,
 }
 
-# Those whose recordings come with their phones.
+# Sources whose recordings come with their phones.
 WITH_PHONES = ("espeak", "festvox_ru")
