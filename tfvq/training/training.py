@@ -112,17 +112,19 @@ def train(
   if step < settings.steps:
     curves = Curves(folder / "curves.csv", settings.log_every_steps)
     checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
-    watching = [StopAtLostLoss(checkpoint_path), curves, checkpoint, ProgressBar(title, settings.steps, curves)]
-    callbacks = [*extra_callbacks(model), *watching]
+    progress = ProgressBar(title, settings.steps, curves)
+    callbacks = [*extra_callbacks(model), StopAtLostLoss(checkpoint_path), curves, checkpoint, progress]
     examples = batches(settings.batch_size, step)
     try:
       with product_precision(tf.bfloat16 if settings.bfloat16_products else None):
         model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
       if checkpoint.model:  # training had begun
         checkpoint.save()
       step = steps_done(model)
-      raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from None
+      raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from stop
+    finally:
+      progress.close()
   return model, sum(read_seconds(path) for path in folder.rglob("curves.csv"))
 
 
