@@ -37,7 +37,7 @@ def load_released(path=""):
   Raises:
     UserError: There is no such file, or it is damaged.
   """
-  from tfvq.training.training import load_model
+  from tfvq.training.loading import load_model
 
   path = pathlib.Path(path or RELEASED)
   return load_model(path), read_json(path.with_suffix(".json"))

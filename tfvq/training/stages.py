@@ -22,8 +22,9 @@ from tfvq.errors import UserError
 from tfvq.files import atomic_write, read_json, sha256, write_json
 from tfvq.tasks import TASKS
 from tfvq.training import report
+from tfvq.training.loading import load_weights
 from tfvq.training.pruning import Pruning, apply_masks, masks_of, shrunk
-from tfvq.training.training import load_weights, make_strategy, train
+from tfvq.training.training import make_strategy, train
 from tfvq.training.workdir import Workdir
 
 

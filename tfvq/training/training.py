@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tfvq.errors import UserError
 from tfvq.ops.product import product_precision
 from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds, steps_done
+from tfvq.training.loading import load_weights
 from tfvq.training.muon import ConvMuon, PruningMuon
 
 
@@ -153,37 +154,3 @@ def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
       global_clipnorm=clipnorm,
     )
   return keras.optimizers.Adam(learning_rate, beta_2=settings.beta_2, global_clipnorm=clipnorm)
-
-
-def load_model(path) -> keras.Model:
-  """Loads a whole model of this package from a `.keras` file, to compute in float32 whatever it was trained in.
-
-  Raises:
-    UserError: There is no such file, or it is damaged or no model of this package.
-  """
-  if not pathlib.Path(path).is_file():
-    raise UserError(f"There is no model {path}: name a .keras file.")
-  try:
-    model = keras.saving.load_model(path, compile=False)
-  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
-    raise UserError(f"{path} is damaged, or not a model of this package: name another file.") from error
-  for layer in model._flatten_layers():
-    layer.dtype_policy = "float32"
-  return model
-
-
-def load_weights(model: keras.Model, path) -> None:
-  """Loads what `Checkpoint` saved into a model of the same architecture, its optimiser included if it has one.
-
-  Raises:
-    UserError: There is no such file, or it is damaged or another model's.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f"There are no weights {path}: name another file, or delete {path.parent} to train anew.")
-  try:
-    model.load_weights(path)
-  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
-    raise UserError(
-      f"{path} is damaged, or another model's: name another file, or delete {path.parent} to train anew."
-    ) from error
