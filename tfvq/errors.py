@@ -32,7 +32,8 @@ def run_program(main, flags_parser) -> None:
 
   The exit code is 2 after a `UserError`, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
   """
-  for number in (signal.SIGTERM, signal.SIGHUP):
+  for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+    number = getattr(signal, name)
     if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
       signal.signal(number, _terminate)
   try:

@@ -150,7 +150,7 @@ def _deliver(temporary, path):
     _copy_to(path, temporary)
   else:
     if before := _status(path):
-      with contextlib.suppress(PermissionError):
+      with contextlib.suppress(PermissionError, AttributeError):  # Windows has no chown
         os.chown(temporary, before.st_uid, before.st_gid)
       temporary.chmod(stat.S_IMODE(before.st_mode))
     temporary.replace(path.resolve())

@@ -6,6 +6,7 @@ metrics.json, report.html
 autoencoder/checkpoint.keras -> prune/model.keras, where a system has that stage.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -110,15 +111,17 @@ def run_stages(run: Run, stage: str) -> None:
   chosen = stages if stage == "all" else [stage]
   if any(name in _TRAINING and not run.workdir.is_done(name) for name in chosen):
     _ = run.strategy  # some can be made only before TensorFlow has run anything
-  for name in chosen:
-    if run.workdir.is_done(name):
-      print(f"{name}: done already, skipped (delete {run.workdir.folder(name)} to do it again)")
-      continue
-    if name != "data":
-      run.workdir.require("data")
-    _refuse_stale(run, name)
-    with run.workdir.running(name) as facts:
-      _STAGES[name](run, facts)
+  with contextlib.ExitStack() as stack:
+    for name in chosen:
+      if run.workdir.is_done(name):
+        print(f"{name}: done already, skipped (delete {run.workdir.folder(name)} to do it again)")
+        continue
+      stack.enter_context(run.workdir.held())  # to the last stage, so that no other process comes in between
+      if name != "data":
+        run.workdir.require("data")
+      _refuse_stale(run, name)
+      with run.workdir.running(name) as facts:
+        _STAGES[name](run, facts)
   if run.workdir.is_done("evaluation"):
     report.print_summary(run.workdir)
 
