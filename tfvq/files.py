@@ -29,7 +29,7 @@ def atomic_write(path):
   """
   path = file_path(path)
   try:
-    if _is_stream(path):
+    if is_stream(path):
       temporary = _new_file(pathlib.Path(tempfile.gettempdir()), path.suffix, 0o600)
     else:
       path.resolve().parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def check_writable(path) -> None:
   """
   path = file_path(path)
   try:
-    if _is_stream(path):
+    if is_stream(path):
       if not is_standard_output(path) and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
       return
@@ -85,6 +85,15 @@ def file_path(path) -> pathlib.Path:
   if status and stat.S_ISDIR(status.st_mode):
     raise UserError(f"{path} is a folder: name a file in it.")
   return path
+
+
+def is_stream(path) -> bool:
+  """Whether a path leads to a pipe, device or socket, or to where the program prints."""
+  try:
+    mode = pathlib.Path(path).stat().st_mode
+  except OSError:
+    return False
+  return is_standard_output(path) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def is_standard_output(path) -> bool:
@@ -146,7 +155,7 @@ def _deliver(temporary, path):
   if is_standard_output(path):
     # The descriptor, because a file that the output is redirected to must not be truncated.
     _copy_to(1, temporary)
-  elif _is_stream(path):
+  elif is_stream(path):
     _copy_to(path, temporary)
   else:
     if before := _status(path):
@@ -159,12 +168,6 @@ def _deliver(temporary, path):
 def _copy_to(target, source):
   with open(source, "rb") as read, open(target, "wb", closefd=not isinstance(target, int)) as written:
     shutil.copyfileobj(read, written)
-
-
-def _is_stream(path):
-  """Whether a path leads to a pipe, device or socket, or to where the program prints."""
-  status = _status(path)
-  return is_standard_output(path) or (status is not None and not stat.S_ISREG(status.st_mode))
 
 
 def _status(path):
