@@ -9,6 +9,7 @@ autoencoder/checkpoint.keras -> prune/model.keras, where a system has that stage
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import time
 
@@ -91,7 +92,7 @@ def open_run(path) -> Run:
     UserError: It is no run's folder, or one that another version made.
   """
   config_path = pathlib.Path(path) / "config.json"
-  if not config_path.exists():
+  if not os.path.exists(config_path):  # unlike the method, never raises
     raise UserError(f"{path} is not the folder of a run: it has no config.json.")
   config = read_json(config_path)
   if config.get("task") not in TASKS:
