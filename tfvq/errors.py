@@ -28,7 +28,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def run_program(main, flags_parser) -> None:
-  """Runs `main` as `absl.app.run` does, and ends the process with one line where it is stopped or the user has erred.
+  """Runs `main` as `absl.app.run` does; an error that the user can fix, or a signal, ends it with one line.
 
   The exit code is 2 after a `UserError`, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
   """

@@ -37,7 +37,7 @@ class Workdir:
     self.path = pathlib.Path(path)
     self._config = json.loads(json.dumps(config))  # tuples become lists, as they will be read
     self._is_held = self._has_lock = False
-    if self._has_news():
+    if self._must_write_config():
       with self.held():
         pass
 
@@ -73,7 +73,7 @@ class Workdir:
       yield self
       return
     with _lock(self.path) as self._has_lock:
-      if self._has_news():
+      if self._must_write_config():
         write_json(self._config_path, self._config)
       self._is_held = True
       try:
@@ -96,7 +96,7 @@ class Workdir:
     with self.held():
       try:
         self.folder(stage).mkdir(parents=True, exist_ok=True)
-        # Partial files are those of a run that was killed, unless the file system has no locks to tell.
+        # They belong to a run that was killed; without a lock they may belong to one that still works.
         for partial in self.folder(stage).rglob(".partial-*") if self._has_lock else ():
           partial.unlink()
       except OSError as error:
@@ -117,11 +117,11 @@ class Workdir:
   def _config_path(self):
     return self.path / "config.json"
 
-  def _has_news(self):
-    """Whether the config is still to be written.
+  def _must_write_config(self):
+    """Whether config.json is missing, or differs in fields that may still change.
 
     Raises:
-      UserError: The folder was made with another one.
+      UserError: It differs in other fields.
     """
     if not os.path.lexists(self._config_path):
       return True
@@ -143,10 +143,13 @@ class Workdir:
 
 @contextlib.contextmanager
 def _lock(folder):
-  """Holds the lock of a folder; the operating system frees it when the process ends, however it ends.
+  """Holds the lock of a folder; the operating system frees it when the process ends, even if it is killed.
 
   Yields:
-    Whether there is a lock: not every file system has them, and without them processes cannot tell one another apart.
+    Whether the file system supports locks; if not, several processes may run in the folder.
+
+  Raises:
+    UserError: Another process holds the lock, or the folder cannot be written.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +178,7 @@ def _lock(folder):
 
 
 def _write_holder(file, holder):
-  with contextlib.suppress(OSError):  # a full disk only keeps others from learning who it is
+  with contextlib.suppress(OSError):  # without the name, others learn only that the folder is in use
     file.seek(0)
     file.truncate()
     file.write(holder)
