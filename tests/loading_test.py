@@ -13,6 +13,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfvq.data import image_sources
 from tfvq.errors import UserError
 from tfvq.training.loading import load_model, load_weights
 
@@ -156,6 +157,12 @@ def test_a_file_that_may_not_be_read_is_no_damage(saved):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     paths[1].parent.chmod(0o700)
   assert result.stdout == "".join(f"{path} could not be read (Permission denied).\n" for path in paths), result
+
+
+def test_images_that_cannot_be_read_are_no_damage(tmp_path):
+  (tmp_path / "train.npz").mkdir()
+  with pytest.raises(UserError, match=r"train.npz could not be read \(Is a directory\)"):
+    image_sources._kept(tmp_path / "train.npz", None, "frames", "frame", 1)
 
 
 @settings(max_examples=60, deadline=None)
