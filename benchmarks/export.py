@@ -26,9 +26,9 @@ from export.exporter import device_endpoints
 from export.wavenet_endpoints import step_endpoint
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
+from tfvq.training.loading import load_model
 from tfvq.training.pruning import apply_masks, block_masks
 from tfvq.training.stages import open_run
-from tfvq.training.training import load_model
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "A speech run's folder.")
 _MODEL = flags.DEFINE_string("model", "", "A model in place of the run's own, as for export.export_main.")

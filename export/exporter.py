@@ -12,7 +12,7 @@ from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.errors import UserError
 from tfvq.files import sha256, write_json
 from tfvq.ops.subbands import CONTEXT_STEPS
-from tfvq.training.training import load_model
+from tfvq.training.loading import load_model
 
 from . import onnx, saved_model, tflite
 from .device.codec import PARTS

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import pathlib
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
+import h5py
 import pytest
 
 from tests.tiny import NAMES, tiny
@@ -69,19 +72,75 @@ def test_help_lists_the_fields_of_the_config():
   assert returncode == 0 and "--config.train.prior.steps=" in output
 
 
-def test_a_program_that_is_stopped_says_so_without_a_stack_trace():
+WAITING = """if True:
+  import sys, time
+  from absl import flags
+  from tfvq.errors import run_program
+  from tfvq.files import atomic_write
+  def main(argv):
+    with atomic_write(argv[1]) as temporary:
+      temporary.write_text("half")
+      print("started", flush=True)
+      time.sleep(60)
+  run_program(main, flags.FLAGS)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_program_that_is_stopped_says_so_and_leaves_no_file(number, code, tmp_path):
+  process = subprocess.Popen(
+    [sys.executable, "-c", WAITING, str(tmp_path / "out")],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "started\n" and len(list(tmp_path.iterdir())) == 1
+  process.send_signal(number)
+  assert process.communicate()[1] == "stopped\n" and process.returncode == code
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_is_to_outlive_its_terminal_does():
   code = """if True:
-    import time
+    import os, signal
     from absl import flags
     from tfvq.errors import run_program
-    run_program(lambda argv: print("started", flush=True) or time.sleep(60), flags.FLAGS)
+    run_program(lambda argv: os.kill(os.getpid(), signal.SIGHUP) or print("alive"), flags.FLAGS)
   """
+  command = ["nohup", sys.executable, "-c", code]
+  process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert process.stdout == "alive\n" and process.returncode == 0
+
+
+TRAINING = """if True:
+  import sys, pathlib
+  from absl import flags
+  from tests.training_test import fit, settings
+  from tfvq.errors import run_program
+  def main(argv):
+    fit(pathlib.Path(argv[1]), settings(steps=10_000_000, checkpoint_seconds=float(argv[2])))
+  run_program(main, flags.FLAGS)
+"""
+
+
+def test_training_that_is_terminated_keeps_its_last_step(tmp_path):
   process = subprocess.Popen(
-    [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    [sys.executable, "-c", TRAINING, str(tmp_path), "1000"], cwd=ROOT, stderr=subprocess.PIPE, text=True
   )
-  assert process.stdout.readline() == "started\n"
-  process.send_signal(signal.SIGINT)
-  assert process.communicate()[1] == "stopped\n" and process.returncode == 130
+  while process.poll() is None and not (tmp_path / "curves.csv").exists():
+    time.sleep(0.01)
+  process.terminate()
+  message = process.communicate()[1].splitlines()[-1]
+  assert process.returncode == 143, message
+  step = int(
+    re.fullmatch(r"error: Stopped at step (\d+) of 10000000: the same command goes on from there.", message)[1]
+  )
+  with zipfile.ZipFile(tmp_path / "checkpoint.keras") as file:
+    assert file.testzip() is None
+    with h5py.File(io.BytesIO(file.read("model.weights.h5"))) as weights:
+      assert int(weights["optimizer/vars/0"][()]) == step
+  assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.keras", "curves.csv"}
 
 
 def flags_of(config):

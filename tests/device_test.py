@@ -1,4 +1,7 @@
+import os
 import pathlib
+import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.device import CodecError, SpeechCodec, codes_file
+from export.device import CodecError, SpeechCodec, codes_file, files
 from export.device.codec import GumbelNoise
 from export.exporter import export
 from tfvq.models import gumbel_noise
@@ -227,47 +230,126 @@ def test_the_commands_work_without_tensorflow(codec_folder, tmp_path, rng):
 def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
   audio, model = speech(2000, rng), f"--model={codec_folder}"
   write_wav(tmp_path / "44.wav", audio, rate_hz=44_100)
-  write_wav(tmp_path / "stereo.wav", audio, channels=2)
-  write_wav(tmp_path / "empty.wav", audio[:0])
   (tmp_path / "text.wav").write_text("hello")
   (tmp_path / "text.codes").write_text("hello")
-  write_wav(tmp_path / "cut.wav", audio)
-  (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:-1000])
-  (tmp_path / "chunk.wav").write_bytes(b"RIFF$\0\0\0WAVEjunk\xff\xff\xff\x7f")
   write_wav(tmp_path / "good.wav", audio)
+  (tmp_path / "link").symlink_to("good.wav")
   codes = encoded([1, 2, 3, 4], frame_shape=(2,))
   (tmp_path / "other.codes").write_bytes(codes_file.pack(codes, 16, 64))
   (tmp_path / "larger.codes").write_bytes(codes_file.pack(codes._replace(num_samples=256), 512, 128))
   own = codes._replace(model_id=SpeechCodec(codec_folder).model_id)
   (tmp_path / "own.codes").write_bytes(codes_file.pack(own, 16, 64))
   (tmp_path / "cut.codes").write_bytes(codes_file.pack(own, 16, 64)[:-1])
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  seeds = [("decode", "own.codes", "out", f"--seed={seed}") for seed in (-1, 2**31, 5_000_000_000, 10**30)]
   cases = [
-    ("encode", "44.wav", "44.wav has 44100 Hz, 1 channels, 16 bits: it must be a WAV file of 16000 Hz"),
-    ("encode", "stereo.wav", "2 channels"),
-    ("encode", "empty.wav", "is empty or breaks off"),
-    ("encode", "text.wav", "text.wav cannot be encoded"),
-    ("encode", "nothing.wav", "nothing.wav could not be read"),
-    ("decode", "text.codes", "text.codes cannot be decoded. It is not a file of codes"),
-    ("encode", "cut.wav", "is empty or breaks off"),
-    ("encode", "chunk.wav", "chunk.wav cannot be encoded"),
-    ("decode", "other.codes", "was made with another model"),
-    ("decode", "larger.codes", "was made with another model"),
-    ("decode", "cut.codes", "cut.codes cannot be decoded. It is cut short or altered"),
-    ("decode", "nothing.codes", "nothing.codes could not be read"),
+    (("encode", "44.wav", "out"), "44.wav cannot be encoded because it has 44100 Hz, 1 channel, 16 bits"),
+    (("encode", "text.wav", "out"), "text.wav cannot be encoded because it is not a WAV file"),
+    (("encode", "nothing.wav", "out"), "nothing.wav could not be read"),
+    (("encode", ".", "out"), "could not be read: Is a directory"),
+    (("decode", "text.codes", "out"), "text.codes cannot be decoded. It is not a file of codes"),
+    (("decode", "other.codes", "out"), "was made with another model"),
+    (("decode", "larger.codes", "out"), "was made with another model"),
+    (("decode", "cut.codes", "out"), "cut.codes cannot be decoded. It is cut short or altered"),
+    (("decode", "nothing.codes", "out"), "nothing.codes could not be read"),
+    (("decode", "own.codes", "out", "--speaker=nobody"), "The model has no speaker 'nobody'"),
+    *((seed, "give a whole number from 0 to 2147483647") for seed in seeds),
+    (("encode", "good.wav", "."), "is a folder: name a file in it"),
+    (("encode", "good.wav", "missing/out"), "there is no folder"),
+    (("encode", "good.wav", "good.wav/out"), "could not be written: Not a directory"),
+    (("encode", "good.wav", "n" * 256), "could not be written: File name too long"),
+    (("decode", "own.codes", "n" * 256), "could not be written: File name too long"),
+    (("decode", "own.codes", "/proc/out.wav"), "/proc/out.wav could not be written"),
+    (("encode", "good.wav", "good.wav"), "good.wav is the file to read: name another file to write"),
+    (("encode", "good.wav", "link"), "link is the file to read: name another file to write"),
+    (("encode", "link", "good.wav"), "good.wav is the file to read: name another file to write"),
+    (("decode", "own.codes", "own.codes"), "own.codes is the file to read: name another file to write"),
   ]
-  for command, name, sentence in cases:
-    code, _, told = device(command, tmp_path / name, tmp_path / "out", model)
-    assert code == 2 and sentence in told and "Traceback" not in told, (name, told)
-    assert not (tmp_path / "out").exists()
-  for arguments, sentence in (
-    (("decode", tmp_path / "own.codes", tmp_path / "out", "--speaker=nobody"), "The model has no speaker 'nobody'"),
-    (("decode", tmp_path / "own.codes", tmp_path / "out", "--seed=-1"), "The seed is -1"),
-    (("encode", tmp_path / "good.wav", tmp_path), "is a folder: name a file in it"),
-    (("encode", tmp_path / "good.wav", tmp_path / "good.wav" / "out"), "there is no folder"),
-  ):
-    code, _, told = device(*arguments, model)
-    assert code == 2 and sentence in told and "Traceback" not in told, (arguments, told)
-    assert not (tmp_path / "out").exists()
+  for (command, source, target, *flags), sentence in cases:
+    code, out, told = device(command, tmp_path / source, tmp_path / target, model, *flags)
+    assert code == 2 and sentence in told and "Traceback" not in told, (source, target, told)
+    assert told.splitlines()[-1].startswith("error: ") and not out
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_speech_passes_through_pipes(codec_folder, tmp_path, rng):
+  """Every byte on standard output is the file's; messages are on standard error."""
+  model = f"--model={codec_folder}"
+  write_wav(tmp_path / "in.wav", speech(5000, rng))
+  assert device("encode", tmp_path / "in.wav", tmp_path / "a.codes", model)[0] == 0
+  assert device("decode", tmp_path / "a.codes", tmp_path / "out.wav", model)[0] == 0
+
+  def piped(command, content, *arguments, **options):
+    command = [sys.executable, "-m", "export.device", command, *arguments, model]
+    result = subprocess.run(command, cwd=ROOT, input=content, stderr=subprocess.PIPE, check=False, **options)
+    assert result.returncode == 0 and b"times real time" in result.stderr, result.stderr
+    return result
+
+  codes = piped("encode", (tmp_path / "in.wav").read_bytes(), "-", "-", stdout=subprocess.PIPE)
+  assert codes.stdout == (tmp_path / "a.codes").read_bytes() and b"kbit/s" in codes.stderr
+  wav = piped("decode", codes.stdout, "-", "/dev/stdout", stdout=subprocess.PIPE)
+  assert wav.stdout == (tmp_path / "out.wav").read_bytes()
+  os.mkfifo(tmp_path / "pipe")
+  with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+    piped("encode", (tmp_path / "in.wav").read_bytes(), "/dev/stdin", str(tmp_path / "pipe"), stdout=subprocess.PIPE)
+    assert reader.stdout.read() == codes.stdout
+  with open(tmp_path / "redirected", "wb") as file:
+    piped("decode", codes.stdout, "-", "-", stdout=file)
+  assert (tmp_path / "redirected").read_bytes() == wav.stdout
+
+
+def test_the_recording_on_standard_input_is_not_overwritten(tmp_path, rng):
+  write_wav(tmp_path / "in.wav", speech(5000, rng))
+  content = (tmp_path / "in.wav").read_bytes()
+  command = [sys.executable, "-m", "export.device", "encode", "-", str(tmp_path / "in.wav")]
+  with open(tmp_path / "in.wav", "rb") as file:
+    result = subprocess.run(command, cwd=ROOT, stdin=file, capture_output=True, text=True, check=False)
+  assert result.returncode == 2 and "in.wav is the file to read: name another file to write" in result.stderr
+  assert (tmp_path / "in.wav").read_bytes() == content
+
+
+def test_links_modes_and_devices_are_left_as_they_are(tmp_path):
+  target, link = tmp_path / "target", tmp_path / "link"
+  target.write_bytes(b"old")
+  target.chmod(0o600)
+  link.symlink_to(target)
+  longest = "n" * 255
+  for path in (link, tmp_path / longest, pathlib.Path("/dev/null")):
+    files.check_target("nothing", str(path))
+    files.write(str(path), b"new")
+  assert link.is_symlink() and target.read_bytes() == b"new" and stat.S_IMODE(target.stat().st_mode) == 0o600
+  assert stat.S_ISCHR(pathlib.Path("/dev/null").stat().st_mode)
+  assert {path.name for path in tmp_path.iterdir()} == {"target", "link", longest}
+  with pytest.raises(CodecError, match="/dev/full could not be written: No space left on device"):
+    files.write("/dev/full", b"new")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_stopped_leaves_no_file(number, code, tmp_path, rng):
+  write_wav(tmp_path / "in.wav", speech(16_000 * 600, rng))
+  command = [sys.executable, "-m", "export.device", "encode", str(tmp_path / "in.wav"), str(tmp_path / "out")]
+  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+  assert process.stderr.read(1)  # the progress bar
+  process.send_signal(number)
+  out, told = process.communicate()
+  assert process.returncode == code and told.endswith(b"\nstopped\n") and not out, told
+  assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
+
+
+def test_a_command_that_is_stopped_while_it_writes_leaves_no_file(tmp_path):
+  code = """if True:
+    import os, pathlib, signal, sys
+    import export.device.__main__ as program
+    from export.device import files
+    replace = pathlib.Path.replace
+    pathlib.Path.replace = lambda *paths: print(os.listdir(sys.argv[1])) or os.kill(os.getpid(), signal.SIGTERM)
+    program._encode = lambda codec, source, target: files.write(target, b"content")
+    sys.exit(program.main(["encode", "nothing", sys.argv[1] + "/out"]))
+  """
+  command = [sys.executable, "-c", code, str(tmp_path)]
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert result.returncode == 143 and result.stderr == "stopped\n" and ".partial-" in result.stdout, result
+  assert not list(tmp_path.iterdir())
 
 
 def test_the_shipped_codec_works_straight_after_installation(tmp_path, rng):

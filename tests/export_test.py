@@ -16,8 +16,8 @@ from export.exporter import device_endpoints, export
 from export.parity import measure_parity, sure_codes
 from tfvq.errors import UserError
 from tfvq.files import sha256
+from tfvq.training.loading import load_model
 from tfvq.training.stages import Run, open_run
-from tfvq.training.training import load_model
 from tfvq.training.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent

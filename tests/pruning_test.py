@@ -16,6 +16,7 @@ from tfvq.errors import UserError
 from tfvq.files import sha256
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
+from tfvq.training.loading import load_model
 from tfvq.training.muon import ConvMuon, PruningMuon
 from tfvq.training.pruning import (
   Pruning,
@@ -29,7 +30,6 @@ from tfvq.training.pruning import (
   shrunk,
 )
 from tfvq.training.stages import open_run, run_stages
-from tfvq.training.training import load_model
 
 
 def wavenet(rng, hidden_units=6, **changes):

@@ -1,7 +1,10 @@
+import io
 import json
+import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import soundfile
@@ -13,8 +16,11 @@ from tests.tiny import tiny
 from tfvq import release
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader
 from tfvq.errors import UserError
+from tfvq.layers import VectorQuantizer
 from tfvq.training.stages import Run
 from tfvq.training.workdir import Workdir
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def reconstruct(*args):
@@ -64,7 +70,7 @@ def test_the_command_releases_the_same_bytes_again(speech_run_folder, tmp_path):
 
 
 def test_only_a_trained_speech_model_is_released(frames_run, tmp_path):
-  with pytest.raises(UserError, match="is no speech system's"):
+  with pytest.raises(UserError, match="does not hold a speech system"):
     release.write_released(frames_run, tmp_path / "speech.keras")
   config = tiny("speech")
   with pytest.raises(UserError, match="could not be read"):
@@ -85,6 +91,25 @@ def test_rounded_weights_stay_within_half_a_step(num_bits, rng):
   np.testing.assert_array_equal(release.round_weights(rounded.astype(np.float32), num_bits), rounded)
 
 
+def test_numbers_beyond_float16_stay_as_they_are(tmp_path):
+  layer = VectorQuantizer(8, 4)
+  model = keras.Sequential([keras.layers.Input([4]), layer])
+  model(np.ones([2, 4], np.float32))
+  values = [np.array(value) for value in layer.get_weights()]
+  counts = next(index for index, value in enumerate(values) if value.shape == (8,) and value.dtype == np.float32)
+  values[counts][:] = [0, 1e-7, 0.1, 1, 65_504, 65_520, 70_001, 3e38]
+  layer.set_weights([1e6 * value if value.shape == (8, 4) else value for value in values])
+  model.save_weights(tmp_path / "whole.weights.h5")
+  (tmp_path / "small.weights.h5").write_bytes(release._rounded((tmp_path / "whole.weights.h5").read_bytes()))
+  loaded = keras.models.clone_model(model)
+  loaded.load_weights(tmp_path / "small.weights.h5")
+  for got, given in zip(loaded.get_weights(), model.get_weights(), strict=True):
+    if got.ndim < 2:
+      np.testing.assert_array_equal(got, given)
+    else:
+      assert np.abs(got - given).max() <= np.abs(given).max() / 1023 and np.abs(given).max() > 65_504
+
+
 @pytest.mark.parametrize(
   ("args", "sentence"),
   [
@@ -94,18 +119,44 @@ def test_rounded_weights_stay_within_half_a_step(num_bits, rng):
     (("a.wav", "out.wav", "--bogus"), "bogus"),
     (("good.wav", "out.wav", "--model=nothing.keras"), "There is no model nothing.keras"),
     (("good.wav", "."), ". is a folder: name a file in it"),
-    (("good.wav", "out.mp3"), "out.mp3 is to be a WAV file"),
+    (("good.wav", "out.mp3"), "out.mp3 must be a WAV file"),
     (("good.wav", "out.wav", "--temperature=nan"), "--temperature=nan is not a number of zero or more"),
     (("good.wav", "out.wav", "--temperature=-1"), "--temperature=-1 is not a number of zero or more"),
     (("numbers.wav", "out.wav"), "holds samples that are not finite numbers"),
+    (("help", "out.mp3"), "out.mp3 must be a WAV file"),
+    (("good.wav", "good.wav"), "good.wav is the recording to read: name another file to write"),
+    (("good.wav", "link.wav"), "link.wav is the recording to read: name another file to write"),
+    (("good.wav", "good.wav/out.wav"), "could not be written (Not a directory)"),
+    (("good.wav", "n" * 252 + ".wav"), "could not be written (File name too long)"),
+    (("good.wav", "/proc/out.wav"), "/proc/out.wav could not be written"),
+    (("good.wav", "out.wav", "--seed=-1"), "flag --seed=-1: -1 is not an integer in the range [0, 2147483647]"),
+    (("good.wav", "out.wav", "--seed=2147483648"), "is not an integer in the range [0, 2147483647]"),
+    (("good.wav", "out.wav", "--seed=1" + 30 * "0"), "is not an integer in the range [0, 2147483647]"),
+    (("good.wav", "out.wav", "--seed=1" + 5000 * "0"), "--seed"),
+    (("good.wav", "out.wav", "--model=weights.keras"), "weights.keras is not a released speech model"),
   ],
 )
 def test_wrong_input_gets_one_sentence_and_leaves_no_file(args, sentence, tmp_path):
   (tmp_path / "text.wav").write_text("these are words")
   soundfile.write(tmp_path / "good.wav", np.zeros(800), SAMPLE_RATE_HZ)
   soundfile.write(tmp_path / "numbers.wav", np.full(800, np.nan, np.float32), SAMPLE_RATE_HZ, subtype="FLOAT")
-  args = [tmp_path / arg if arg.endswith(".wav") else arg for arg in args]
+  (tmp_path / "link.wav").symlink_to("good.wav")
+  keras.Sequential([keras.layers.Input([1]), keras.layers.Dense(1)]).save(tmp_path / "weights.keras")
+  (tmp_path / "weights.json").write_text("{}")
+  args = [tmp_path / arg if arg.endswith(".wav") else arg.replace("weights", f"{tmp_path}/weights") for arg in args]
   returncode, output = reconstruct(*args)
   assert returncode == 2 and sentence in output, output
   assert output.startswith("error: ") and output.count("\n") == 1
-  assert not (tmp_path / "out.wav").exists()
+  assert not (tmp_path / "out.wav").exists() and not list(tmp_path.rglob(".partial-*"))
+  np.testing.assert_array_equal(soundfile.read(tmp_path / "good.wav")[0], np.zeros(800))
+
+
+def test_a_recording_passes_through_pipes(tmp_path, rng):
+  soundfile.write(tmp_path / "in.flac", speech_like(1000, rng), SAMPLE_RATE_HZ)
+  command = [sys.executable, "-m", "tfvq.reconstruct", "-", "-"]
+  content = (tmp_path / "in.flac").read_bytes()
+  result = subprocess.run(command, cwd=ROOT, input=content, capture_output=True, timeout=900, check=False)
+  assert result.returncode == 0, result.stderr
+  spoken, rate_hz = soundfile.read(io.BytesIO(result.stdout), dtype="float32")
+  assert rate_hz == SAMPLE_RATE_HZ and spoken.shape == (1000,) and np.abs(spoken).max() > 0.01
+  assert b"times real time" in result.stderr

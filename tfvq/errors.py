@@ -1,44 +1,72 @@
-"""The one exception whose message is meant for the person at the terminal, and how a program tells it."""
+"""The exceptions that end a program with one sentence for the user, and how programs print it."""
 
+import signal
 import sys
 
 from absl import app, flags
 
 
 class UserError(Exception):
-  """Something the user can mend: one sentence saying what was wrong, where, and what to do.
+  """An error that the user can fix: one sentence that says what is wrong, where, and what to do.
 
-  `run_program` prints the sentence and exits with code 2; no stack trace is shown.
+  `run_program` prints the sentence and exits with code 2, without a stack trace.
   """
 
 
+class Terminated(KeyboardInterrupt):
+  """A signal has asked the program to end.
+
+  It is handled as Ctrl-C is: `finally` blocks remove partial files, and training saves a checkpoint.
+
+  Args:
+    signal_number: The signal.
+  """
+
+  def __init__(self, signal_number: int):
+    super().__init__()
+    self.exit_code = 128 + signal_number
+
+
 def run_program(main, flags_parser) -> None:
-  """Runs `main` as `absl.app.run` does; an error that the user can mend becomes one sentence and exit code 2."""
+  """Runs `main` as `absl.app.run` does; an error that the user can fix, or a signal, ends it with one line.
+
+  The exit code is 2 after a `UserError`, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
+  """
+  for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+    number = getattr(signal, name)
+    if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+      signal.signal(number, _terminate)
   try:
     app.run(main, flags_parser=flags_parser)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:
+    sys.exit(error.__cause__.exit_code if isinstance(error.__cause__, Terminated) else 2)
+  except KeyboardInterrupt as error:
     print("stopped", file=sys.stderr)
-    sys.exit(130)
+    sys.exit(error.exit_code if isinstance(error, Terminated) else 130)
+
+
+def _terminate(signal_number, frame):
+  del frame
+  signal.signal(signal_number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
+  raise Terminated(signal_number)
 
 
 def parse_flags(argv: list[str], doc: str, holders) -> list[str]:
-  """Parses flags; --help prints a program's own ones.
+  """Parses flags; --help prints the program's own flags and ends it.
 
   Args:
     argv: The command line.
-    doc: What --help says first.
+    doc: The text that --help prints first.
     holders: The program's flags.
 
   Returns:
-    What is left of the command line.
+    The command line without the flags.
 
   Raises:
-    UserError: A flag is unknown, or has a value that is none of its kind.
+    UserError: A flag is unknown, or its value is invalid.
   """
-  if any(argument.lstrip("-") in ("h", "help") for argument in argv[1:]):
+  if any(argument in ("-h", "--h", "-help", "--help") for argument in argv[1:]):
     print(doc)
     for holder in holders:
       print(f"  --{holder.name}: {flags.FLAGS[holder.name].help}")

@@ -1,13 +1,17 @@
-"""Sends speech through the codes of the model in this package: 250 codes of 9 bits a second, and back.
+"""Encodes speech with the model in this package, 250 codes of 9 bits a second, and decodes it again.
 
   python -m tfvq.reconstruct in.wav out.wav
   python -m tfvq.reconstruct in.mp3 out.wav --speaker=fr
+  python -m tfvq.reconstruct - - <in.flac | aplay
 
-Any WAV, FLAC, MP3 or Ogg Vorbis file will do; the output is 16 kHz, mono, 16 bits. The model has heard few voices: it
-speaks with the one that --speaker names. Its card is tfvq/released/README.md.
+The input is a WAV, FLAC, MP3 or Ogg Vorbis file; the output is a WAV file of 16 kHz, mono, 16 bits. A file named - is
+standard input or output. The model knows few voices and speaks with the one that --speaker names. Its card is
+tfvq/released/README.md.
 """
 
+import io
 import os
+import sys
 import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -16,28 +20,37 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 
 from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
+from tfvq.files import check_writable, file_path, is_standard_output, is_stream, is_the_same_file  # noqa: E402
 
-_MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; the package's own if empty.")
-_SPEAKER = flags.DEFINE_string("speaker", "", "Whose voice to speak with; the model's first if empty.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise; the same one gives the same output.")
-_TEMPERATURE = flags.DEFINE_list("temperature", [], "Of the decoder, one value or one for each band; the model's own.")
+_MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; default: the package's model.")
+_SPEAKER = flags.DEFINE_string("speaker", "", "The voice to speak with; default: the model's first speaker.")
+_SEED = flags.DEFINE_integer(
+  "seed",
+  0,
+  "Seed of the noise, 0 to 2147483647; the same seed gives the same output.",
+  lower_bound=0,
+  upper_bound=2**31 - 1,
+)
+_TEMPERATURE = flags.DEFINE_list(
+  "temperature", [], "Temperature of the decoder, one value or one for each band; default: the model's own."
+)
 
 
 def main(argv):
   """Reads, encodes, decodes and writes."""
+  if len(argv) != 3:
+    raise UserError("Give two files, one to read and one to write: python -m tfvq.reconstruct in.wav out.wav")
+  source, target = argv[1], "/dev/stdout" if argv[2] == "-" else argv[2]
+  _check_target(source, target)
+
   import numpy as np
   import tqdm
 
   from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
-  from tfvq.files import file_path
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import chosen_temperature, load_released
 
-  if len(argv) != 3:
-    raise UserError("Give two files, one to read and one to write: python -m tfvq.reconstruct in.wav out.wav")
-  if file_path(argv[2]).suffix.lower() != ".wav":
-    raise UserError(f"{argv[2]} is to be a WAV file: give it a name that ends in .wav.")
-  reader = AudioReader(argv[1])
+  reader = AudioReader(_content(source) if source == "-" or is_stream(source) else source)
   model, facts = load_released(_MODEL.value)
   speaker = _SPEAKER.value or facts["speakers"][0]
   if speaker not in facts["speakers"]:
@@ -57,13 +70,32 @@ def main(argv):
         yield part[0, :samples_left] / gain
         samples_left -= part.shape[1]
 
-    write_wav(argv[2], parts())
+    write_wav(target, parts())
   seconds, elapsed = reader.num_samples / SAMPLE_RATE_HZ, time.monotonic() - began_at
   kilobits = codes.size * np.log2(model.quantizer.num_embeddings) / 1000
   print(
-    f"{argv[2]}: {seconds:.2f} s through {kilobits:.2f} kbit ({kilobits / seconds:.2f} kbit/s) as {speaker}, "
-    f"{elapsed:.1f} s, {seconds / elapsed:.2f} times real time"
+    f"{target}: {seconds:.2f} s through {kilobits:.2f} kbit ({kilobits / seconds:.2f} kbit/s) as {speaker}, "
+    f"{elapsed:.1f} s, {seconds / elapsed:.2f} times real time",
+    file=sys.stderr if is_standard_output(target) else sys.stdout,
   )
+
+
+def _check_target(source, target):
+  """Refuses a file that cannot be written, or that is the recording itself, before anything is computed."""
+  if not is_stream(target) and file_path(target).suffix.lower() != ".wav":
+    raise UserError(f"{target} must be a WAV file: give it a name that ends in .wav.")
+  if is_the_same_file("/dev/stdin" if source == "-" else source, target):
+    raise UserError(f"{target} is the recording to read: name another file to write.")
+  check_writable(target)
+
+
+def _content(source):
+  """All bytes of standard input, a pipe or a device, as a file that can seek."""
+  try:
+    with open(0 if source == "-" else source, "rb", closefd=source != "-") as file:
+      return io.BytesIO(file.read())
+  except OSError as error:
+    raise UserError(f"{source} could not be read ({error.strerror}).") from error
 
 
 if __name__ == "__main__":

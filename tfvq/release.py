@@ -2,8 +2,8 @@
 
   python -m tfvq.release --workdir=runs/speech --out=tfvq/released/speech.keras
 
-The file is an ordinary Keras file without the optimiser; the decoder's weights are rounded to eight bits, all others to
-eleven. Beside it a JSON file names the speakers and the temperature.
+The file is an ordinary Keras file without the optimiser. The decoder's weights are rounded to eight bits, all others to
+eleven; biases and counts are kept as they are. A JSON file beside it names the speakers and the temperature.
 """
 
 import io
@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 
 from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
-from tfvq.files import atomic_write, read_json, write_json  # noqa: E402
+from tfvq.files import atomic_write, check_writable, read_json, write_json  # noqa: E402
 
 RELEASED = pathlib.Path(__file__).with_name("released") / "speech.keras"
 
@@ -35,26 +35,32 @@ def load_released(path=""):
     `(SpeechVQVAE, {"speakers": names, "temperature": one for each band})`.
 
   Raises:
-    UserError: There is no such file, or it is damaged.
+    UserError: There is no such file, it is damaged, or it is not a released model.
   """
-  from tfvq.training.training import load_model
+  from tfvq.models import SpeechVQVAE
+  from tfvq.training.loading import load_model
 
   path = pathlib.Path(path or RELEASED)
-  return load_model(path), read_json(path.with_suffix(".json"))
+  model, facts = load_model(path), read_json(path.with_suffix(".json"))
+  if not isinstance(model, SpeechVQVAE) or not isinstance(facts, dict) or not {"speakers", "temperature"} <= set(facts):
+    raise UserError(f"{path} is not a released speech model: name a file written by `python -m tfvq.release`.")
+  return model, facts
 
 
 def chosen_temperature(given: list[str], own, num_bands: int) -> list[float]:
-  """The decoder's temperature as --temperature gives it, or the model's own where it gives none.
+  """The decoder's temperature: that of --temperature, or the model's own if the flag is empty.
 
   Raises:
-    UserError: It is not one number of zero or more, or one for each band.
+    UserError: It is neither one number of zero or more nor one for each band.
   """
   try:
     temperature = [float(value) for value in given] or list(own)
     if not all(0 <= value < np.inf for value in temperature):
       raise ValueError
   except ValueError as error:
-    raise UserError(f"--temperature={','.join(given)} is not a number of zero or more, or some with commas.") from error
+    raise UserError(
+      f"--temperature={','.join(given)} is not a number of zero or more, nor several separated by commas."
+    ) from error
   if len(temperature) not in (1, num_bands):
     raise UserError(f"--temperature has {len(temperature)} values; give one, or one for each of {num_bands} bands.")
   return temperature
@@ -64,19 +70,21 @@ def write_released(run, path) -> None:
   """Writes the trained autoencoder of a `tfvq.training.stages.Run`.
 
   Raises:
-    UserError: It is not a speech system's, it is not trained yet, or the file has no name for a Keras file or cannot be
-      written.
+    UserError: The run is not of a speech system, or not trained yet; the file's name does not end in .keras, or it
+      cannot be written.
   """
   path = pathlib.Path(path)
   if path.suffix != ".keras":
-    raise UserError(f"{path} is to be a Keras file: give it a name that ends in .keras.")
+    raise UserError(f"{path} must be a Keras file: give it a name that ends in .keras.")
   if run.config.task != "speech":
-    raise UserError(f"{run.workdir.path} is no speech system's: only such a model is released.")
+    raise UserError(f"{run.workdir.path} does not hold a speech system: only speech models can be released.")
+  for written in (path, path.with_suffix(".json")):
+    check_writable(written)
   facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
   with atomic_write(path) as temporary:
     run.autoencoder.save(temporary)
     whole = io.BytesIO(temporary.read_bytes())
-    # Neither dates nor addresses in memory: the same weights make the same bytes.
+    # Without dates and addresses in memory, the same weights make the same bytes.
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w") as target:
       for name in source.namelist():
         content = source.read(name)
@@ -91,13 +99,13 @@ def write_released(run, path) -> None:
 
 
 def _numbered(config):
-  """A Keras config whose shared objects are known by their order, not by their places in memory."""
+  """A Keras config whose shared objects are numbered in their order, not by their addresses in memory."""
   order = {}
   return re.sub(r'(?<="shared_object_id": )\d+', lambda match: str(order.setdefault(match[0], len(order))), config)
 
 
 def _rounded(content):
-  """An HDF5 file's bytes with every float32 array rounded, see `round_weights`, in float16."""
+  """An HDF5 file's bytes with every float32 array of two or more dimensions rounded, see `round_weights`."""
   import h5py
 
   source, target = h5py.File(io.BytesIO(content)), io.BytesIO()
@@ -106,13 +114,10 @@ def _rounded(content):
     def copy(name, item):
       if isinstance(item, h5py.Dataset):
         value = item[()]
-        if value.dtype != "float32":
-          file.create_dataset(name, data=value)
-        elif value.ndim < 2:
-          file.create_dataset(name, data=value.astype("float16"))
-        else:
+        if value.dtype == "float32" and value.ndim > 1:
           # Errors grow from one convolution to the next in the conditioner, and those of the encoder change codes.
-          file.create_dataset(name, data=round_weights(value, 8 if name.startswith("decoder") else 11))
+          value = round_weights(value, 8 if name.startswith("decoder") else 11)
+        file.create_dataset(name, data=value)
       else:
         file.require_group(name)
       for key, value in item.attrs.items():
@@ -125,19 +130,20 @@ def _rounded(content):
 
 
 def round_weights(weights, num_bits: int) -> np.ndarray:
-  """Weights rounded to so many bits, at most 11, float [..., outputs] -> float16.
+  """Weights rounded to a number of bits, at most 11, float [..., outputs] -> float16, or float32 beyond its range.
 
-  Each output has a step of its own, the smallest power of two with which its largest weight fits into the bits.
+  Each output has its own step, the smallest power of two with which its largest weight fits into the bits.
   """
   limit = 2 ** (num_bits - 1) - 1
   largest = np.max(np.abs(weights), axis=tuple(range(weights.ndim - 1)), keepdims=True)
   # 2^-24 is float16's smallest number.
   step = np.exp2(np.ceil(np.log2(np.maximum(largest / limit, 2.0**-24))))
-  return (np.round(weights / step) * step).astype(np.float16)
+  rounded = (np.round(weights / step) * step).astype(np.float32)
+  return rounded if np.max(np.abs(rounded), initial=0) > np.finfo(np.float16).max else rounded.astype(np.float16)
 
 
 def main(argv):
-  """Reads a workdir's model and writes it."""
+  """Writes the model of a workdir."""
   from tfvq.training.stages import open_run
 
   del argv

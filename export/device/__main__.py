@@ -1,25 +1,23 @@
-"""Encodes speech into a file of codes, and decodes it, on a device.
+"""Encodes speech into a file of codes, and decodes it again, on a device.
 
   python -m export.device encode in.wav out.codes
   python -m export.device decode out.codes out.wav [--speaker NAME]
 
-WAV files are 16 kHz, mono, 16 bits.
+WAV files have 16 kHz, one channel and 16 bits. A file named - is standard input or output.
 """
 
 import argparse
-import contextlib
-import os
-import pathlib
+import signal
 import sys
 import time
-import wave
 
 import numpy as np
 
-from . import codes_file
+from . import codes_file, files, wav_file
 from .codec import SHIPPED, CodecError, SpeechCodec
 
-_PART_SECONDS = 0.5  # after which the progress is told
+_PART_SECONDS = 0.5  # between two updates of the progress bar
+_LARGEST_SEED = 2**31 - 1
 
 
 def main(arguments=None) -> int:
@@ -28,30 +26,49 @@ def main(arguments=None) -> int:
     prog="python -m export.device", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   commands = parser.add_subparsers(dest="command", required=True)
-  encode = commands.add_parser("encode", help="a WAV file to a file of codes")
-  decode = commands.add_parser("decode", help="a file of codes to a WAV file")
+  encode = commands.add_parser("encode", help="encode a WAV file into a file of codes")
+  decode = commands.add_parser("decode", help="decode a file of codes into a WAV file")
   for command in (encode, decode):
-    command.add_argument("source", help="file to read")
-    command.add_argument("target", help="file to write")
+    command.add_argument("source", help="file to read; - for standard input")
+    command.add_argument("target", help="file to write; - for standard output")
     command.add_argument("--model", default=str(SHIPPED), help="folder of an exported codec (default: the package's)")
-  decode.add_argument("--speaker", default="", help="whose voice to speak with (default: the model's first)")
-  decode.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+  decode.add_argument("--speaker", default="", help="voice to speak with (default: the model's first)")
+  decode.add_argument("--seed", type=int, default=0, help=f"seed of the noise, 0 to {_LARGEST_SEED} (default: 0)")
   flags = parser.parse_args(arguments)
+  for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+    number = getattr(signal, name)
+    if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+      signal.signal(number, _terminate)
   try:
-    _check_target(flags.target)
+    if flags.command == "decode" and not 0 <= flags.seed <= _LARGEST_SEED:
+      raise CodecError(f"The seed is {flags.seed}; give a whole number from 0 to {_LARGEST_SEED}.")
+    files.check_target(flags.source, flags.target)
     codec = SpeechCodec(flags.model)
     if flags.command == "encode":
-      _encode(codec, flags.source, flags.target)
+      message = _encode(codec, flags.source, flags.target)
     else:
-      _decode(codec, flags.source, flags.target, flags.speaker, flags.seed)
+      message = _decode(codec, flags.source, flags.target, flags.speaker, flags.seed)
   except CodecError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except KeyboardInterrupt as error:
+    print("stopped", file=sys.stderr)
+    return 128 + (error.args[0] if error.args else signal.SIGINT)
+  print(message, file=sys.stderr if files.is_standard_output(flags.target) else sys.stdout)
   return 0
 
 
+def _terminate(signal_number, frame):
+  """Ends the program as Ctrl-C does, so that no partial file is left."""
+  del frame
+  signal.signal(signal_number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
+  raise KeyboardInterrupt(signal_number)
+
+
 def _encode(codec, source, target):
-  samples = _read_wav(source, codec.sample_rate_hz)
+  """Encodes a file; returns the message about it."""
+  with files.open_source(source) as file:
+    samples = wav_file.read_wav(file, source, codec.sample_rate_hz)
   gain = codec.gain_of(samples)
   stream, codes = codec.encoder(), []
   part = int(_PART_SECONDS * codec.sample_rate_hz)
@@ -62,16 +79,15 @@ def _encode(codec, source, target):
     codes = np.concatenate([*codes, stream.finish()])
   speech = codes_file.EncodedSpeech(codes, codec.model_id, gain, len(samples))
   content = codes_file.pack(speech, codec.num_embeddings, codec.hop_samples)
-  _write(target, lambda path: path.write_bytes(content))
+  files.write(target, content)
   kilobits = 8 * len(content) / 1000
-  print(f"{target}: {len(content)} bytes, {kilobits / (len(samples) / codec.sample_rate_hz):.2f} kbit/s")
+  return f"{target}: {len(content)} bytes, {kilobits / (len(samples) / codec.sample_rate_hz):.2f} kbit/s"
 
 
 def _decode(codec, source, target, speaker, seed):
-  try:
-    content = pathlib.Path(source).read_bytes()
-  except OSError as error:
-    raise CodecError(f"{source} could not be read: {error.strerror}.") from error
+  """Decodes a file; returns the message about it."""
+  with files.open_source(source) as file:
+    content = file.read()
   try:
     speech = codes_file.unpack(content, codec.model_id, codec.num_embeddings, codec.hop_samples, codec.frame_shape)
   except CodecError as error:
@@ -83,12 +99,12 @@ def _decode(codec, source, target, speaker, seed):
       samples.append(stream.push(speech.codes[start : start + part]))
       progress.advance(len(speech.codes[start : start + part]) * codec.hop_samples / codec.sample_rate_hz)
     samples = np.concatenate([*samples, stream.finish()])[: speech.num_samples] / speech.gain
-  _write(target, lambda path: _write_wav(path, samples, codec.sample_rate_hz))
-  print(f"{target}: {len(samples) / codec.sample_rate_hz:.2f} s")
+  files.write(target, wav_file.wav_bytes(samples, codec.sample_rate_hz))
+  return f"{target}: {len(samples) / codec.sample_rate_hz:.2f} s"
 
 
 class _Progress:
-  """A bar on the terminal, and how many times as fast as real time it went in the end."""
+  """A progress bar on the terminal; at its end the speed, as a multiple of real time."""
 
   def __init__(self, title, seconds):
     self._title, self._seconds, self._done = title, seconds, 0.0
@@ -103,59 +119,9 @@ class _Progress:
     bar = "#" * filled + "." * (30 - filled)
     print(f"\r{self._title} [{bar}] {self._done:.1f}/{self._seconds:.1f} s", end="", file=sys.stderr, flush=True)
 
-  def __exit__(self, *error):
+  def __exit__(self, error_type, error, traceback):
     elapsed = time.monotonic() - self._began_at
-    print(f", {self._done / elapsed:.2f} times real time", file=sys.stderr)
-
-
-def _read_wav(path, sample_rate_hz):
-  """Samples of a WAV file, float32 [T] in -1..1."""
-  wanted = f"it must be a WAV file of {sample_rate_hz} Hz, mono, 16 bits, with one sample or more"
-  try:
-    with wave.open(str(path), "rb") as file:
-      kind = (file.getframerate(), file.getnchannels(), file.getsampwidth())
-      num_bytes = file.getnframes() * file.getnchannels() * file.getsampwidth()
-      content = file.readframes(file.getnframes())
-  except OSError as error:
-    raise CodecError(f"{path} could not be read: {error.strerror}.") from error
-  except (wave.Error, EOFError, RuntimeError) as error:  # the last where a chunk is said to be longer than the file
-    raise CodecError(f"{path} cannot be encoded: {wanted} ({error or 'it breaks off'}).") from error
-  if kind != (sample_rate_hz, 1, 2):
-    raise CodecError(f"{path} has {kind[0]} Hz, {kind[1]} channels, {8 * kind[2]} bits: {wanted}.")
-  if not content or len(content) < num_bytes:
-    raise CodecError(f"{path} is empty or breaks off: {wanted}.")
-  return np.frombuffer(content, "<i2").astype(np.float32) / 2**15
-
-
-def _write_wav(path, samples, sample_rate_hz):
-  with wave.open(str(path), "wb") as file:
-    file.setnchannels(1)
-    file.setsampwidth(2)
-    file.setframerate(sample_rate_hz)
-    file.writeframes(np.clip(np.round(samples * 2**15), -(2**15), 2**15 - 1).astype("<i2").tobytes())
-
-
-def _check_target(path):
-  """Refuses what cannot be written before anything is computed."""
-  path = pathlib.Path(path)
-  if not path.name or path.is_dir():
-    raise CodecError(f"{path} is a folder: name a file in it.")
-  if not path.parent.is_dir():
-    raise CodecError(f"{path} could not be written: there is no folder {path.parent}.")
-
-
-def _write(path, write):
-  """Writes a file whole or not at all."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
-  try:
-    write(temporary)
-    temporary.replace(path)
-  except OSError as error:
-    raise CodecError(f"{path} could not be written: {error.strerror}.") from error
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
+    print("" if error_type else f", {self._done / elapsed:.2f} times real time", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Files of codes: a header, the codes as packed bits, and a checksum over all of it.
+"""Files of codes: a header, the codes as packed bits, and a checksum of both.
 
   4 bytes  "TFVQ"
   1        version, 2
   1        bits per code
-  8        which model, `SpeechCodec.model_id`
-  4        float32: what the speech was multiplied by before it was encoded
+  8        the model, `SpeechCodec.model_id`
+  4        float32: the gain that the speech was multiplied by before it was encoded
   8        number of samples, unsigned
-  ...      codes, frame by frame, each in that many bits, the highest first
+  ...      codes, frame by frame, each in that many bits, the highest bit first
   4        CRC-32 of everything before it
 
 All numbers are little-endian.
@@ -27,7 +27,7 @@ _HEADER = struct.Struct("<4sBB8sfQ")
 
 
 class EncodedSpeech(NamedTuple):
-  """What a file of codes holds."""
+  """The content of a file of codes."""
 
   codes: np.ndarray  # int32 [F, *frame_shape]
   model_id: bytes
@@ -36,21 +36,21 @@ class EncodedSpeech(NamedTuple):
 
 
 def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
-  """The bytes of a file.
+  """Packs codes into the bytes of a file.
 
   Args:
-    speech: What to write.
+    speech: The content.
     num_embeddings: K, number of codes.
     hop_samples: Samples per frame.
 
   Raises:
-    ValueError: There are more or fewer codes than the samples ask for, or a code is not in 0..K-1.
+    ValueError: The number of codes does not match the number of samples, or a code is outside 0..K-1.
   """
   codes = np.asarray(speech.codes)
   if len(codes) != -(-speech.num_samples // hop_samples) or (
     len(codes) and not 0 <= codes.min() <= codes.max() < num_embeddings
   ):
-    raise ValueError("Codes and number of samples do not agree, or a code is out of its range.")
+    raise ValueError(f"The codes do not match the number of samples, or are not all in 0..{num_embeddings - 1}.")
   num_bits = bits_per_code(num_embeddings)
   bits = (codes.reshape(-1, 1) >> np.arange(num_bits - 1, -1, -1)) & 1
   content = _HEADER.pack(_MAGIC, _VERSION, num_bits, speech.model_id, speech.gain, speech.num_samples)
@@ -61,17 +61,17 @@ def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
 def unpack(
   content: bytes, model_id: bytes, num_embeddings: int, hop_samples: int, frame_shape: tuple[int, ...] = ()
 ) -> EncodedSpeech:
-  """What a file's bytes say.
+  """Unpacks the bytes of a file.
 
   Args:
     content: The bytes.
-    model_id: The model that is to decode them, with the next three.
+    model_id: The model that will decode the codes; the next three arguments are also that model's.
     num_embeddings: K, number of codes.
     hop_samples: Samples per frame.
     frame_shape: Shape of a frame's codes.
 
   Raises:
-    CodecError: They are no file of codes, of another version, cut short, altered, or another model's.
+    CodecError: The bytes are not a file of codes, are cut short or altered, or come from another version or model.
   """
   if content[:4] != _MAGIC:
     raise CodecError("It is not a file of codes.")
@@ -81,13 +81,13 @@ def unpack(
   if version != _VERSION:
     raise CodecError(f"It is of version {version}; this program reads version {_VERSION}.")
   if zlib.crc32(content[:-4]) != struct.unpack("<I", content[-4:])[0]:
-    raise CodecError("It is cut short or altered: its checksum does not agree.")
+    raise CodecError("It is cut short or altered: its checksum does not match.")
   if made_by != model_id:
-    raise CodecError("It was made with another model: decode it with that one, named by --model.")
+    raise CodecError("It was made with another model: name that model with --model.")
   packed = np.frombuffer(content[_HEADER.size : -4], np.uint8)
   num_codes = -(-num_samples // hop_samples) * math.prod(frame_shape)
   if num_bits != bits_per_code(num_embeddings) or len(packed) != -(-num_codes * num_bits // 8) or not 0 < gain < np.inf:
-    raise CodecError("It is altered: its header does not agree with what follows.")
+    raise CodecError("It is altered: its header does not match what follows.")
   bits = np.unpackbits(packed, count=num_codes * num_bits).reshape(num_codes, num_bits)
   codes = bits.astype(np.int32) @ (1 << np.arange(num_bits - 1, -1, -1, dtype=np.int32))
   if num_codes and codes.max() >= num_embeddings:
@@ -96,5 +96,5 @@ def unpack(
 
 
 def bits_per_code(num_embeddings: int) -> int:
-  """Bits that a code is packed into."""
+  """Number of bits that a code is packed into."""
   return max(1, (num_embeddings - 1).bit_length())

@@ -135,6 +135,8 @@ def _load(path):
   try:
     with np.load(path) as file:
       return dict(file)
+  except (OSError, MemoryError) as error:
+    raise UserError(f"{path} could not be read ({getattr(error, 'strerror', None) or error}).") from error
   except Exception as error:  # NumPy raises many kinds for a damaged file
     raise UserError(f"{path} is damaged: delete its folder and run the stage `data` again.") from error
 

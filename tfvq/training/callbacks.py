@@ -115,6 +115,7 @@ class ProgressBar(keras.callbacks.Callback):
     self.curves = curves
     self.title = title
     self.num_steps = num_steps
+    self._bar = None
 
   def on_train_begin(self, logs=None):
     done = steps_done(self.model)
@@ -126,8 +127,10 @@ class ProgressBar(keras.callbacks.Callback):
       latest = {name: f"{value:.4g}" for name, value in self.curves.rows[-1].items() if name not in ("step", "seconds")}
       self._bar.set_postfix(latest, refresh=False)
 
-  def on_train_end(self, logs=None):
-    self._bar.close()
+  def close(self) -> None:
+    """Ends the line, so that what is printed next stands on a line of its own."""
+    if self._bar is not None:
+      self._bar.close()
 
 
 class StopAtLostLoss(keras.callbacks.Callback):

@@ -6,8 +6,10 @@ metrics.json, report.html
 autoencoder/checkpoint.keras -> prune/model.keras, where a system has that stage.
 """
 
+import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import time
 
@@ -22,8 +24,9 @@ from tfvq.errors import UserError
 from tfvq.files import atomic_write, read_json, sha256, write_json
 from tfvq.tasks import TASKS
 from tfvq.training import report
+from tfvq.training.loading import load_weights
 from tfvq.training.pruning import Pruning, apply_masks, masks_of, shrunk
-from tfvq.training.training import load_weights, make_strategy, train
+from tfvq.training.training import make_strategy, train
 from tfvq.training.workdir import Workdir
 
 
@@ -89,7 +92,7 @@ def open_run(path) -> Run:
     UserError: It is no run's folder, or one that another version made.
   """
   config_path = pathlib.Path(path) / "config.json"
-  if not config_path.exists():
+  if not os.path.exists(config_path):  # unlike the method, never raises
     raise UserError(f"{path} is not the folder of a run: it has no config.json.")
   config = read_json(config_path)
   if config.get("task") not in TASKS:
@@ -109,15 +112,17 @@ def run_stages(run: Run, stage: str) -> None:
   chosen = stages if stage == "all" else [stage]
   if any(name in _TRAINING and not run.workdir.is_done(name) for name in chosen):
     _ = run.strategy  # some can be made only before TensorFlow has run anything
-  for name in chosen:
-    if run.workdir.is_done(name):
-      print(f"{name}: done already, skipped (delete {run.workdir.folder(name)} to do it again)")
-      continue
-    if name != "data":
-      run.workdir.require("data")
-    _refuse_stale(run, name)
-    with run.workdir.running(name) as facts:
-      _STAGES[name](run, facts)
+  with contextlib.ExitStack() as stack:
+    for name in chosen:
+      if run.workdir.is_done(name):
+        print(f"{name}: done already, skipped (delete {run.workdir.folder(name)} to do it again)")
+        continue
+      stack.enter_context(run.workdir.held())  # to the last stage, so that no other process comes in between
+      if name != "data":
+        run.workdir.require("data")
+      _refuse_stale(run, name)
+      with run.workdir.running(name) as facts:
+        _STAGES[name](run, facts)
   if run.workdir.is_done("evaluation"):
     report.print_summary(run.workdir)
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tfvq.errors import UserError
 from tfvq.ops.product import product_precision
 from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds, steps_done
+from tfvq.training.loading import load_weights
 from tfvq.training.muon import ConvMuon, PruningMuon
 
 
@@ -112,17 +113,19 @@ def train(
   if step < settings.steps:
     curves = Curves(folder / "curves.csv", settings.log_every_steps)
     checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
-    watching = [StopAtLostLoss(checkpoint_path), curves, checkpoint, ProgressBar(title, settings.steps, curves)]
-    callbacks = [*extra_callbacks(model), *watching]
+    progress = ProgressBar(title, settings.steps, curves)
+    callbacks = [*extra_callbacks(model), StopAtLostLoss(checkpoint_path), curves, checkpoint, progress]
     examples = batches(settings.batch_size, step)
     try:
       with product_precision(tf.bfloat16 if settings.bfloat16_products else None):
         model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
       if checkpoint.model:  # training had begun
         checkpoint.save()
       step = steps_done(model)
-      raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from None
+      raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from stop
+    finally:
+      progress.close()
   return model, sum(read_seconds(path) for path in folder.rglob("curves.csv"))
 
 
@@ -151,37 +154,3 @@ def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
       global_clipnorm=clipnorm,
     )
   return keras.optimizers.Adam(learning_rate, beta_2=settings.beta_2, global_clipnorm=clipnorm)
-
-
-def load_model(path) -> keras.Model:
-  """Loads a whole model of this package from a `.keras` file, to compute in float32 whatever it was trained in.
-
-  Raises:
-    UserError: There is no such file, or it is damaged or no model of this package.
-  """
-  if not pathlib.Path(path).is_file():
-    raise UserError(f"There is no model {path}: name a .keras file.")
-  try:
-    model = keras.saving.load_model(path, compile=False)
-  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
-    raise UserError(f"{path} is damaged, or not a model of this package: name another file.") from error
-  for layer in model._flatten_layers():
-    layer.dtype_policy = "float32"
-  return model
-
-
-def load_weights(model: keras.Model, path) -> None:
-  """Loads what `Checkpoint` saved into a model of the same architecture, its optimiser included if it has one.
-
-  Raises:
-    UserError: There is no such file, or it is damaged or another model's.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f"There are no weights {path}: name another file, or delete {path.parent} to train anew.")
-  try:
-    model.load_weights(path)
-  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
-    raise UserError(
-      f"{path} is damaged, or another model's: name another file, or delete {path.parent} to train anew."
-    ) from error

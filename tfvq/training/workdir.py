@@ -1,9 +1,16 @@
-"""The working directory: where everything that a run makes is kept, and what tells which stages are done."""
+"""The working directory: holds everything that a run makes, and records which stages are done."""
 
 import contextlib
 import json
+import os
 import pathlib
+import socket
 import time
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
 
 from tfvq.errors import UserError
 from tfvq.files import read_json, write_json
@@ -15,28 +22,24 @@ _READ_BY = {"pruning.": "prune", "train.prune.": "prune", "samples.": "samples"}
 class Workdir:
   """A folder with a config, and a sub-folder per stage.
 
+  Any number of processes may read it. One process at a time runs stages in it, under a lock that ends with the process.
+
   Args:
-    path: The folder; made if need be.
+    path: The folder; created if it does not exist.
     config: The resolved config, a plain dict.
 
   Raises:
-    UserError: The folder was made with another config, or cannot be written. What is read only by a stage that has not
-      begun may differ.
+    UserError: The folder was made with another config, cannot be written, or its config has to be changed while another
+      process runs stages. Fields that are read only by a stage that has not begun may differ.
   """
 
   def __init__(self, path, config: dict):
     self.path = pathlib.Path(path)
-    config = json.loads(json.dumps(config))  # tuples become lists, as they will be read
-    config_path = self.path / "config.json"
-    differing = _differences(read_json(config_path), config) if config_path.exists() else []
-    begun = [name for name in differing if not self._may_change(name)]
-    if begun:
-      raise UserError(
-        f"{self.path} was made with another config ({', '.join(begun)}): choose another --workdir, or set the fields "
-        "back."
-      )
-    if differing or not config_path.exists():
-      write_json(config_path, config)
+    self._config = json.loads(json.dumps(config))  # tuples become lists, as they will be read
+    self._is_held = self._has_lock = False
+    if self._must_write_config():
+      with self.held():
+        pass
 
   def folder(self, stage: str) -> pathlib.Path:
     """The folder of a stage's files."""
@@ -57,22 +60,49 @@ class Workdir:
     return self.folder(stage)
 
   @contextlib.contextmanager
+  def held(self):
+    """Keeps other processes from running stages until the block ends; may be nested.
+
+    Yields:
+      This object.
+
+    Raises:
+      UserError: Another process holds the folder, the folder cannot be written, or it got another config meanwhile.
+    """
+    if self._is_held:
+      yield self
+      return
+    with _lock(self.path) as self._has_lock:
+      if self._must_write_config():
+        write_json(self._config_path, self._config)
+      self._is_held = True
+      try:
+        yield self
+      finally:
+        self._is_held = self._has_lock = False
+
+  @contextlib.contextmanager
   def running(self, stage: str):
-    """Marks a stage as done, with its seconds, if the block ends well.
+    """Holds the folder, and marks a stage as done, with its seconds, if the block succeeds.
 
     Yields:
       A dict for what the stage wants to add to its marker; "seconds" in it replaces the time measured here.
+
+    Raises:
+      UserError: See `held`.
     """
     began_at = time.monotonic()
     facts = {}
-    try:
-      self.folder(stage).mkdir(parents=True, exist_ok=True)
-      for partial in self.folder(stage).rglob(".partial-*"):  # of a run that was killed
-        partial.unlink()
-    except OSError as error:
-      raise UserError(f"{self.folder(stage)} could not be made ({error.strerror}).") from error
-    yield facts
-    write_json(self._marker(stage), {"seconds": round(time.monotonic() - began_at, 2), **facts})
+    with self.held():
+      try:
+        self.folder(stage).mkdir(parents=True, exist_ok=True)
+        # They belong to a run that was killed; without a lock they may belong to one that still works.
+        for partial in self.folder(stage).rglob(".partial-*") if self._has_lock else ():
+          partial.unlink()
+      except OSError as error:
+        raise UserError(f"{self.folder(stage)} could not be written ({error.strerror}).") from error
+      yield facts
+      write_json(self._marker(stage), {"seconds": round(time.monotonic() - began_at, 2), **facts})
 
   def facts(self, stage: str) -> dict:
     """What a finished stage wrote into its marker."""
@@ -83,11 +113,76 @@ class Workdir:
     markers = sorted(self.path.glob("*/done.json"), key=lambda path: path.stat().st_mtime)
     return {marker.parent.name: read_json(marker)["seconds"] for marker in markers}
 
+  @property
+  def _config_path(self):
+    return self.path / "config.json"
+
+  def _must_write_config(self):
+    """Whether config.json is missing, or differs in fields that may still change.
+
+    Raises:
+      UserError: It differs in other fields.
+    """
+    if not os.path.lexists(self._config_path):
+      return True
+    differing = _differences(read_json(self._config_path), self._config)
+    begun = [name for name in differing if not self._may_change(name)]
+    if begun:
+      raise UserError(
+        f"{self.path} was made with another config ({', '.join(begun)}): choose another --workdir, or set the fields "
+        "back."
+      )
+    return bool(differing)
+
   def _may_change(self, field):
     return any(field.startswith(section) and not self.folder(stage).exists() for section, stage in _READ_BY.items())
 
   def _marker(self, stage):
     return self.folder(stage) / "done.json"
+
+
+@contextlib.contextmanager
+def _lock(folder):
+  """Holds the lock of a folder; the operating system frees it when the process ends, even if it is killed.
+
+  Yields:
+    Whether the file system supports locks; if not, several processes may run in the folder.
+
+  Raises:
+    UserError: Another process holds the lock, or the folder cannot be written.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666), "r+")
+  except OSError as error:
+    raise UserError(f"{folder} could not be written ({error.strerror}).") from error
+  with file:
+    try:
+      has_lock = fcntl is not None
+      if has_lock:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      holder = file.read() or "another process"
+      raise UserError(
+        f"{folder} is in use by {holder}: wait until it has ended, or choose another --workdir."
+      ) from error
+    except OSError:
+      has_lock = False
+    if has_lock:
+      _write_holder(file, f"process {os.getpid()} on {socket.gethostname()}")
+    try:
+      yield has_lock
+    finally:
+      if has_lock:
+        _write_holder(file, "")
+
+
+def _write_holder(file, holder):
+  with contextlib.suppress(OSError):  # without the name, others learn only that the folder is in use
+    file.seek(0)
+    file.truncate()
+    file.write(holder)
+    file.flush()
 
 
 def _differences(old, new, prefix=""):
