@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tiny import config_of, tiny
 from tfvq.data import photos, vizdoom
 from tfvq.data.arrays import ArraySource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.data.debian import unpacked
+from tfvq.data.image_sources import ImageArrays, open_image_source
 from tfvq.errors import UserError
 from tfvq.files import atomic_write, read_json, write_json
 
@@ -37,10 +39,57 @@ def test_frames_depend_on_the_seed_alone(frames):
   assert not np.array_equal(collect(seed=4)["image"], frames["image"])
 
 
-def test_frames_follow_the_actions():
-  frames = collect(num_episodes=1, frames_per_episode=60, tics_per_frame=7)
-  moved = np.abs(np.diff(frames["image"].astype(int), axis=0)).mean(axis=(1, 2, 3)) > 1
-  assert moved.mean() > 0.5
+def test_the_view_turns_as_the_recorded_actions_say():
+  """A turn to the left moves what is seen to the right: the actions belong to the frames beside them."""
+  frames = collect(num_episodes=1, frames_per_episode=100, tics_per_frame=7, image_size=48)
+  grey = frames["image"].mean(axis=-1)[:, 10:40]  # without the floor and the ceiling
+  shifts = np.array([shift_of(before, after) for before, after in zip(grey[:-1], grey[1:], strict=True)])
+  of_action = {name: shifts[frames["action"][:-1] == index] for index, (name, _) in enumerate(vizdoom.ACTIONS)}
+  assert np.mean(of_action["left"] > 5) > 0.8
+  assert np.mean(of_action["right"] < -5) > 0.8
+  assert abs(np.median(of_action["forward"])) < 5
+
+
+def shift_of(before, after, most=12):
+  """By how many columns [H, W] moved to the right, the best match of -12..12."""
+  width = before.shape[1]
+  errors = {
+    shift: np.abs(
+      before[:, max(0, -shift) : width - max(0, shift)] - after[:, max(0, shift) : width + min(0, shift)]
+    ).mean()
+    for shift in range(-most, most + 1)
+  }
+  return min(errors, key=errors.get)
+
+
+def test_every_split_has_episodes_of_its_own_and_seeds_do_not_change(tmp_path):
+  """Training and held-out frames are the same with and without a validation split, so that figures are comparable."""
+  data = config_of("frames").data
+  data.update({"image_size": 24, "num_train_episodes": 2, "num_validation_episodes": 1, "num_held_out_episodes": 1})
+  data.update({"train_frames_per_episode": 2, "held_out_frames_per_episode": 3})
+  source = open_image_source(data, tmp_path / "new", seed=5)
+  assert source.split_names == ("train", "validation", "held_out", "unseen_map")
+  for split, scenario, seed in (
+    ("train", "my_way_home", 50_000_000),
+    ("held_out", "my_way_home", 51_000_000),
+    ("unseen_map", "deathmatch", 52_000_000),
+    ("validation", "my_way_home", 53_000_000),
+  ):
+    sizes = {"num_episodes": 2, "frames_per_episode": 2, "tics_per_frame": 7}
+    if split != "train":
+      sizes = {"num_episodes": 1, "frames_per_episode": 3, "tics_per_frame": 35}
+    expected = vizdoom.collect(scenario, **sizes, image_size=24, seed=seed)
+    np.testing.assert_array_equal(source.splits[split]["image"], expected["image"])
+
+
+@pytest.mark.parametrize("name", ["frames", "pixelcnn"])
+def test_a_run_that_was_made_without_a_validation_split_opens_as_before(name, tmp_path):
+  data = tiny(name).data
+  del data.num_validation_episodes
+  splits = ("train", "held_out", "unseen_map") if name == "frames" else ("train", "held_out")
+  for split in splits:
+    np.savez(tmp_path / f"{split}.npz", image=np.zeros([1, 8, 8, 3], np.uint8), label=np.zeros(1, np.int32))
+  assert open_image_source(data, tmp_path, seed=0).split_names == splits
 
 
 def test_unknown_scenario_and_odd_spacing_are_refused():
@@ -66,6 +115,23 @@ def test_training_batches_go_on_where_a_resumed_run_starts(rng):
   np.testing.assert_array_equal(batch["y"], 2 * batch["x"])
 
 
+@pytest.mark.parametrize("num_examples", [1, 3])
+def test_batches_are_full_where_there_are_fewer_examples_than_a_batch(num_examples):
+  source = ArraySource({"train": {"x": np.arange(num_examples)}})
+  batches = [batch["x"].numpy() for batch in source.train(4, seed=1).take(3)]
+  np.testing.assert_array_equal(np.bincount(np.concatenate(batches)), [12 // num_examples] * num_examples)
+
+
+def test_images_and_labels_that_no_model_can_take_are_refused(rng):
+  images = rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+  for wrong in (images / 255, images.astype(np.float32), images.astype(np.int64), images[0]):
+    with pytest.raises(UserError, match=r"images of the split 'held_out' are .*convert them to uint8"):
+      ImageArrays({"train": {"image": images}, "held_out": {"image": wrong}})
+  for labels in ([0, 1, 2, 3], [-1, 0, 1, 2]):
+    with pytest.raises(UserError, match=r"labels of the split 'train' range from .*; they must lie in 0\.\.2"):
+      ImageArrays({"train": {"image": images, "label": np.array(labels, np.int32)}}, num_classes=3)
+
+
 def write_some_codes(folder, rng, **changes):
   splits = {
     "train": {"codes": rng.integers(0, 300, (5000, 3, 2)), "label": rng.integers(0, 4, 5000).astype(np.int32)},
@@ -85,6 +151,41 @@ def test_codes_come_back_as_written(tmp_path, rng):
   for split, arrays in splits.items():
     for key, value in arrays.items():
       np.testing.assert_array_equal(source.splits[split][key], value)
+
+
+@pytest.mark.parametrize(
+  ("arrays", "sentence"),
+  [
+    ({"codes": [[0, 5]]}, r"codes of the split 'train' range from 0 to 5; they must lie in 0\.\.4"),
+    ({"codes": [[-1, 4]]}, r"codes of the split 'train' range from -1 to 4; they must lie in 0\.\.4"),
+    ({"codes": [[0.0, 1.0]]}, "codes of the split 'train' are float64; they must be integers"),
+    ({"codes": [[True, False]]}, "codes of the split 'train' are bool; they must be integers"),
+    ({"codes": [[0, 4]], "label": [3]}, r"labels of the split 'train' range from 3 to 3; they must lie in 0\.\.2"),
+    ({"codes": [[0, 4]], "label": [-1]}, r"labels of the split 'train' range from -1 to -1; they must lie in 0\.\.2"),
+  ],
+)
+def test_codes_and_labels_out_of_range_are_not_written(arrays, sentence, tmp_path):
+  splits = {"train": {key: np.array(value) for key, value in arrays.items()}}
+  with pytest.raises(UserError, match=sentence):
+    write_codes(tmp_path, splits, num_embeddings=5, num_classes=3, autoencoder_sha256="abc")
+  assert not list(tmp_path.iterdir())
+
+
+def test_more_codes_than_a_file_can_hold_are_refused(tmp_path, rng):
+  with pytest.raises(UserError, match="num_embeddings is 65537; it must be 65536 or less"):
+    write_some_codes(tmp_path, rng, num_embeddings=65_537)
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_embeddings", 299), ("num_classes", 3)])
+def test_codes_and_labels_out_of_range_are_not_read(field, value, tmp_path, rng):
+  write_some_codes(tmp_path, rng)
+  manifest = {**read_manifest(tmp_path), field: value}
+  kind = "codes" if field == "num_embeddings" else "labels"
+  sentence = (
+    rf"The {kind} in .*train-00000.tfrecord range from 0 to {value}; they must lie in 0\.\.{value - 1}: delete "
+  )
+  with pytest.raises(UserError, match=sentence):
+    read_codes(tmp_path, manifest)
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
@@ -164,6 +265,20 @@ def test_tiles_are_split_by_photograph(pictures):
   assert origins["train"] | origins["held_out"] == set(range(30))
   assert not origins["train"] & origins["held_out"]
   assert len(splits["train"]["image"]) == 6 * len(origins["train"])
+
+
+def test_validation_photographs_are_taken_from_the_training_ones(pictures):
+  found = photos.find_photos(pictures)
+  with_none, with_some = (
+    {
+      split: set(np.unique(arrays["image"][..., 0]))
+      for split, arrays in photos.tiles(found, 16, 100, validation_percent=percent).items()
+    }
+    for percent in (0, 20)
+  )
+  assert with_some["held_out"] == with_none["held_out"]
+  assert with_some["validation"] and not with_some["validation"] & with_some["train"]
+  assert with_some["validation"] | with_some["train"] == with_none["train"]
 
 
 def test_flat_tiles_are_left_out_and_large_photographs_reduced(pictures):

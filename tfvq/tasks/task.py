@@ -1,4 +1,4 @@
-"""What a task is: all that differs between images, speech and video."""
+"""The interface of a task: everything in which systems of images and of sound differ."""
 
 import abc
 import pathlib
@@ -41,7 +41,7 @@ class Task(abc.ABC):
 
   @property
   def evaluation_splits(self) -> tuple[str, ...]:
-    """Splits to measure on; "held_out" first."""
+    """Names of the splits to measure on; "held_out" is one of them."""
     return ("held_out",)
 
   @property
