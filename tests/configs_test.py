@@ -240,7 +240,7 @@ def test_every_config_is_valid_and_says_how_to_run_it(name, variant):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("frames", "photos, tfds, vizdoom"), ("tts", "asterisk, espeak")])
-def test_a_source_that_there_is_not_is_told_of_before_anything_starts(name, expected):
+def test_an_unknown_source_is_refused_before_anything_starts(name, expected):
   config = config_of(name, "small")
   config.data.source = "radio"
   with pytest.raises(UserError, match=f"config.data.source is 'radio'; choose one of {expected}"):
@@ -279,14 +279,110 @@ def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
     ("speech", {"samples.temperature": (-0.4,)}, "config.samples.temperature is .*; it must be zero or more"),
     ("wavenet", {"samples.temperature": (float("nan"),)}, "config.samples.temperature is .*; it must be zero or more"),
     ("wavenet", {"prior.num_values": 1}, "config.prior.num_values is 1; it must be 2 or more"),
+    ("frames", {"autoencoder.num_embeddings": 1}, "config.autoencoder.num_embeddings is 1; it must be 2 or more"),
+    ("speech", {"autoencoder.num_embeddings": 1}, "config.autoencoder.num_embeddings is 1; it must be 2 or more"),
+    (
+      "cifar10",
+      {"autoencoder.num_vimco_samples": 1},
+      "config.autoencoder.num_vimco_samples is 1; it must be 2 or more",
+    ),
+    ("cifar10", {"data.validation_percent": 100}, "config.data.validation_percent is 100; it must be less than 100"),
+    ("photos", {"data.validation_percent": 90}, "config.data.validation_percent is 90; it must be less than 90"),
+    (
+      "frames",
+      {"data.num_validation_episodes": -1},
+      "config.data.num_validation_episodes is -1; it must be zero or more",
+    ),
+    ("frames", {"seed": 2**32}, "config.seed is 4294967296; it must be less than 4294967296"),
+    (
+      "speech",
+      {"train.prior.learning_rate": float("inf")},
+      "config.train.prior.learning_rate is inf; it must be finite",
+    ),
+    (
+      "speech",
+      {"train.prior.initial_weights": "gone.keras"},
+      "config.train.prior.initial_weights is 'gone.keras', and ",
+    ),
     ("frames", {"autoencoder.num_embeddings": 2**17}, "it must be 65536 or less"),
   ],
 )
-def test_values_that_cannot_work_are_told_of_before_anything_starts(name, changes, sentence):
+def test_values_that_cannot_work_are_refused_before_anything_starts(name, changes, sentence):
   config = config_of(name, "small")
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=sentence):
     validate(config)
+
+
+@pytest.mark.parametrize(
+  ("name", "missing", "sentence"),
+  [
+    ("frames", ("autoencoder", "prior"), "config.autoencoder and config.prior are missing; set at least one of them"),
+    ("frames", ("train.autoencoder",), "config.train.autoencoder is missing"),
+    ("frames", ("train.prior",), "config.train.prior is missing"),
+    ("pixelcnn", ("samples",), "config.samples is missing"),
+    ("speech", ("prior",), "config.prior is missing"),
+    ("speech", ("train.prior",), "config.train.prior is missing"),
+    ("speech", ("train.unquantized",), "config.train.unquantized is missing"),
+    ("speech", ("pruning",), "config.pruning is missing"),
+    ("wavenet", ("train.prior",), "config.train.prior is missing"),
+    ("wavenet", ("data",), "config.data is missing"),
+  ],
+)
+def test_a_config_without_a_section_that_a_stage_reads_is_refused(name, missing, sentence):
+  config = config_of(name)
+  for section in missing:
+    parent, _, key = section.rpartition(".")
+    del (config[parent] if parent else config)[key]
+  with pytest.raises(UserError, match=sentence):
+    validate(config)
+
+
+def test_a_speech_config_need_not_be_pruned(tmp_path):
+  config = tiny("speech")
+  del config.pruning, config.train.prune
+  validate(config)
+  run = Run(config, Workdir(tmp_path, config.to_dict()), command="")
+  with pytest.raises(UserError, match="This system has no stage 'prune'"):
+    run_stages(run, "prune")
+
+
+def test_an_autoencoder_of_images_needs_no_prior():
+  config = config_of("frames")
+  del config.prior, config.train.prior
+  validate(config)
+
+
+def test_windows_of_codes_longer_than_all_recordings_are_refused_before_training(tmp_path):
+  config = tiny("speech")
+  config.prior.window_frames = 100_000
+  run = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="")
+  with pytest.raises(
+    UserError, match="No speaker has 100000 frames in the split 'train': lower config.prior.window_fra"
+  ):
+    run_stages(run, "data")
+
+
+def test_batches_that_the_replicas_cannot_share_are_refused_before_the_first_stage(tmp_path, two_replicas, monkeypatch):
+  monkeypatch.setattr("tfvq.training.stages.make_strategy", lambda name: two_replicas)
+  config = tiny("frames")
+  config.train.prior.batch_size = 3
+  run = Run(config, Workdir(tmp_path, config.to_dict()), command="")
+  with pytest.raises(UserError, match="2 replicas cannot share the batches of 3 of 'prior'"):
+    run_stages(run, "all")
+  assert not run.workdir.folder("data").exists()
+
+
+def test_episodes_that_cannot_be_played_are_refused_before_any_is(tmp_path):
+  for changes, sentence in (
+    ({"unseen_scenario": "nowhere"}, "ViZDoom has no scenario 'nowhere'"),
+    ({"held_out_tics_per_frame": 10}, "tics_per_frame is 10; it must be a multiple of 7"),
+  ):
+    data = tiny("frames").data
+    data.update(changes)
+    with pytest.raises(UserError, match=sentence):
+      open_image_source(data, tmp_path, seed=0)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_prior_of_classes_needs_classes(tmp_path, pictures):
@@ -306,7 +402,7 @@ def test_spectra_are_perturbed_where_there_are_some():
     validate(config)
 
 
-def test_an_optimiser_that_cannot_prune_is_told_of_before_anything_starts():
+def test_an_optimiser_that_cannot_prune_is_refused_before_anything_starts():
   config = config_of("speech", "small")
   config.train.prune.optimizer = "muon"
   with pytest.raises(UserError, match="train.prune.optimizer is muon, which cannot prune"):

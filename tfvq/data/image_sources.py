@@ -8,6 +8,7 @@ Settings are chosen on the split "validation", so that "held_out" stays unseen u
 that sets its size has no such split.
 """
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -114,6 +115,8 @@ def _collected(plan, image_size, folder, seed):
 
   `plan` lists the arguments of `vizdoom.collect` for each split, one entry per class.
   """
+  for entry in itertools.chain.from_iterable(plan.values()):
+    vizdoom.check(entry["scenario"], entry["tics_per_frame"])
   splits = {}
   for split, entries in plan.items():
     num_episodes = sum(entry["num_episodes"] for entry in entries)

@@ -1,4 +1,4 @@
-"""One task for each kind of system: images, speech, and WaveNets by themselves."""
+"""What differs between images, speech and WaveNets."""
 
 from tfvq.tasks.images import ImageTask
 from tfvq.tasks.speech import SpeechTask
