@@ -5,8 +5,8 @@ DeepMind Lab.
 
   python train_main.py --config=tfvq/configs/frames.py:small --workdir=runs/frames
 
-`small` (default) is for two cores; docs/RESULTS.md tells what it reaches. `paper` has the paper's layer sizes
-and wants an accelerator. The paper shows samples and gives no figure.
+`small` (default) is for two cores; docs/RESULTS.md has its figures. `paper` has the paper's layer sizes and
+needs an accelerator. The paper shows samples and gives no figure.
 """
 
 from ml_collections import ConfigDict
