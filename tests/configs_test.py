@@ -37,9 +37,12 @@ def run(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("frames", "speech")])
 def test_a_tiny_version_runs_through_every_stage(name, tmp_path, pictures):
-  metrics = run(tiny(name, folder=pictures), tmp_path)
+  config = tiny(name, folder=pictures)
+  config.train.prior.update({"steps": 20, "learning_rate": 1e-2})
+  metrics = run(config, tmp_path)
   figure = {"pixelcnn": "bits_per_dim", **dict.fromkeys(WAVENETS, "bits_per_sample")}.get(name, "prior_bits_per_code")
-  assert 0 < metrics[figure] < 12
+  uniform_bits = metrics.get("uniform_bits_per_code", 8.0)
+  assert 0.1 < metrics[figure] < uniform_bits - 0.01, "the prior learned nothing"
   assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -59,9 +62,17 @@ def test_a_wavenet_learns_bands_at_the_levels_that_it_is_sampled_at(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", ["vq", "gaussian", "vimco"])
 def test_each_row_of_the_likelihood_table_gives_its_figure(bottleneck, tmp_path):
+  """Between what independent random pixels cost at least, their entropy, and what they cost without a model."""
   config = tiny("cifar10")
   config.autoencoder.bottleneck = bottleneck
-  assert 0 < run(config, tmp_path)["autoencoder_bits_per_dim"] < 20
+  config.train.autoencoder.update({"steps": 60, "learning_rate": 1e-2})
+  bits_per_dim = run(config, tmp_path)["autoencoder_bits_per_dim"]
+  with tfds.testing.mock_data(num_examples=12):
+    (batch,) = TfdsImages("cifar10", "test", 16).batches("held_out", 12)
+  shares = np.bincount(batch["image"].numpy().ravel(), minlength=256) / batch["image"].numpy().size
+  entropy_bits = -np.sum(shares * np.log2(np.maximum(shares, 1e-9)))
+  code_bits_per_dim = 4 * 4 * 2 * np.log2(16) / (16 * 16 * 3)
+  assert entropy_bits < bits_per_dim < 8 + code_bits_per_dim
 
 
 @pytest.mark.slow
@@ -71,7 +82,11 @@ def test_codebook_updates_and_precisions(codebook_update, precision, tmp_path):
   config = tiny("frames")
   config.autoencoder.codebook_update = codebook_update
   config.precision = precision
-  assert run(config, tmp_path)["reconstruction_psnr_db"] > 5
+  config.train.autoencoder.update({"steps": 60, "learning_rate": 2e-2})
+  psnr_db = run(config, tmp_path)["reconstruction_psnr_db"]
+  with np.load(tmp_path / "run" / "data" / "held_out.npz") as arrays:
+    grey_psnr_db = 10 * np.log10(255**2 / np.mean((arrays["image"] - 127.5) ** 2))
+  assert psnr_db > grey_psnr_db + 2, "an untrained autoencoder gives grey"
 
 
 def source_like(config):
