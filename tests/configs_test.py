@@ -230,7 +230,7 @@ def test_images_that_are_not_8_bit_are_refused(tmp_path):
     TfdsImages("deep", "test", 8, str(tmp_path))
 
 
-def test_a_data_set_that_cannot_be_had_is_told_in_a_sentence(tmp_path):
+def test_a_data_set_that_cannot_be_fetched_is_reported_in_a_sentence(tmp_path):
   with pytest.raises(UserError, match="data set nonesuch is not in"):
     TfdsImages("nonesuch", "test", 16, str(tmp_path))
 

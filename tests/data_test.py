@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -105,7 +107,7 @@ def test_no_file_is_left_in_the_current_folder(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_training_batches_go_on_where_a_resumed_run_starts(rng):
+def test_training_batches_continue_where_a_resumed_run_starts(rng):
   source = ArraySource({"train": {"x": np.arange(10), "y": 2 * np.arange(10)}})
   whole = [batch["x"].numpy() for batch in source.train(4, seed=1).take(12)]
   resumed = [batch["x"].numpy() for batch in source.train(4, seed=1, start_step=5).take(7)]
@@ -216,7 +218,7 @@ def test_codes_of_another_model_or_none_are_refused(tmp_path, rng):
     read_manifest(tmp_path)
 
 
-def test_a_file_is_atomic_write_or_not_at_all(tmp_path):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
   path = tmp_path / "folder" / "value.json"
   write_json(path, {"a": 1})
   with pytest.raises(RuntimeError), atomic_write(path) as temporary:
@@ -226,21 +228,22 @@ def test_a_file_is_atomic_write_or_not_at_all(tmp_path):
   assert [file.name for file in path.parent.iterdir()] == ["value.json"]
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_spoils_nothing(tmp_path):
+def test_a_full_disk_is_reported_in_a_sentence_and_keeps_the_old_file(tmp_path):
   path = tmp_path / "value.json"
   write_json(path, {"a": 1})
-  with pytest.raises(UserError, match="No space left"), atomic_write(path), open("/dev/full", "w") as full:
-    full.write("x" * 100_000)
+  with pytest.raises(UserError, match="No space left"), atomic_write(path) as temporary:
+    temporary.write_text("half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write to a full disk does
   assert read_json(path) == {"a": 1}
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported_in_a_sentence(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="could not be written"):
     write_json(tmp_path / "file" / "value.json", {})
 
 
-def test_broken_json_is_told_in_a_sentence(tmp_path):
+def test_broken_json_is_reported_in_a_sentence(tmp_path):
   (tmp_path / "value.json").write_text("{")
   with pytest.raises(UserError, match="not valid JSON"):
     read_json(tmp_path / "value.json")
@@ -252,7 +255,7 @@ def pictures(tmp_path, rng):
   for index in range(30):
     path = folder / ("nested" if index % 2 else "") / f"{index}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The photograph's number is in its red channel, so that a tile tells where it came from.
+    # The photograph's number is in its red channel, so that each tile shows where it came from.
     pixels = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
     pixels[..., 0] = index
     Image.fromarray(pixels).save(path)
@@ -326,7 +329,7 @@ def test_folders_without_pictures_are_refused(tmp_path):
     photos.find_photos(tmp_path / "nowhere")
 
 
-def test_an_unpacked_package_is_not_fetched_again_and_a_missing_program_is_told(tmp_path, monkeypatch):
+def test_an_unpacked_package_is_not_fetched_again_and_a_missing_program_is_reported(tmp_path, monkeypatch):
   (tmp_path / "some-package").mkdir()
   monkeypatch.setenv("PATH", "")
   assert unpacked("some-package", tmp_path) == tmp_path / "some-package"
