@@ -1,4 +1,8 @@
-"""Code look-up beside lucidrains' vector-quantize-pytorch: training and evaluation, and the memory of a large codebook.
+"""The quantiser beside lucidrains' vector-quantize-pytorch: training, evaluation, and the memory of a large codebook.
+
+Both do the same work on the same vectors with the same number of threads. Training: the output with straight-through
+gradients, the commitment loss, the gradient of both with respect to the input, and the update of the codebook by moving
+averages; without revival of unused codes, and without the peer's rotation of gradients. Evaluation: the output alone.
 
 pip install -r benchmarks/requirements.txt
 python -m benchmarks.lookup
@@ -17,45 +21,79 @@ import numpy as np
 from benchmarks.timing import medians, report
 
 DIM = 64
-SIZES = ((512, 65_536), (8_192, 16_384), (65_536, 4_096))
+DECAY = 0.99
+COMMITMENT_COST = 0.25
+SIZES = ((512, 65_536), (8_192, 16_384), (65_536, 4_096))  # of the codebook, of the batch
+NUM_THREADS = len(os.sched_getaffinity(0))
 
 
 def make_tfvq(num_embeddings, z_e):
-  """Training and evaluation of tfvq's layer as functions of no argument."""
+  """Functions of no argument that train and evaluate tfvq's layer.
+
+  Args:
+    num_embeddings: K.
+    z_e: Float32 [N, DIM].
+
+  Returns:
+    A function that returns the gradient [N, DIM] and updates the codebook, and one that returns the output [N, DIM].
+  """
   import tensorflow as tf
 
   from tfvq.layers import VectorQuantizer
 
-  quantizer = VectorQuantizer(num_embeddings, DIM)
+  tf.config.threading.set_intra_op_parallelism_threads(NUM_THREADS)
+  tf.config.threading.set_inter_op_parallelism_threads(NUM_THREADS)
+  quantizer = VectorQuantizer(num_embeddings, DIM, commitment_cost=COMMITMENT_COST, decay=DECAY, revival_threshold=0)
   z_e = tf.constant(z_e)
-  train = tf.function(lambda: quantizer(z_e, training=True))
-  encode = tf.function(lambda: quantizer.encode(z_e))
-  return train, encode
+
+  @tf.function
+  def train():
+    with tf.GradientTape() as tape:
+      tape.watch(z_e)
+      loss = tf.reduce_sum(quantizer(z_e, training=True)) + tf.add_n(quantizer.losses)
+    return tape.gradient(loss, z_e)
+
+  evaluate = tf.function(lambda: quantizer(z_e, training=False))
+  return train, evaluate
 
 
 def make_peer(num_embeddings, z_e):
-  """The same of the peer's."""
+  """The same for the peer's layer."""
   import torch
   from vector_quantize_pytorch import VectorQuantize
 
-  quantizer = VectorQuantize(dim=DIM, codebook_size=num_embeddings, decay=0.99, threshold_ema_dead_code=0)
-  z_e = torch.from_numpy(z_e)[None]
+  torch.set_num_threads(NUM_THREADS)
+  quantizer = VectorQuantize(
+    dim=DIM,
+    codebook_size=num_embeddings,
+    commitment_weight=COMMITMENT_COST,
+    decay=DECAY,
+    threshold_ema_dead_code=0,
+    rotation_trick=False,
+  )
+  z_e = torch.from_numpy(z_e)[None].requires_grad_()
 
   def train():
     quantizer.train()
-    return quantizer(z_e)
+    z_q, _, commitment_loss = quantizer(z_e)
+    (gradient,) = torch.autograd.grad(z_q.sum() + commitment_loss.sum(), z_e)
+    return gradient[0]
 
   def evaluate():
     quantizer.eval()
     with torch.no_grad():
-      return quantizer(z_e)
+      return quantizer(z_e)[0][0]
 
   return train, evaluate
 
 
+def _vectors(num_vectors):
+  return np.random.default_rng(0).normal(size=(num_vectors, DIM)).astype(np.float32)
+
+
 def _extra_memory(make, num_embeddings, num_vectors, queue):
   """Growth of the peak memory by one evaluation, in MiB, in a process of its own."""
-  z_e = np.random.default_rng(0).normal(size=(num_vectors, DIM)).astype(np.float32)
+  z_e = _vectors(num_vectors)
   _, small = make(num_embeddings, z_e[:8])
   small()
   _, evaluate = make(num_embeddings, z_e)
@@ -65,18 +103,18 @@ def _extra_memory(make, num_embeddings, num_vectors, queue):
 
 
 def _peak_mib():
-  """Peak memory of this process in MiB; `getrusage` would tell the parent's if that is higher."""
+  """Peak memory of this process in MiB; `getrusage` would return the parent's if that is higher."""
   status = pathlib.Path("/proc/self/status").read_text()
   return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
 
 def main():
   for num_embeddings, num_vectors in SIZES:
-    z_e = np.random.default_rng(0).normal(size=(num_vectors, DIM)).astype(np.float32)
+    z_e = _vectors(num_vectors)
     ours, peer = make_tfvq(num_embeddings, z_e), make_peer(num_embeddings, z_e)
     for mode, name in enumerate(("training", "evaluation")):
       seconds = medians({"vector-quantize-pytorch": peer[mode], "tfvq": ours[mode]})
-      title = f"{name}, K={num_embeddings}, D={DIM}, {num_vectors} vectors"
+      title = f"{name}, K={num_embeddings}, D={DIM}, {num_vectors} vectors, {NUM_THREADS} threads"
       report(title, seconds, "vector-quantize-pytorch", num_vectors, "vectors")
   context = multiprocessing.get_context("spawn")
   for make in (make_peer, make_tfvq):

@@ -37,9 +37,12 @@ def run(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("frames", "speech")])
 def test_a_tiny_version_runs_through_every_stage(name, tmp_path, pictures):
-  metrics = run(tiny(name, folder=pictures), tmp_path)
+  config = tiny(name, folder=pictures)
+  config.train.prior.update({"steps": 20, "learning_rate": 1e-2})
+  metrics = run(config, tmp_path)
   figure = {"pixelcnn": "bits_per_dim", **dict.fromkeys(WAVENETS, "bits_per_sample")}.get(name, "prior_bits_per_code")
-  assert 0 < metrics[figure] < 12
+  uniform_bits = metrics.get("uniform_bits_per_code", 8.0)
+  assert 0.1 < metrics[figure] < uniform_bits - 0.01, "the prior learned nothing"
   assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -59,9 +62,17 @@ def test_a_wavenet_learns_bands_at_the_levels_that_it_is_sampled_at(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", ["vq", "gaussian", "vimco"])
 def test_each_row_of_the_likelihood_table_gives_its_figure(bottleneck, tmp_path):
+  """Between what independent random pixels cost at least, their entropy, and what they cost without a model."""
   config = tiny("cifar10")
   config.autoencoder.bottleneck = bottleneck
-  assert 0 < run(config, tmp_path)["autoencoder_bits_per_dim"] < 20
+  config.train.autoencoder.update({"steps": 60, "learning_rate": 1e-2})
+  bits_per_dim = run(config, tmp_path)["autoencoder_bits_per_dim"]
+  with tfds.testing.mock_data(num_examples=12):
+    (batch,) = TfdsImages("cifar10", "test", 16).batches("held_out", 12)
+  shares = np.bincount(batch["image"].numpy().ravel(), minlength=256) / batch["image"].numpy().size
+  entropy_bits = -np.sum(shares * np.log2(np.maximum(shares, 1e-9)))
+  code_bits_per_dim = 4 * 4 * 2 * np.log2(16) / (16 * 16 * 3)
+  assert entropy_bits < bits_per_dim < 8 + code_bits_per_dim
 
 
 @pytest.mark.slow
@@ -71,7 +82,11 @@ def test_codebook_updates_and_precisions(codebook_update, precision, tmp_path):
   config = tiny("frames")
   config.autoencoder.codebook_update = codebook_update
   config.precision = precision
-  assert run(config, tmp_path)["reconstruction_psnr_db"] > 5
+  config.train.autoencoder.update({"steps": 60, "learning_rate": 2e-2})
+  psnr_db = run(config, tmp_path)["reconstruction_psnr_db"]
+  with np.load(tmp_path / "run" / "data" / "held_out.npz") as arrays:
+    grey_psnr_db = 10 * np.log10(255**2 / np.mean((arrays["image"] - 127.5) ** 2))
+  assert psnr_db > grey_psnr_db + 2, "an untrained autoencoder gives grey"
 
 
 def source_like(config):
@@ -129,28 +144,6 @@ def fit_one_step(model, settings, x):
   assert any(np.any(a != b.numpy()) for a, b in zip(before, model.trainable_weights[:3], strict=True))
 
 
-def test_tfds_images_are_cropped_resized_and_labelled():
-  with tfds.testing.mock_data(num_examples=5):
-    source = TfdsImages("imagenet2012", "validation", 16)
-    assert source.image_shape == (16, 16, 3) and source.num_classes == 1000
-    assert source.num_examples("held_out") == 5
-    batches = list(source.batches("held_out", 2))
-    assert [batch["image"].shape[0] for batch in batches] == [2, 2, 1]
-    batch = next(iter(source.train(3, seed=0)))
-    assert batch["image"].shape == (3, 16, 16, 3) and batch["image"].dtype == tf.uint8
-    assert batch["label"].shape == (3,) and batch["label"].dtype == tf.int32
-    assert source.examples("train", 2).shape == (2, 16, 16, 3)
-    grey = TfdsImages("mnist", "test", 16)
-    assert grey.image_shape == grey.examples("train", 1).shape[1:] == (16, 16, 1)
-    with pytest.raises(UserError, match="vctk does not hold labelled images"):
-      TfdsImages("vctk", "test", 16)
-
-
-def test_a_data_set_that_cannot_be_had_is_told_in_a_sentence(tmp_path):
-  with pytest.raises(UserError, match="data set nonesuch is not in"):
-    TfdsImages("nonesuch", "test", 16, str(tmp_path))
-
-
 def test_scenarios_are_classes(tmp_path):
   source = open_image_source(tiny("pixelcnn").data, tmp_path, seed=0)
   assert source.num_classes == 2
@@ -162,37 +155,6 @@ def test_scenarios_are_classes(tmp_path):
     open_image_source(tiny("pixelcnn").data, tmp_path, seed=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("variant", ["small", "paper"])
-def test_every_config_is_valid_and_says_how_to_run_it(name, variant):
-  validate(config_of(name, variant))
-  doc = __import__(f"tfvq.configs.{name}", fromlist=["x"]).__doc__
-  assert f"--config=tfvq/configs/{name}.py" in doc and "arXiv" in doc
-
-
-@pytest.mark.parametrize(("name", "expected"), [("frames", "photos, tfds, vizdoom"), ("tts", "asterisk, espeak")])
-def test_a_source_that_there_is_not_is_told_of_before_anything_starts(name, expected):
-  config = config_of(name, "small")
-  config.data.source = "radio"
-  with pytest.raises(UserError, match=f"config.data.source is 'radio'; choose one of {expected}"):
-    validate(config)
-
-
-@pytest.mark.parametrize(
-  ("name", "changes", "sentence"),
-  [
-    ("tts", {"data.source": "asterisk"}, "config.phones needs a source whose phones are known: .* is asterisk"),
-    ("tts", {"data.crop_samples": 8192}, "config.data.crop_samples is 8192; with config.phones it must be a multiple"),
-    ("wavenet", {"prior.num_bands": 3}, "config.prior.num_bands is 3; it must divide both 160"),
-  ],
-)
-def test_a_wavenet_hears_phones_where_it_is_to_and_they_are_known(name, changes, sentence):
-  config = config_of(name, "small")
-  config.update_from_flattened_dict(changes)
-  with pytest.raises(UserError, match=sentence):
-    validate(config)
-
-
 def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
   config = tiny("wavenet")
   validate(config)
@@ -201,47 +163,6 @@ def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
   assert task.corpus.phones and not task.build_prior(None).condition_dim
   ((_, condition),) = next(iter(task.prior_batches(None, 4, 0)))
   assert set(condition) == {"speaker"}
-
-
-@pytest.mark.parametrize(
-  ("name", "changes", "sentence"),
-  [
-    ("speech", {"autoencoder.strides": (2, 0)}, r"config.autoencoder.strides is \(2, 0\); it must be positive"),
-    ("speech", {"samples.temperature": (-0.4,)}, "config.samples.temperature is .*; it must be zero or more"),
-    ("wavenet", {"samples.temperature": (float("nan"),)}, "config.samples.temperature is .*; it must be zero or more"),
-    ("wavenet", {"prior.num_values": 1}, "config.prior.num_values is 1; it must be 2 or more"),
-    ("frames", {"autoencoder.num_embeddings": 2**17}, "it must be 65536 or less"),
-  ],
-)
-def test_values_that_cannot_work_are_told_of_before_anything_starts(name, changes, sentence):
-  config = config_of(name, "small")
-  config.update_from_flattened_dict(changes)
-  with pytest.raises(UserError, match=sentence):
-    validate(config)
-
-
-def test_a_prior_of_classes_needs_classes(tmp_path, pictures):
-  config = tiny("photos", pictures)
-  config.prior.class_conditional = True
-  run = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="")
-  with pytest.raises(UserError, match="class_conditional needs classes, and .*source=photos have none"):
-    run_stages(run, "data")
-
-
-def test_spectra_are_perturbed_where_there_are_some():
-  config = config_of("speech", "small")
-  config.autoencoder.voice_perturbation = 0.25
-  validate(config)
-  config.autoencoder.encoder = "waveform"
-  with pytest.raises(UserError, match="voice_perturbation changes spectra"):
-    validate(config)
-
-
-def test_an_optimiser_that_cannot_prune_is_told_of_before_anything_starts():
-  config = config_of("speech", "small")
-  config.train.prune.optimizer = "muon"
-  with pytest.raises(UserError, match="train.prune.optimizer is muon, which cannot prune"):
-    validate(config)
 
 
 def test_two_replicas_train_as_one(two_replicas, tmp_path):

@@ -1,13 +1,17 @@
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tiny import config_of, tiny
 from tfvq.data import photos, vizdoom
 from tfvq.data.arrays import ArraySource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.data.debian import unpacked
+from tfvq.data.image_sources import ImageArrays, open_image_source
 from tfvq.errors import UserError
 from tfvq.files import atomic_write, read_json, write_json
 
@@ -37,10 +41,57 @@ def test_frames_depend_on_the_seed_alone(frames):
   assert not np.array_equal(collect(seed=4)["image"], frames["image"])
 
 
-def test_frames_follow_the_actions():
-  frames = collect(num_episodes=1, frames_per_episode=60, tics_per_frame=7)
-  moved = np.abs(np.diff(frames["image"].astype(int), axis=0)).mean(axis=(1, 2, 3)) > 1
-  assert moved.mean() > 0.5
+def test_the_view_turns_as_the_recorded_actions_say():
+  """A turn to the left moves what is seen to the right: the actions belong to the frames beside them."""
+  frames = collect(num_episodes=1, frames_per_episode=100, tics_per_frame=7, image_size=48)
+  grey = frames["image"].mean(axis=-1)[:, 10:40]  # without the floor and the ceiling
+  shifts = np.array([shift_of(before, after) for before, after in zip(grey[:-1], grey[1:], strict=True)])
+  of_action = {name: shifts[frames["action"][:-1] == index] for index, (name, _) in enumerate(vizdoom.ACTIONS)}
+  assert np.mean(of_action["left"] > 5) > 0.8
+  assert np.mean(of_action["right"] < -5) > 0.8
+  assert abs(np.median(of_action["forward"])) < 5
+
+
+def shift_of(before, after, most=12):
+  """By how many columns [H, W] moved to the right, the best match of -12..12."""
+  width = before.shape[1]
+  errors = {
+    shift: np.abs(
+      before[:, max(0, -shift) : width - max(0, shift)] - after[:, max(0, shift) : width + min(0, shift)]
+    ).mean()
+    for shift in range(-most, most + 1)
+  }
+  return min(errors, key=errors.get)
+
+
+def test_every_split_has_episodes_of_its_own_and_seeds_do_not_change(tmp_path):
+  """Training and held-out frames are the same with and without a validation split, so that figures are comparable."""
+  data = config_of("frames").data
+  data.update({"image_size": 24, "num_train_episodes": 2, "num_validation_episodes": 1, "num_held_out_episodes": 1})
+  data.update({"train_frames_per_episode": 2, "held_out_frames_per_episode": 3})
+  source = open_image_source(data, tmp_path / "new", seed=5)
+  assert source.split_names == ("train", "validation", "held_out", "unseen_map")
+  for split, scenario, seed in (
+    ("train", "my_way_home", 50_000_000),
+    ("held_out", "my_way_home", 51_000_000),
+    ("unseen_map", "deathmatch", 52_000_000),
+    ("validation", "my_way_home", 53_000_000),
+  ):
+    sizes = {"num_episodes": 2, "frames_per_episode": 2, "tics_per_frame": 7}
+    if split != "train":
+      sizes = {"num_episodes": 1, "frames_per_episode": 3, "tics_per_frame": 35}
+    expected = vizdoom.collect(scenario, **sizes, image_size=24, seed=seed)
+    np.testing.assert_array_equal(source.splits[split]["image"], expected["image"])
+
+
+@pytest.mark.parametrize("name", ["frames", "pixelcnn"])
+def test_a_run_that_was_made_without_a_validation_split_opens_as_before(name, tmp_path):
+  data = tiny(name).data
+  del data.num_validation_episodes
+  splits = ("train", "held_out", "unseen_map") if name == "frames" else ("train", "held_out")
+  for split in splits:
+    np.savez(tmp_path / f"{split}.npz", image=np.zeros([1, 8, 8, 3], np.uint8), label=np.zeros(1, np.int32))
+  assert open_image_source(data, tmp_path, seed=0).split_names == splits
 
 
 def test_unknown_scenario_and_odd_spacing_are_refused():
@@ -56,7 +107,7 @@ def test_no_file_is_left_in_the_current_folder(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_training_batches_go_on_where_a_resumed_run_starts(rng):
+def test_training_batches_continue_where_a_resumed_run_starts(rng):
   source = ArraySource({"train": {"x": np.arange(10), "y": 2 * np.arange(10)}})
   whole = [batch["x"].numpy() for batch in source.train(4, seed=1).take(12)]
   resumed = [batch["x"].numpy() for batch in source.train(4, seed=1, start_step=5).take(7)]
@@ -64,6 +115,23 @@ def test_training_batches_go_on_where_a_resumed_run_starts(rng):
   np.testing.assert_array_equal(np.sort(np.concatenate(whole)[:40].reshape(4, 10)), np.tile(np.arange(10), (4, 1)))
   batch = next(iter(source.train(4, seed=1)))
   np.testing.assert_array_equal(batch["y"], 2 * batch["x"])
+
+
+@pytest.mark.parametrize("num_examples", [1, 3])
+def test_batches_are_full_where_there_are_fewer_examples_than_a_batch(num_examples):
+  source = ArraySource({"train": {"x": np.arange(num_examples)}})
+  batches = [batch["x"].numpy() for batch in source.train(4, seed=1).take(3)]
+  np.testing.assert_array_equal(np.bincount(np.concatenate(batches)), [12 // num_examples] * num_examples)
+
+
+def test_images_and_labels_that_no_model_can_take_are_refused(rng):
+  images = rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+  for wrong in (images / 255, images.astype(np.float32), images.astype(np.int64), images[0]):
+    with pytest.raises(UserError, match=r"images of the split 'held_out' are .*convert them to uint8"):
+      ImageArrays({"train": {"image": images}, "held_out": {"image": wrong}})
+  for labels in ([0, 1, 2, 3], [-1, 0, 1, 2]):
+    with pytest.raises(UserError, match=r"labels of the split 'train' range from .*; they must lie in 0\.\.2"):
+      ImageArrays({"train": {"image": images, "label": np.array(labels, np.int32)}}, num_classes=3)
 
 
 def write_some_codes(folder, rng, **changes):
@@ -85,6 +153,41 @@ def test_codes_come_back_as_written(tmp_path, rng):
   for split, arrays in splits.items():
     for key, value in arrays.items():
       np.testing.assert_array_equal(source.splits[split][key], value)
+
+
+@pytest.mark.parametrize(
+  ("arrays", "sentence"),
+  [
+    ({"codes": [[0, 5]]}, r"codes of the split 'train' range from 0 to 5; they must lie in 0\.\.4"),
+    ({"codes": [[-1, 4]]}, r"codes of the split 'train' range from -1 to 4; they must lie in 0\.\.4"),
+    ({"codes": [[0.0, 1.0]]}, "codes of the split 'train' are float64; they must be integers"),
+    ({"codes": [[True, False]]}, "codes of the split 'train' are bool; they must be integers"),
+    ({"codes": [[0, 4]], "label": [3]}, r"labels of the split 'train' range from 3 to 3; they must lie in 0\.\.2"),
+    ({"codes": [[0, 4]], "label": [-1]}, r"labels of the split 'train' range from -1 to -1; they must lie in 0\.\.2"),
+  ],
+)
+def test_codes_and_labels_out_of_range_are_not_written(arrays, sentence, tmp_path):
+  splits = {"train": {key: np.array(value) for key, value in arrays.items()}}
+  with pytest.raises(UserError, match=sentence):
+    write_codes(tmp_path, splits, num_embeddings=5, num_classes=3, autoencoder_sha256="abc")
+  assert not list(tmp_path.iterdir())
+
+
+def test_more_codes_than_a_file_can_hold_are_refused(tmp_path, rng):
+  with pytest.raises(UserError, match="num_embeddings is 65537; it must be 65536 or less"):
+    write_some_codes(tmp_path, rng, num_embeddings=65_537)
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_embeddings", 299), ("num_classes", 3)])
+def test_codes_and_labels_out_of_range_are_not_read(field, value, tmp_path, rng):
+  write_some_codes(tmp_path, rng)
+  manifest = {**read_manifest(tmp_path), field: value}
+  kind = "codes" if field == "num_embeddings" else "labels"
+  sentence = (
+    rf"The {kind} in .*train-00000.tfrecord range from 0 to {value}; they must lie in 0\.\.{value - 1}: delete "
+  )
+  with pytest.raises(UserError, match=sentence):
+    read_codes(tmp_path, manifest)
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
@@ -115,7 +218,7 @@ def test_codes_of_another_model_or_none_are_refused(tmp_path, rng):
     read_manifest(tmp_path)
 
 
-def test_a_file_is_atomic_write_or_not_at_all(tmp_path):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
   path = tmp_path / "folder" / "value.json"
   write_json(path, {"a": 1})
   with pytest.raises(RuntimeError), atomic_write(path) as temporary:
@@ -125,21 +228,22 @@ def test_a_file_is_atomic_write_or_not_at_all(tmp_path):
   assert [file.name for file in path.parent.iterdir()] == ["value.json"]
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_spoils_nothing(tmp_path):
+def test_a_full_disk_is_reported_in_a_sentence_and_keeps_the_old_file(tmp_path):
   path = tmp_path / "value.json"
   write_json(path, {"a": 1})
-  with pytest.raises(UserError, match="No space left"), atomic_write(path), open("/dev/full", "w") as full:
-    full.write("x" * 100_000)
+  with pytest.raises(UserError, match="No space left"), atomic_write(path) as temporary:
+    temporary.write_text("half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write to a full disk does
   assert read_json(path) == {"a": 1}
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported_in_a_sentence(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="could not be written"):
     write_json(tmp_path / "file" / "value.json", {})
 
 
-def test_broken_json_is_told_in_a_sentence(tmp_path):
+def test_broken_json_is_reported_in_a_sentence(tmp_path):
   (tmp_path / "value.json").write_text("{")
   with pytest.raises(UserError, match="not valid JSON"):
     read_json(tmp_path / "value.json")
@@ -151,7 +255,7 @@ def pictures(tmp_path, rng):
   for index in range(30):
     path = folder / ("nested" if index % 2 else "") / f"{index}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The photograph's number is in its red channel, so that a tile tells where it came from.
+    # The photograph's number is in its red channel, so that each tile shows where it came from.
     pixels = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
     pixels[..., 0] = index
     Image.fromarray(pixels).save(path)
@@ -164,6 +268,20 @@ def test_tiles_are_split_by_photograph(pictures):
   assert origins["train"] | origins["held_out"] == set(range(30))
   assert not origins["train"] & origins["held_out"]
   assert len(splits["train"]["image"]) == 6 * len(origins["train"])
+
+
+def test_validation_photographs_are_taken_from_the_training_ones(pictures):
+  found = photos.find_photos(pictures)
+  with_none, with_some = (
+    {
+      split: set(np.unique(arrays["image"][..., 0]))
+      for split, arrays in photos.tiles(found, 16, 100, validation_percent=percent).items()
+    }
+    for percent in (0, 20)
+  )
+  assert with_some["held_out"] == with_none["held_out"]
+  assert with_some["validation"] and not with_some["validation"] & with_some["train"]
+  assert with_some["validation"] | with_some["train"] == with_none["train"]
 
 
 def test_flat_tiles_are_left_out_and_large_photographs_reduced(pictures):
@@ -211,7 +329,7 @@ def test_folders_without_pictures_are_refused(tmp_path):
     photos.find_photos(tmp_path / "nowhere")
 
 
-def test_an_unpacked_package_is_not_fetched_again_and_a_missing_program_is_told(tmp_path, monkeypatch):
+def test_an_unpacked_package_is_not_fetched_again_and_a_missing_program_is_reported(tmp_path, monkeypatch):
   (tmp_path / "some-package").mkdir()
   monkeypatch.setenv("PATH", "")
   assert unpacked("some-package", tmp_path) == tmp_path / "some-package"

@@ -30,22 +30,30 @@ def test_a_run_leaves_metrics_and_a_report(frames_run):
     "xz_bits_per_code",
     "uniform_bits_per_code",
   }
-  assert names <= set(metrics) and names == set(metrics["unseen_map"])
+  assert names <= set(metrics) and names == set(metrics["validation"]) == set(metrics["unseen_map"])
   assert list(metrics["seconds"]) == ["data", "autoencoder", "codes", "prior", "samples", "evaluation"]
   assert metrics["uniform_bits_per_code"] == 4
   report = (folder / "report.html").read_text()
   assert "python train_main.py --config=frames" in report and "bits per code, prior" in report
   assert not re.search(r'(src|href)="(?!data:)', report), "the report needs a file beside it"
-  assert report.count("data:image/png") == 6
+  assert "<tr><th></th><th>held out</th><th>validation</th><th>unseen map</th></tr>" in report
+  titles = re.findall(r'<h2>(.*?)</h2>\s*<img src="data:image/png', report)
+  pairs = "Originals (above) and reconstructions (below), "
+  assert {pairs + split for split in ("validation", "held out", "unseen map")} < set(titles)
+  assert {"Samples from the prior, temperature 1.0", "Training of the autoencoder", "Training of the prior"} < set(
+    titles
+  )
 
 
-def test_metrics_are_those_of_the_models_in_the_workdir(frames_run):
+@pytest.mark.parametrize("split", ["validation", "held_out", "unseen_map"])
+def test_metrics_are_those_of_the_models_in_the_workdir(split, frames_run):
   metrics = json.loads((frames_run.workdir.path / "metrics.json").read_text())
-  images = frames_run.task.source.splits["held_out"]["image"]
+  metrics = metrics.get(split, metrics)  # the held-out figures are at the top
+  images = frames_run.task.source.splits[split]["image"]
   model = keras.saving.load_model(frames_run.workdir.folder("autoencoder") / "checkpoint.keras", compile=False)
   error = images.astype(np.float64) - np.clip(np.round(model.reconstruct(images)), 0, 255)
   np.testing.assert_allclose(metrics["reconstruction_psnr_db"], 10 * np.log10(255**2 / np.mean(error**2)), rtol=1e-3)
-  codes = frames_run.codes.splits["held_out"]["codes"]
+  codes = frames_run.codes.splits[split]["codes"]
   np.testing.assert_array_equal(codes, model.encode(images))
   prior = keras.saving.load_model(frames_run.workdir.folder("prior") / "checkpoint.keras", compile=False)
   bits = -float(tf.reduce_sum(prior.log_prob(codes))) / codes.size / np.log(2)
@@ -65,7 +73,7 @@ def test_the_readmes_lines_load_a_checkpoint(frames_run):
   lines = re.search(r"    import keras, tfvq.models\n(?:    .*\n)+", readme)[0].replace("    ", "")
   lines = lines.replace("runs/frames", str(frames_run.workdir.path))
   code = f"import numpy\nimages = numpy.zeros([2, 16, 16, 3], 'uint8')\n{lines}\nprint(codes.shape)"
-  # In a process of its own, which knows of no class but those that the lines import.
+  # In a new process, where no class is registered but those that the lines import.
   output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
   assert output.stdout.strip() == "(2, 4, 4)", output.stderr
 

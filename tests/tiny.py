@@ -25,6 +25,7 @@ def tiny(name, folder="", data_dir=""):
     "frames": {
       "image_size": 16,
       "num_train_episodes": 2,
+      "num_validation_episodes": 1,
       "num_held_out_episodes": 1,
       "train_frames_per_episode": 10,
       "held_out_frames_per_episode": 6,
@@ -36,6 +37,7 @@ def tiny(name, folder="", data_dir=""):
       "image_size": 8,
       "scenarios": ("basic", "take_cover"),
       "num_train_episodes": 1,
+      "num_validation_episodes": 1,
       "num_held_out_episodes": 1,
       "frames_per_episode": 8,
     },

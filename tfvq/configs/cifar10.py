@@ -42,7 +42,16 @@ def small():
 
 def paper():
   config = common.run_settings()
-  config.data = ConfigDict({"source": "tfds", "name": "cifar10", "held_out": "test", "image_size": 32, "data_dir": ""})
+  config.data = ConfigDict(
+    {
+      "source": "tfds",
+      "name": "cifar10",
+      "held_out": "test",
+      "validation_percent": 5,  # of the training images
+      "image_size": 32,
+      "data_dir": "",
+    }
+  )
   config.autoencoder = common.autoencoder(distribution="logistic", latents_per_position=10)
   config.prior = common.pixelcnn(num_layers=10, kernel_size=3)
   config.train.autoencoder = common.training(

@@ -1,4 +1,4 @@
-"""What the configs share: the settings of data, networks and training, and the choice of a variant."""
+"""Settings that the configs share: of data, networks and training; and the choice of a variant."""
 
 from collections.abc import Callable
 
@@ -41,12 +41,12 @@ def training(steps: int, batch_size: int, learning_rate: float, **changes) -> Co
     steps: Optimiser steps.
     batch_size: Examples per step over all replicas.
     learning_rate: The highest learning rate.
-    **changes: Values of further fields that differ from their defaults below.
+    **changes: Further fields and their values, where they differ from the defaults below.
   """
   settings = ConfigDict(
     {
       "steps": steps,
-      "initial_weights": "",  # a checkpoint of the same architecture to start from; its optimiser's state is not taken
+      "initial_weights": "",  # a checkpoint of the same architecture to start from; its optimiser's state is not loaded
       "batch_size": batch_size,
       "optimizer": "adam",  # or muon: fewer steps to the same loss; pruning_muon where weights are pruned
       "learning_rate": learning_rate,
@@ -74,7 +74,7 @@ def autoencoder(**changes) -> ConfigDict:
       "hidden_units": 256,
       "stem_units": 256,
       "residual_units": 256,
-      "num_encoder_blocks": 2,  # residual ones
+      "num_encoder_blocks": 2,  # residual blocks
       "num_decoder_blocks": 2,
       "num_downsamplings": 2,
       "latents_per_position": 1,
@@ -108,12 +108,12 @@ def pixelcnn(**changes) -> ConfigDict:
 
 
 def pruning(**changes) -> ConfigDict:
-  """Settings of the stage `prune`: what is taken out of the decoder while it is trained on."""
+  """Settings of the stage `prune`: what is removed from the decoder during further training."""
   settings = ConfigDict(
     {
       "method": "channels",  # or layers, or blocks of weights, which stay as zeros
-      "sparsity": 0.5,  # share that is taken out
-      "ramp": 0.2,  # share of the steps in which it is taken out; the others mend
+      "sparsity": 0.5,  # share that is removed
+      "ramp": 0.2,  # share of the steps during which it is removed; the rest adapts in the others
       "block_size": 16,  # blocks: inputs of one output; 4 suits float32, 16 suits int8
     }
   )
@@ -133,7 +133,7 @@ def speech_data(**changes) -> ConfigDict:
       "name": "vctk",  # tfds: or librispeech
       "splits": (),  # tfds: those to read; all of them if empty
       "data_dir": "",  # tfds
-      "sample_rate_hz": 48_000,  # tfds, where the data set does not tell it
+      "sample_rate_hz": 48_000,  # tfds: of data sets that do not say it
       "folder": "",  # folder: audio files, a sub-folder per speaker
       "cache": "~/.cache/tfvq/debian",
       "crop_samples": 4096,  # of audio per training example
@@ -144,7 +144,7 @@ def speech_data(**changes) -> ConfigDict:
 
 
 def speech_autoencoder(**changes) -> ConfigDict:
-  """Settings of a speech autoencoder but its `decoder`; the defaults are the paper's but for the last two."""
+  """Settings of a speech autoencoder except `decoder`; all defaults except the last two are the paper's."""
   settings = ConfigDict(
     {
       "encoder": "waveform",  # or log_mel
@@ -158,11 +158,11 @@ def speech_autoencoder(**changes) -> ConfigDict:
       "decay": 0.99,
       "revival_threshold": 0.03,
       "encoder_dilations": (),  # of residual blocks after the log_mel encoder's convolutions
-      "voice_perturbation": 0.0,  # log_mel: of what is seen in training; 0.25 takes much of the voice out of the codes
+      "voice_perturbation": 0.0,  # log_mel: in training only; 0.25 removes much of the voice from the codes
       "condition_dim": 128,
       "condition_dilations": (),  # of residual blocks after the conditioner's convolutions
-      "null_rate": 0.1,  # share of the crops that the decoder is given no codes of
-      "mel_weight": 1.0,  # of the error with which the conditioner's output tells the log-mel spectrum
+      "null_rate": 0.1,  # share of the crops for which the decoder gets no codes
+      "mel_weight": 1.0,  # of the error in the log-mel spectrum that the conditioner predicts
     }
   )
   settings.update(changes)
@@ -185,10 +185,10 @@ def wavenet(**changes) -> ConfigDict:
 
 
 def audio_wavenet(**changes) -> ConfigDict:
-  """Settings of a WaveNet over audio, and of the values that audio is made into for it."""
+  """Settings of a WaveNet over audio, and of how audio is turned into values."""
   settings = wavenet(
     num_bands=1,  # sub-bands of audio per step
-    num_values=256,  # up to 256 by the mu-law, more are linear
+    num_values=256,  # up to 256: mu-law; more: linear
   )
   settings.update(changes)
   return settings

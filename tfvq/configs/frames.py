@@ -5,8 +5,8 @@ DeepMind Lab.
 
   python train_main.py --config=tfvq/configs/frames.py:small --workdir=runs/frames
 
-`small` (default) is for two cores; docs/RESULTS.md tells what it reaches. `paper` has the paper's layer sizes
-and wants an accelerator. The paper shows samples and gives no figure.
+`small` (default) is for two cores; docs/RESULTS.md has its figures. `paper` has the paper's layer sizes and
+needs an accelerator. The paper shows samples and gives no figure.
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +27,7 @@ def small():
       "scenario": "my_way_home",
       "unseen_scenario": "deathmatch",
       "num_train_episodes": 60,
+      "num_validation_episodes": 10,  # as long and as far apart as the held-out ones; 0 for none
       "num_held_out_episodes": 10,
       "train_frames_per_episode": 200,
       "train_tics_per_frame": 7,
@@ -46,6 +47,7 @@ def small():
 def paper():
   config = small()
   config.data.num_train_episodes = 2000
+  config.data.num_validation_episodes = 100
   config.data.num_held_out_episodes = 100
   config.autoencoder = common.autoencoder()
   config.prior = common.pixelcnn()

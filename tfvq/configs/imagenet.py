@@ -33,7 +33,14 @@ def small():
 def paper():
   config = common.run_settings()
   config.data = ConfigDict(
-    {"source": "tfds", "name": "imagenet2012", "held_out": "validation", "image_size": 128, "data_dir": ""}
+    {
+      "source": "tfds",
+      "name": "imagenet2012",
+      "held_out": "validation",  # the labels of the split "test" are not public
+      "validation_percent": 1,  # of the training images
+      "image_size": 128,
+      "data_dir": "",
+    }
   )
   config.autoencoder = common.autoencoder()
   config.prior = common.pixelcnn(num_layers=20, filters=256, class_conditional=True)

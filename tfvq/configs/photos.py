@@ -29,6 +29,7 @@ def small():
       "packages": ("lomiri-wallpapers-16.04", "mate-backgrounds"),
       "cache": "~/.cache/tfvq",
       "shorter_side": 1024,
+      "validation_percent": 10,  # of the photographs; another tenth is held out
     }
   )
   config.autoencoder = common.autoencoder(

@@ -33,6 +33,7 @@ def small():
         "predict_position",
       ),
       "num_train_episodes": 10,
+      "num_validation_episodes": 2,
       "num_held_out_episodes": 2,
       "frames_per_episode": 100,
       "tics_per_frame": 14,
@@ -48,7 +49,16 @@ def small():
 
 def paper():
   config = common.run_settings()
-  config.data = ConfigDict({"source": "tfds", "name": "cifar10", "held_out": "test", "image_size": 32, "data_dir": ""})
+  config.data = ConfigDict(
+    {
+      "source": "tfds",
+      "name": "cifar10",
+      "held_out": "test",
+      "validation_percent": 5,  # of the training images
+      "image_size": 32,
+      "data_dir": "",
+    }
+  )
   config.prior = common.pixelcnn(num_layers=15, kernel_size=5, class_conditional=True)
   config.train.prior = common.training(steps=200_000, batch_size=128, learning_rate=4e-4)
   return config

@@ -6,8 +6,8 @@ of VCTK.
   python train_main.py --config=tfvq/configs/speech.py:small --workdir=runs/speech
 
 `small` (default) is for two cores: log-mel encoder, two codes every 8 ms, decoder over eight sub-bands. `paper` is the
-paper's: raw waveform, plain WaveNet at 16 kHz, VCTK; it wants an accelerator. Both send 2.25 kbit/s. The paper gives no
-figure for the sound; docs/RESULTS.md tells what `small` reaches. Other data:
+paper's: raw waveform, plain WaveNet at 16 kHz, VCTK; it needs an accelerator. Both send 2.25 kbit/s. The paper gives no
+figure for the sound; docs/RESULTS.md has those of `small`. Other data:
 --config.data.source=fillets|festvox_ru|espeak|tfds|folder. Codes that carry less of the voice, for speaker conversion:
 --config.autoencoder.voice_perturbation=0.25 --config.autoencoder.latents_per_position=1.
 """
@@ -39,7 +39,7 @@ def small():
   )
   config.prior = common.wavenet(channels=64, num_stacks=2, layers_per_stack=6, hidden_units=256)
   config.prior.window_frames = 250
-  # Encoder, quantiser and conditioner learn the spectra first, and before that without the quantiser.
+  # The encoder, the quantiser and the conditioner learn the spectra first, at the very start without the quantiser.
   config.train.unquantized = common.training(
     steps=200, batch_size=16, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
   )

@@ -5,7 +5,7 @@ recordings come with phone labels (Debian's festvox-ru), without the fundamental
 
   python train_main.py --config=tfvq/configs/tts.py:small --workdir=runs/tts
 
-`small` (default) speaks in eight sub-bands and is for two cores; `paper` speaks sample by sample and wants an
+`small` (default) speaks in eight sub-bands and is for two cores; `paper` speaks sample by sample and needs an
 accelerator. The paper gives listeners' opinions: 4.21 of 5 for WaveNet in English.
 """
 
@@ -20,7 +20,7 @@ def get_config(variant=None):
 
 def small():
   config = common.run_settings("wavenet")
-  config.phones = True  # what is said conditions the network
+  config.phones = True  # the phones condition the network
   config.data = common.speech_data(source="festvox_ru", crop_samples=4800)
   config.prior = common.audio_wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=7, hidden_units=32)
   config.train.prior = common.training(steps=3000, batch_size=4, learning_rate=4e-3, optimizer="muon")

@@ -5,7 +5,7 @@ Source: arXiv 1609.03499, section 3.1 (VCTK, 109 speakers), shown in the VQ-VAE 
   python train_main.py --config=tfvq/configs/wavenet.py:small --workdir=runs/wavenet
 
 `small` (default) models four professional speakers in eight sub-bands on two cores; `paper` models VCTK, sample by
-sample, and wants an accelerator. The paper shows samples, word-like and without meaning, and gives no figure.
+sample, and needs an accelerator. The paper shows samples, word-like and without meaning, and gives no figure.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ from tfvq.errors import UserError
 from tfvq.files import sha256
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_LEAST_STDDEV = 10.0  # of a tile's values: flat sky teaches nothing
+_LEAST_STDDEV = 10.0  # of a tile's values; flatter tiles, such as sky, are left out
 _HELD_OUT_SHARE = 0.1
 
 
@@ -36,7 +36,9 @@ def find_photos(folder) -> list[pathlib.Path]:
   return list(largest.values())
 
 
-def tiles(paths, tile_size: int, shorter_side: int, progress=lambda: None) -> dict[str, dict[str, np.ndarray]]:
+def tiles(
+  paths, tile_size: int, shorter_side: int, progress=lambda: None, *, validation_percent: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
   """Cuts photographs into tiles.
 
   Args:
@@ -44,15 +46,18 @@ def tiles(paths, tile_size: int, shorter_side: int, progress=lambda: None) -> di
     tile_size: Height and width of a tile in pixels.
     shorter_side: Larger photographs are first reduced until their shorter side has this many pixels.
     progress: Called after each photograph.
+    validation_percent: Percentage of the photographs in the split "validation"; 0 for no such split.
 
   Returns:
-    The splits "train" and "held_out", a tenth of the photographs: {"image": uint8 [N, tile_size, tile_size, 3]}. A
-    photograph's split depends on its file's contents alone. Flat tiles are left out.
+    The splits "train", "validation" and "held_out" (a tenth of the photographs), each
+    {"image": uint8 [N, tile_size, tile_size, 3]}. A photograph's split depends on its file's contents alone. Which
+    photographs are held out does not depend on `validation_percent`. Flat tiles are left out.
 
   Raises:
     UserError: No file could be read, or a split has no tile.
   """
-  found = {"train": [], "held_out": []}
+  split_names = ("train", "validation", "held_out") if validation_percent else ("train", "held_out")
+  found = {split: [] for split in split_names}
   broken = []
   for path in paths:
     try:
@@ -60,8 +65,7 @@ def tiles(paths, tile_size: int, shorter_side: int, progress=lambda: None) -> di
     except Exception:  # Pillow raises many kinds for a damaged file, and one for a picture that is too large
       broken.append(path)
     else:
-      share = int(checksum[:8], 16) / 2**32
-      found["held_out" if share < _HELD_OUT_SHARE else "train"].extend(_cut(photograph, tile_size))
+      found[_split_of(checksum, validation_percent)].extend(_cut(photograph, tile_size))
     progress()
   if broken:
     names = ", ".join(path.name for path in broken[:5])
@@ -72,6 +76,14 @@ def tiles(paths, tile_size: int, shorter_side: int, progress=lambda: None) -> di
         f"The {len(paths)} pictures give no {tile_size}x{tile_size} tile for the split {split}: add more."
       )
   return {split: {"image": np.stack(found_tiles)} for split, found_tiles in found.items()}
+
+
+def _split_of(checksum, validation_percent):
+  """The split of a photograph, by where its checksum lies among all checksums."""
+  place = int(checksum[:8], 16) / 2**32
+  if place < _HELD_OUT_SHARE:
+    return "held_out"
+  return "validation" if place < _HELD_OUT_SHARE + validation_percent / 100 else "train"
 
 
 def _is_one_of_many_sizes(path):

@@ -5,6 +5,8 @@ import tensorflow as tf
 
 from tfvq.errors import UserError
 
+# Images are resized before they are shuffled: at 128x128x3 the buffer takes 0.5 GB; decoded images of ImageNet, about
+# 0.6 MB each, would take 6 GB.
 _SHUFFLE_BUFFER = 10_000
 
 
@@ -16,14 +18,14 @@ class TfdsImages:
     held_out: The set's own split to hold out, such as "test" or "validation".
     image_size: Height and width in pixels.
     data_dir: Where the data set is kept; "" for the default of TensorFlow Datasets.
+    validation_percent: Percentage of the set's split "train", 0..99, taken from its end as "validation"; 0 for no such
+      split.
 
   Raises:
-    UserError: The data set is not there and cannot be fetched, holds no labelled images, or has no such split.
+    UserError: The data set is missing and cannot be downloaded, holds no labelled uint8 images, or has no such split.
   """
 
-  split_names = ("train", "held_out")
-
-  def __init__(self, name: str, held_out: str, image_size: int, data_dir: str = ""):
+  def __init__(self, name: str, held_out: str, image_size: int, data_dir: str = "", *, validation_percent: int = 0):
     import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
 
     try:
@@ -34,15 +36,28 @@ class TfdsImages:
       raise UserError(
         f"The data set {name} is not in {data_dir or '~/tensorflow_datasets'} and could not be fetched: {reason}"
       ) from error
-    features, splits = self._builder.info.features, self._builder.info.splits
-    if "image" not in features or "label" not in features:
+    features, splits = dict(self._builder.info.features), self._builder.info.splits
+    image, label = (features.get(key) for key in ("image", "label"))
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
       raise UserError(f"The data set {name} does not hold labelled images: choose another config.data.name.")
+    if image.dtype != tf.uint8:
+      raise UserError(
+        f"The images of the data set {name} are {image.dtype.name}, not uint8: choose another config.data.name."
+      )
     if splits and held_out not in splits:
-      raise UserError(f"The data set {name} has no split {held_out!r}: choose of {', '.join(splits)}.")
+      raise UserError(f"The data set {name} has no split {held_out!r}: choose one of {', '.join(splits)}.")
     self._splits = {"train": "train", "held_out": held_out}
+    if validation_percent:
+      end = 100 - validation_percent
+      self._splits = {"train": f"train[:{end}%]", "validation": f"train[{end}%:]", "held_out": held_out}
     self._image_size = image_size
-    self._num_channels = features["image"].shape[-1]
-    self.num_classes = features["label"].num_classes
+    self._num_channels = image.shape[-1]
+    self.num_classes = label.num_classes
+
+  @property
+  def split_names(self) -> tuple[str, ...]:
+    """Names of the splits."""
+    return tuple(self._splits)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -54,25 +69,26 @@ class TfdsImages:
     return int(self._builder.as_dataset(split=self._splits[split]).cardinality())
 
   def train(self, batch_size: int, seed: int, start_step: int = 0) -> tf.data.Dataset:
-    """Shuffled batches without end; a run resumed at another step goes on in another random order."""
+    """Endless shuffled batches; a run resumed at another step continues in another random order."""
     import tensorflow_datasets as tfds
 
     read_config = tfds.ReadConfig(shuffle_seed=seed + start_step)
-    examples = self._builder.as_dataset(split="train", shuffle_files=True, read_config=read_config).repeat()
+    examples = self._builder.as_dataset(split=self._splits["train"], shuffle_files=True, read_config=read_config)
+    examples = self._prepared(examples.repeat())
     examples = examples.shuffle(min(_SHUFFLE_BUFFER, self.num_examples("train")), seed=seed + start_step)
-    return self._batched(examples, batch_size, drop_remainder=True)
+    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
   def batches(self, split: str, batch_size: int) -> tf.data.Dataset:
     """All examples of a split in order, once; the last batch may be smaller."""
-    return self._batched(self._builder.as_dataset(split=self._splits[split]), batch_size, drop_remainder=False)
+    examples = self._prepared(self._builder.as_dataset(split=self._splits[split]))
+    return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
   def examples(self, split: str, num: int) -> np.ndarray:
     """The first images of a split, uint8 [num, H, W, C]."""
     return next(iter(self.batches(split, num)))["image"].numpy()
 
-  def _batched(self, examples, batch_size, drop_remainder):
-    examples = examples.map(self._prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    return examples.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
+  def _prepared(self, examples):
+    return examples.map(self._prepare, num_parallel_calls=tf.data.AUTOTUNE)
 
   def _prepare(self, example):
     image = example["image"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfvq.errors import UserError
 
-# What the policy can do: (name, buttons held).
+# The policy's actions: (name, buttons held).
 ACTIONS = (
   ("forward", ("MOVE_FORWARD",)),
   ("forward left", ("MOVE_FORWARD", "TURN_LEFT")),
@@ -23,7 +23,7 @@ ACTIONS = (
 _ACTION_PROBABILITIES = (0.5, 0.15, 0.15, 0.1, 0.1)
 _TICS_PER_DECISION = 7  # a fifth of a second
 _MEAN_DECISIONS_PER_ACTION = 4
-_STUCK_UNITS = 8.0  # a walk of one decision covers some 50 map units; less than this is a wall
+_STUCK_UNITS = 8.0  # walking for one decision covers about 50 map units; less means that there is a wall
 
 
 def collect(
@@ -37,30 +37,28 @@ def collect(
   num_processes: int = 2,
   progress=lambda: None,
 ) -> dict[str, np.ndarray]:
-  """Plays seeded episodes of a scenario with a random policy biased forward, and returns what it saw.
+  """Plays seeded episodes of a scenario with a random policy that mostly walks forward, and returns the frames.
 
   The same arguments give the same arrays, whatever the number of processes.
 
   Args:
     scenario: Name of a scenario that ViZDoom ships, such as "my_way_home".
     num_episodes: Episodes to play, each with a seed of its own.
-    frames_per_episode: Frames kept of each episode; a new start is made where an episode ends sooner.
+    frames_per_episode: Frames kept of each episode; if the episode ends sooner, it starts again.
     tics_per_frame: Game tics (1/35 s) between two frames, a multiple of 7.
     image_size: Height and width of a frame in pixels; the native 160x120 is resized by area.
     seed: Seed of the first episode; the others follow.
-    num_processes: Episodes played side by side.
+    num_processes: Episodes played at the same time.
     progress: Called after each episode.
 
   Returns:
-    `image` uint8 [N, image_size, image_size, 3], `action` int32 [N] (index into ACTIONS: what was done after the
-    frame), `episode` int32 [N] and `tic` int32 [N], with N = num_episodes * frames_per_episode, in order of play.
+    `image` uint8 [N, image_size, image_size, 3], `action` int32 [N] (index into ACTIONS: the action after
+    the frame), `episode` int32 [N] and `tic` int32 [N], with N = num_episodes * frames_per_episode, in order of play.
 
   Raises:
-    UserError: The vizdoom package is missing, or it has no such scenario.
+    UserError: As for `check`.
   """
-  _scenario_path(scenario)
-  if tics_per_frame % _TICS_PER_DECISION:
-    raise UserError(f"tics_per_frame is {tics_per_frame}; it must be a multiple of {_TICS_PER_DECISION}.")
+  check(scenario, tics_per_frame)
   jobs = [
     (scenario, episode, frames_per_episode, tics_per_frame, image_size, seed + episode)
     for episode in range(num_episodes)
@@ -75,8 +73,19 @@ def collect(
   return {key: np.concatenate([episode[key] for episode in episodes]) for key in episodes[0]}
 
 
+def check(scenario: str, tics_per_frame: int) -> None:
+  """Checks, without playing, that `collect` can play a scenario.
+
+  Raises:
+    UserError: The vizdoom package is missing, it has no such scenario, or `tics_per_frame` is no multiple of 7.
+  """
+  _scenario_path(scenario)
+  if tics_per_frame % _TICS_PER_DECISION:
+    raise UserError(f"tics_per_frame is {tics_per_frame}; it must be a multiple of {_TICS_PER_DECISION}.")
+
+
 def _end_with_parent():
-  """Lets a worker end when the process that started it is killed; it would wait for work for ever."""
+  """Ends a worker when the process that started it is killed; otherwise it would wait for work forever."""
 
   def wait():
     multiprocessing.parent_process().join()
@@ -135,7 +144,7 @@ def _walk(game, episode, num_frames, tics_per_frame, image_size, seed):
     moved = np.inf if position is None else np.hypot(*(state.game_variables - position))
     position = state.game_variables
     if action <= 2 and moved < _STUCK_UNITS:
-      action = int(rng.choice([3, 4]))  # face to the wall: turn away
+      action = int(rng.choice([3, 4]))  # at a wall: turn away
     elif rng.random() < 1 / _MEAN_DECISIONS_PER_ACTION:
       action = int(rng.choice(len(ACTIONS), p=_ACTION_PROBABILITIES))
     if decision % decisions_per_frame == 0:

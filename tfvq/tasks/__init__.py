@@ -1,8 +1,8 @@
-"""What differs between images, speech and video."""
+"""What differs between images, speech and WaveNets."""
 
 from tfvq.tasks.images import ImageTask
 from tfvq.tasks.speech import SpeechTask
 from tfvq.tasks.wavenet import WaveNetTask
 
-# By the name that a config's field `task` holds.
+# By the name in a config's field `task`.
 TASKS = {"images": ImageTask, "speech": SpeechTask, "wavenet": WaveNetTask}

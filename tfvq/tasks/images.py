@@ -1,4 +1,4 @@
-"""Images: frames, photographs, CIFAR-10, ImageNet, and PixelCNN on pixels. What differs between them is the data."""
+"""Systems of images: frames, photographs, CIFAR-10, ImageNet, and PixelCNN on pixels. They differ in their data."""
 
 import functools
 
@@ -13,7 +13,7 @@ from tfvq.evaluation import figures, sections
 from tfvq.files import atomic_write
 from tfvq.tasks.task import AutoencoderTask, build_quantizer
 
-_BATCH_SIZE = 64  # where nothing is trained
+_BATCH_SIZE = 64  # for encoding and evaluation
 
 
 class ImageTask(AutoencoderTask):
@@ -30,7 +30,7 @@ class ImageTask(AutoencoderTask):
 
   @functools.cached_property
   def source(self):
-    """The data set, see `tfvq.data.image_sources`; collected or fetched on first use."""
+    """The data set, see `tfvq.data.image_sources`; collected or downloaded on first use."""
     return open_image_source(self.config.data, self.data_folder, self.config.seed)
 
   @property
@@ -40,6 +40,7 @@ class ImageTask(AutoencoderTask):
 
   @property
   def evaluation_splits(self):
+    """Every split but "train"."""
     return tuple(split for split in self.source.split_names if split != "train")
 
   def prepare_data(self):
@@ -90,7 +91,7 @@ class ImageTask(AutoencoderTask):
     return batches.map(lambda batch: batch["image"])
 
   def prepare_autoencoder(self, model, train_part):
-    """Starts a codebook at the data: k-means of the untrained encoder's output."""
+    """Initialises the codebook by k-means on the untrained encoder's output."""
     del train_part
     if self.config.autoencoder.bottleneck == "vq":
       batch = next(iter(self.source.train(64, seed=self.config.seed)))
@@ -144,7 +145,7 @@ class ImageTask(AutoencoderTask):
     return source.train(batch_size, self.config.seed, step).map(self._prior_inputs)
 
   def _prior_inputs(self, batch):
-    """A batch as the prior's `fit` takes it: the values, or a pair with their condition."""
+    """A batch as the prior's `fit` takes it: values, or ((values, condition),)."""
     x = batch["codes"] if "codes" in batch else batch["image"]
     return ((x, batch["label"]),) if self.config.prior.class_conditional else x
 

@@ -1,5 +1,6 @@
 """Speech: waveform -> codes -> waveform by a WaveNet that is told the speaker, and a WaveNet prior over the codes."""
 
+import collections
 import functools
 
 import numpy as np
@@ -32,6 +33,25 @@ class SpeechTask(CorpusTask, PrunableTask):
   @property
   def _num_latents(self):
     return self.config.autoencoder.latents_per_position
+
+  def prepare_data(self):
+    facts = super().prepare_data()
+    window = self.config.prior.window_frames
+    for split in SPLITS:
+      if not self._has_window(split, window):
+        raise UserError(
+          f"No speaker has {window} frames in the split {split!r}: lower config.prior.window_frames, or give more data."
+        )
+    return facts
+
+  def _has_window(self, split, window):
+    """Whether the recordings of one speaker have as many frames as a window of the prior."""
+    frames = collections.Counter()
+    for clip in self.corpus.clips(split):
+      frames[clip.speaker] += -(-len(clip.audio) // self.hop_samples)
+      if frames[clip.speaker] >= window:
+        return True
+    return False
 
   def build_autoencoder(self):
     model = build_speech_vqvae(self.config.autoencoder, self.num_classes, self.config.seed)
@@ -91,10 +111,6 @@ class SpeechTask(CorpusTask, PrunableTask):
         codes[clip.speaker].append(codec.encode(clip.audio))
       window = self.config.prior.window_frames
       windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
-      if not sum(map(len, windows.values())):
-        raise UserError(
-          f"No speaker has {window} frames in the split {split!r}: lower config.prior.window_frames, or give more data."
-        )
       labels = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
       splits[split] = {"codes": np.concatenate(list(windows.values())), "label": np.concatenate(labels)}
     return splits

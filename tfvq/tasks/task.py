@@ -1,4 +1,4 @@
-"""What a task is: all that differs between images, speech and video."""
+"""What a task is: all that differs between images, speech and WaveNets."""
 
 import abc
 import pathlib
@@ -17,7 +17,7 @@ class Task(abc.ABC):
 
   Args:
     config: The config.
-    data_folder: Where data that are dear to make are kept.
+    data_folder: Where collected data are kept.
   """
 
   def __init__(self, config: ConfigDict, data_folder: pathlib.Path):
@@ -31,7 +31,7 @@ class Task(abc.ABC):
 
   @property
   def extra_stages(self) -> tuple[str, ...]:
-    """Stages that are run only if they are asked for by name."""
+    """Stages that run only when they are named."""
     return ()
 
   @property
@@ -41,7 +41,7 @@ class Task(abc.ABC):
 
   @property
   def evaluation_splits(self) -> tuple[str, ...]:
-    """Splits to measure on; "held_out" first."""
+    """Names of the splits to measure on; "held_out" is one of them."""
     return ("held_out",)
 
   @property
@@ -95,9 +95,11 @@ class AutoencoderTask(Task):
 
 
 class PrunableTask(AutoencoderTask):
-  """A task whose decoders can be pruned."""
+  """A task whose decoders can be pruned, if the config has settings for it."""
 
-  extra_stages = ("prune",)
+  @property
+  def extra_stages(self):
+    return ("prune",) if "prune" in self.config.train else ()
 
   @abc.abstractmethod
   def freeze_codes(self, model, frozen: bool = True) -> None:

@@ -26,7 +26,7 @@ from tfvq.tasks import TASKS
 from tfvq.training import report
 from tfvq.training.loading import load_weights
 from tfvq.training.pruning import Pruning, apply_masks, masks_of, shrunk
-from tfvq.training.training import make_strategy, train
+from tfvq.training.training import check_batch_size, make_strategy, train
 from tfvq.training.workdir import Workdir
 
 
@@ -54,8 +54,16 @@ class Run:
 
   @functools.cached_property
   def strategy(self) -> tf.distribute.Strategy:
-    """The distribution strategy of training."""
-    return make_strategy(self.config.strategy)
+    """The distribution strategy of training.
+
+    Raises:
+      UserError: There is no such device, or its replicas cannot share the batches of a stage.
+    """
+    strategy = make_strategy(self.config.strategy)
+    for name, settings in self.config.train.items():
+      if name not in self.task.extra_stages:
+        check_batch_size(settings.batch_size, name, strategy)
+    return strategy
 
   @functools.cached_property
   def autoencoder(self) -> keras.Model:

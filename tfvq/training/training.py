@@ -52,6 +52,20 @@ def _strategy_of_cores():
   return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
 
 
+def check_batch_size(batch_size: int, title: str, strategy: tf.distribute.Strategy) -> None:
+  """Checks that the replicas of a strategy can share the batches of a training.
+
+  Raises:
+    UserError: Their number does not divide `batch_size`.
+  """
+  num_replicas = strategy.num_replicas_in_sync
+  if batch_size % num_replicas:
+    raise UserError(
+      f"{num_replicas} replicas cannot share the batches of {batch_size} of {title!r}: set its batch_size to a "
+      f"multiple of {num_replicas}, or config.strategy to default."
+    )
+
+
 def train(
   build_model: Callable[[], keras.Model],
   batches: Callable[[int, int], tf.data.Dataset],
@@ -84,12 +98,7 @@ def train(
     UserError: The replicas cannot share a batch, the loss is no longer finite, or a file cannot be written.
   """
   checkpoint_path = folder / "checkpoint.keras"
-  num_replicas = strategy.num_replicas_in_sync
-  if settings.batch_size % num_replicas:
-    raise UserError(
-      f"{num_replicas} replicas cannot share the batches of {settings.batch_size} of {title!r}: set its batch_size to "
-      f"a multiple of {num_replicas}, or config.strategy to default."
-    )
+  check_batch_size(settings.batch_size, title, strategy)
 
   def train_part(name, part, settings, prepare=lambda model, train_part: None):
     names = {"folder": folder / name, "title": f"{title}, {name}"}
