@@ -51,6 +51,22 @@ def test_codes_are_sure_where_the_error_does_not_reach_the_border(rng):
   assert equal[sure].all() and not equal.all() and 0.5 < sure.mean() < 1
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
+@pytest.mark.parametrize("centred", [True, False])
+def test_rounding_does_not_change_a_sure_code(offset, centred, rng):
+  """Float32 scores against exact ones, of the vectors as they are or centred, however far they are from zero."""
+  codebook = (offset + rng.normal(size=[100, 16])).astype(np.float32)
+  codebook[50:60] = codebook[10:20]  # equal vectors: the code is the first of them
+  z_e = (offset + rng.normal(size=[3000, 16])).astype(np.float32)
+  exact = np.argmin(np.square(z_e[:, np.newaxis].astype(np.float64) - codebook).sum(axis=-1), axis=-1)
+  shift = codebook.mean(axis=0) if centred else 0
+  scores = (z_e - shift) @ (codebook - shift).T - 0.5 * np.square(codebook - shift).sum(axis=-1)
+  assert scores.dtype == np.float32
+  sure = sure_codes(z_e, z_e, codebook)
+  np.testing.assert_array_equal(np.argmax(scores, axis=-1)[sure], exact[sure])
+  assert sure.mean() >= {0.0: 0.99, 30.0: 0.9, 1000.0: 0.0}[offset]
+
+
 def test_the_list_tells_of_every_file(exported_frames, frames_run):
   facts = json.loads((exported_frames / "export.json").read_text())
   assert facts["task"] == "images" and facts["num_embeddings"] == 16 and facts["code_shape"] == [4, 4]

@@ -86,13 +86,44 @@ def test_warm_up_requests_can_be_read(exported_speech):
   assert set(requests[1].predict_log.request.inputs) == {"codes", "speaker", "seed", "temperature"}
 
 
-def test_a_prior_of_classes_is_exported_with_its_beginning(frames_run, tmp_path, rng):
+def class_conditional_run(frames_run, rng):
+  """What the exporter reads of a run whose prior is conditioned on a class."""
   prior = PixelCNN(16, (4, 4), filters=8, num_layers=2, kernel_size=3, hidden_units=8, num_classes=3)
   arrays = {"codes": rng.integers(0, 16, [5, 4, 4]).astype(np.int32), "label": np.arange(5, dtype=np.int32) % 3}
-  run = types.SimpleNamespace(
+  return types.SimpleNamespace(
     prior=prior, codes=ArraySource({"held_out": arrays}, 3), autoencoder=frames_run.autoencoder, task=frames_run.task
   )
-  endpoints = prior_endpoints(run)
+
+
+def test_examples_of_a_prior_hold_the_states_of_a_generation_step_by_step(frames_run, rng):
+  run = class_conditional_run(frames_run, rng)
+  prior, arrays = run.prior, run.codes.splits["held_out"]
+  expected = {"prior_row": [], "prior_step": []}
+  for number, (codes, label) in enumerate(zip(arrays["codes"][..., np.newaxis], arrays["label"], strict=True)):
+    state = prior.initial_state(1, label[np.newaxis])
+    for row in range(4):
+      expected["prior_row"].append({"row": row, "x_above": codes[np.newaxis, row - 1], "state": state})
+      state = begun = prior.row(codes[np.newaxis, row - 1], state, row)
+      for column in range(4):
+        if row == number % 4:
+          x_left = codes[np.newaxis, row, column - 1]
+          expected["prior_step"].append({"column": column, "x_left": x_left, "state": state})
+        _, state = prior.step(codes[np.newaxis, row, column - 1], state, column)
+      state = begun  # a row does not look at the pixels' states of the row above
+  for endpoint in prior_endpoints(run)[:2]:
+    examples = list(endpoint.examples("held_out"))
+    assert len(examples) == len(expected[endpoint.name])
+    for example, wanted in zip(examples, expected[endpoint.name], strict=True):
+      states = [example[name] for name in sorted(example) if name.startswith("state_")]
+      for found, value in zip(states, tf.nest.flatten(wanted.pop("state")), strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-6)
+      for name, value in wanted.items():
+        np.testing.assert_array_equal(example[name], value)
+
+
+def test_a_prior_of_classes_is_exported_with_its_beginning(frames_run, tmp_path, rng):
+  run = class_conditional_run(frames_run, rng)
+  prior, endpoints = run.prior, prior_endpoints(run)
   assert [endpoint.name for endpoint in endpoints] == ["prior_row", "prior_step", "prior_start"]
   for endpoint in endpoints:
     parity = measure_parity(endpoint, onnx.Runner(onnx.convert(endpoint)), endpoint.some_examples("held_out", 5))
