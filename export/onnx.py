@@ -4,6 +4,8 @@ import numpy as np
 import onnxruntime
 import tf2onnx
 
+from tfvq.startup import stderr_held_back
+
 from .endpoint import Endpoint
 
 OPSET = 17
@@ -11,7 +13,8 @@ OPSET = 17
 
 def convert(endpoint: Endpoint) -> bytes:
   """An ONNX file of an endpoint; the same model gives the same bytes."""
-  model, _ = tf2onnx.convert.from_function(endpoint.graph(), endpoint.specs, opset=OPSET)
+  with stderr_held_back():  # TensorFlow 2.17 logs how many GPUs it has found
+    model, _ = tf2onnx.convert.from_function(endpoint.graph(), endpoint.specs, opset=OPSET)
   names = {value.name: value.name for value in (*model.graph.input, *model.graph.output)}
   _settle_equal_outputs(model.graph)
   _order(model.graph, names)

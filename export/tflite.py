@@ -15,6 +15,9 @@ from ai_edge_quantizer import quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.qtyping import TFLOperationName
 
+from tfvq.startup import stderr_held_back
+
+from .device.quiet import delegate_line_dropped
 from .endpoint import Endpoint
 
 MODES = ("none", "float16", "dynamic", "int8")
@@ -63,7 +66,8 @@ def _convert(endpoint, optimizations=()):
     converter.optimizations = list(optimizations)
     # XNNPACK's products of sparse int8 weights are wrong where each channel has its own scale.
     converter._experimental_disable_per_channel_quantization_for_dense_layers = bool(optimizations)
-    return converter.convert()
+    with stderr_held_back():  # TensorFlow 2.17 warns that it ignores options that nobody set
+      return converter.convert()
 
 
 def _quantize(content, mode, endpoint):
@@ -84,18 +88,14 @@ def _quantize(content, mode, endpoint):
       recipe.add_quantization_config(part, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
     for part in endpoint.kept_in_float16:
       recipe.add_weight_only_config(part, operation, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
-  with contextlib.ExitStack() as stack:
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
+  examples = endpoint.some_examples("train", _NUM_CALIBRATION_EXAMPLES) if mode == "int8" else []
+  with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), stderr_held_back():
     path = pathlib.Path(folder) / "model.tflite"
     path.write_bytes(content)
-    # It tells of each step.
-    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
     machine = quantizer.Quantizer(str(path))
     machine.load_quantization_recipe(recipe.get_quantization_recipe())
     calibration = None
     if machine.need_calibration:
-      examples = endpoint.some_examples("train", _NUM_CALIBRATION_EXAMPLES)
       calibration = machine.calibrate({_SIGNATURE: examples})
       for limits in calibration.values():
         limits["max"] = np.maximum(limits["max"], limits["min"] + _LEAST_RANGE)
@@ -133,7 +133,8 @@ class Runner:
   def __init__(self, content: bytes, xnnpack: bool = True):
     resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     self._interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=resolver)
-    self._interpreter.allocate_tensors()
+    with delegate_line_dropped():
+      self._interpreter.allocate_tensors()
     self._run = self._interpreter.get_signature_runner(_SIGNATURE)
     self._has_state = "reset" in self._interpreter.get_signature_list()
 

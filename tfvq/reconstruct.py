@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
 
 from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
+from tfvq.startup import start_xla  # noqa: E402
 
 _MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; the package's own if empty.")
 _SPEAKER = flags.DEFINE_string("speaker", "", "Whose voice to speak with; the model's first if empty.")
@@ -44,6 +45,7 @@ def main(argv):
     raise UserError(f"The model has no speaker {speaker!r}; choose one of {', '.join(facts['speakers'])}.")
   temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.audio_values.num_bands)
   began_at = time.monotonic()
+  start_xla()
   codec = SpeechCodec(model)
   gain = codec.gain_of(reader)
   codes = codec.encode(reader, gain)

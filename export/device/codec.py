@@ -8,6 +8,8 @@ import pathlib
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
+from .quiet import delegate_line_dropped
+
 SHIPPED = pathlib.Path(__file__).with_name("speech")
 PARTS = ("encoder", "condition", "step", "synthesis")  # a file each
 
@@ -316,7 +318,8 @@ class Model:
 
   def __init__(self, content):
     interpreter = Interpreter(model_content=content, num_threads=1)
-    interpreter.allocate_tensors()
+    with delegate_line_dropped():
+      interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner(_SIGNATURE)
     self._inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
     self._outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}
