@@ -1,4 +1,4 @@
-"""What is exported of a prior over codes."""
+"""The endpoints of a prior over codes."""
 
 import numpy as np
 import tensorflow as tf
@@ -10,10 +10,10 @@ from .wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 
 
 def prior_endpoints(run) -> list[Endpoint]:
-  """The steps of the prior over codes: of a PixelCNN a row's and a pixel's, of a WaveNet its one.
+  """The steps of generation: one per row and one per pixel for a PixelCNN, one per value for a WaveNet.
 
-  The state of a PixelCNN goes in and out as "state_00", "state_01", ...; it begins as zeros, or as what "prior_start"
-  gives for a class.
+  The state of a PixelCNN is the inputs "state_00", "state_01", ... and the outputs "next_state_00", ...; its first
+  value is zeros, or the output of "prior_start" for a class.
 
   Args:
     run: `tfvq.training.stages.Run`.
@@ -99,12 +99,21 @@ def prior_endpoints(run) -> list[Endpoint]:
       {"row": integers(), "x_above": integers(1, width, num_variables), **state_specs},
       prior,
       rows,
+      ranges={"row": (0, prior.height - 1), "x_above": (0, num_values - 1)},
     ),
-    Endpoint("prior_step", step, {**pixel, **state_specs}, prior, pixels),
+    Endpoint(
+      "prior_step",
+      step,
+      {**pixel, **state_specs},
+      prior,
+      pixels,
+      ranges={"column": (0, width - 1), "x_left": (0, num_values - 1)},
+    ),
   ]
   if label:
     labels = lambda split: ({"label": batch["label"].numpy()} for batch in run.codes.batches(split, 1))
-    endpoints.append(Endpoint("prior_start", begin, label, prior, labels))
+    ranges = {"label": (0, prior.num_classes - 1)}
+    endpoints.append(Endpoint("prior_start", begin, label, prior, labels, ranges))
   return endpoints
 
 
@@ -124,7 +133,7 @@ def _states_before(advance, start, num_steps):
 
 
 def _prior_examples(prior, codes, split, num_steps=100):
-  """What the step of a prior over speech's codes is given while it says real ones again."""
+  """Inputs of the step of a prior over codes of speech, teacher-forced on real codes."""
   temperature = np.ones([prior.head.num_variables], np.float32)
   for number, batch in enumerate(codes.batches(split, 1)):
     shares = prior.project_condition({"speaker": batch["label"]})

@@ -19,7 +19,7 @@ _POWER_FRAME = 160  # samples over which power is measured
 
 
 class CodecError(Exception):
-  """Something the user can mend: one sentence saying what was wrong, where, and what to do."""
+  """An error that the user can fix: one sentence that says what is wrong, where, and what to do."""
 
 
 class SpeechCodec:
@@ -77,7 +77,10 @@ class SpeechCodec:
   def encode(self, samples) -> np.ndarray:
     """Codes of speech, float [T] in -1..1 -> int32 [F, *frame_shape], F = ceil(T / hop_samples).
 
-    Speech is understood best at the level that the model was trained on: multiply it by `gain_of` first.
+    The codes are best at the level that the model was trained on: multiply the samples by `gain_of` first.
+
+    Raises:
+      CodecError: The samples are not finite, or have more than one dimension.
     """
     stream = self.encoder()
     return np.concatenate([stream.push(samples), stream.finish()])
@@ -88,20 +91,21 @@ class SpeechCodec:
     return np.concatenate([stream.push(codes), stream.finish()])
 
   def encoder(self) -> "Encoder":
-    """Encodes speech as it comes in."""
+    """Starts a stream from samples to codes."""
     return Encoder(self.facts, self.model("encoder"))
 
   def decoder(self, speaker: str = "", seed: int = 0, temperature=None, noise=None) -> "Decoder":
-    """Decodes codes as they come in.
+    """Starts a stream from codes to speech.
 
     Args:
-      speaker: Whose voice to speak with; the first by default.
-      seed: Seed of the noise; the same one gives the same speech.
-      temperature: One number, or one for each band; the model's own by default.
-      noise: In place of noise of that seed: called with a number of steps, gives Gumbel noise for the next ones.
+      speaker: Name of the speaker; the first by default.
+      seed: Seed of the noise, zero or more; the same seed gives the same speech.
+      temperature: One number, or one for each band, zero or more; the model's own by default.
+      noise: Replaces the noise of the seed: a function of a number of steps that returns Gumbel noise for the next
+        ones, float32 [steps, *noise_shape].
 
     Raises:
-      CodecError: There is no such speaker, the seed is negative, or the temperature does not suit.
+      CodecError: There is no such speaker, the seed is negative, or the temperature has a wrong shape or value.
     """
     speaker = speaker or self.speakers[0]
     if speaker not in self.speakers:
@@ -114,6 +118,8 @@ class SpeechCodec:
       raise CodecError(
         f"temperature has shape {temperature.shape}; give one number, or one for each of {num_bands} bands."
       )
+    if not np.all((temperature >= 0) & (temperature < np.inf)):
+      raise CodecError(f"The temperature must be zero or more and finite, but is {temperature.tolist()}.")
     return Decoder(
       self.facts,
       {name: self.model(name) for name in ("condition", "step", "synthesis")},
@@ -123,24 +129,28 @@ class SpeechCodec:
     )
 
   def gain_of(self, samples) -> float:
-    """What speech is to be multiplied by to have the level that the model was trained on; samples float [T]."""
-    samples = np.asarray(samples, np.float64)
+    """The factor that brings speech, float [T], to the level that the model was trained on; 1 for silence.
+
+    Raises:
+      CodecError: The samples are not finite, or have more than one dimension.
+    """
+    samples = _checked_samples(samples).astype(np.float64)
     frames = np.pad(samples, [0, -len(samples) % _POWER_FRAME]).reshape(-1, _POWER_FRAME)
     powers = np.mean(np.square(frames), axis=1)
     if not len(powers):
       return 1.0
-    # Silences do not count: they are 40 dB below the highest twentieth, or 50 dB below the loudest frame.
+    # Silence does not count: frames 40 dB below the loudest twentieth, or 50 dB below the loudest frame.
     loud = max(np.percentile(powers, 95), np.max(powers) / 10)
     sounding = powers[powers > max(1e-4 * loud, 1e-9)]
     return float(_LEVEL / np.sqrt(np.mean(sounding))) if len(sounding) else 1.0
 
   def model(self, name: str) -> "Model":
-    """One of the codec's files, ready to run: "encoder", "condition", "step" or "synthesis"."""
+    """One of the codec's files, loaded: "encoder", "condition", "step" or "synthesis"."""
     return Model(self._contents[name])
 
 
 class Encoder:
-  """Turns speech into codes as it comes in; made by `SpeechCodec.encoder`."""
+  """A stream from samples to codes; made by `SpeechCodec.encoder`."""
 
   def __init__(self, facts, model):
     self._model = model
@@ -149,19 +159,23 @@ class Encoder:
     self._frames = facts["encoder_frames"]
     context = facts["encoder_context_frames"] * self._hop
     self._window = self._frames * self._hop + 2 * context
-    # A recording stands in silence.
+    # Before the first sample and after the last there is silence.
     self._pending = np.zeros(context, np.float32)
     self._num_samples = self._num_frames = 0
 
   def push(self, samples) -> np.ndarray:
-    """Takes float [T] in -1..1; gives the codes that are settled by now, int32 [F, *frame_shape]."""
-    samples = np.asarray(samples, np.float32)
+    """Takes the next samples, float [T] in -1..1; returns the codes that they complete, int32 [F, *frame_shape].
+
+    Raises:
+      CodecError: The samples are not finite, or have more than one dimension; the stream is as it was before.
+    """
+    samples = _checked_samples(samples)
     self._num_samples += len(samples)
     self._pending = np.concatenate([self._pending, samples])
     return self._settled()
 
   def finish(self) -> np.ndarray:
-    """The remaining codes, int32 [F, *frame_shape]."""
+    """Ends the stream; returns the remaining codes, int32 [F, *frame_shape]."""
     num_frames = -(-self._num_samples // self._hop)
     self._pending = np.concatenate([self._pending, np.zeros(self._window, np.float32)])
     return self._settled(limit=num_frames - self._num_frames)
@@ -178,7 +192,7 @@ class Encoder:
 
 
 class Decoder:
-  """Turns codes into speech as they come in; made by `SpeechCodec.decoder`."""
+  """A stream from codes to speech; made by `SpeechCodec.decoder`."""
 
   def __init__(self, facts, models, speaker, temperature, noise):
     self._facts, self._models, self._noise = facts, models, noise
@@ -191,17 +205,19 @@ class Decoder:
     self._values = np.full([facts["synthesis_context"], facts["num_bands"]], -1, np.int32)
 
   def push(self, codes) -> np.ndarray:
-    """Takes integers [F, *frame_shape]; gives the speech that is settled by now, float32.
+    """Takes the next codes, integers [F, *frame_shape]; returns the speech that they complete, float32 [T] in -1..1.
 
     Raises:
-      CodecError: A code is not one of the model's, or their shape is another.
+      CodecError: The codes have another shape, are not integers, or not in 0..K-1; the stream is as it was before.
     """
     codes = np.asarray(codes)
-    if codes.shape[1:] != self._pending.shape[1:]:
+    if not codes.ndim or codes.shape[1:] != self._pending.shape[1:]:
       wanted = ", ".join(["frames", *map(str, self._pending.shape[1:])])
       raise CodecError(f"Codes have shape {list(codes.shape)}; those of this model have [{wanted}].")
     if codes.size and (codes.min() < 0 or codes.max() >= self._facts["num_embeddings"]):
-      raise CodecError(f"Codes must be 0..{self._facts['num_embeddings'] - 1}, but there are others among them.")
+      raise CodecError(f"Codes must be 0..{self._facts['num_embeddings'] - 1}, but are {codes.min()}..{codes.max()}.")
+    if codes.size and not np.issubdtype(codes.dtype, np.integer):
+      raise CodecError(f"Codes must be integers, but are of type {codes.dtype}.")
     codes = codes.astype(np.int32)
     if not self._num_frames and len(codes):
       # Before the first frame there is more of it.
@@ -211,7 +227,7 @@ class Decoder:
     return self._settled()
 
   def finish(self) -> np.ndarray:
-    """The remaining speech, float32."""
+    """Ends the stream; returns the remaining speech, float32 [T]."""
     if not self._num_frames:
       return np.zeros(0, np.float32)
     num_samples = (self._num_frames - self._num_frames_done) * self._facts["hop_samples"] + self._held_back
@@ -255,6 +271,17 @@ class Decoder:
       speech.append(self._models["synthesis"](values=self._values[np.newaxis, : self._synthesis_window])["audio"][0])
       self._values = self._values[steps:]
     return np.concatenate(speech)
+
+
+def _checked_samples(samples):
+  """Samples as float32 [T]; a CodecError if they are not one channel of finite numbers."""
+  with np.errstate(over="ignore"):
+    samples = np.asarray(samples, np.float32)
+  if samples.ndim != 1:
+    raise CodecError(f"Samples have shape {list(samples.shape)}; give one channel, [samples].")
+  if not np.isfinite(samples).all():
+    raise CodecError("Samples must be finite, but some are NaN or infinite.")
+  return samples
 
 
 class StepLoop:
