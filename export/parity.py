@@ -1,4 +1,4 @@
-"""How far an exported file is from the model that it was made of, on real data."""
+"""How much an exported file differs from its model on real data."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,19 +17,21 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
     examples: Inputs to compare on, one after another from the state's beginning.
 
   Returns:
-    For each output its figures. Integers: "share_equal". Floats: "max_error" and "relative_rms_error", the latter
-    in parts of the output's own root mean square. Codes that come with the vectors they are of, "z_e", have two more:
-    "share_sure" of those that the error cannot have changed, see `sure_codes`, and how many of these are equal.
+    For each output its figures. Integers: "share_equal". Floats: "max_error", and "relative_rms_error", the root mean
+    square of the error divided by that of the output. Codes beside an output "z_e", the vectors that they are codes
+    of, have two more: "share_sure", the share of codes that the error cannot have changed (see `sure_codes`), and
+    "share_equal_of_sure", the share of these that are equal.
   """
   function = endpoint.concrete
   expected, given = {}, {}
   endpoint.reset()
   runner.reset()
   for example in examples:
-    outputs, told = function(*(tf.constant(example[name]) for name in endpoint.inputs)), runner(**example)
-    for name, value in outputs.items():
+    own_outputs = function(*(tf.constant(example[name]) for name in endpoint.inputs))
+    outputs = runner(**example)
+    for name, value in own_outputs.items():
       expected.setdefault(name, []).append(value.numpy())
-      given.setdefault(name, []).append(told[name])
+      given.setdefault(name, []).append(outputs[name])
   expected, given = ({name: np.stack(values) for name, values in found.items()} for found in (expected, given))
   figures = {name: compare(expected[name], given[name]) for name in expected}
   if "z_e" in expected:
@@ -81,7 +83,7 @@ def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
 
 
 def compare(expected, given) -> dict[str, float]:
-  """Figures of an output beside what is expected, see `measure_parity`."""
+  """Figures of an output against the expected one, see `measure_parity`."""
   if np.issubdtype(expected.dtype, np.integer):
     return {"share_equal": float(np.mean(expected == given))}
   error = np.abs(expected.astype(np.float64) - given)

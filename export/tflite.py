@@ -25,19 +25,22 @@ MODES = ("none", "float16", "dynamic", "int8")
 _QUANTIZED_OPS = (TFLOperationName.CONV_2D, TFLOperationName.CONV_2D_TRANSPOSE, TFLOperationName.FULLY_CONNECTED)
 _LOOK_UPS = TFLOperationName.EMBEDDING_LOOKUP
 _NUM_CALIBRATION_EXAMPLES = 200
-_LEAST_RANGE = 0.01  # of an activation: units that are never active have none, and kernels none for that
+_LEAST_RANGE = 0.01  # of an activation: a unit that is never active has a range of zero, which kernels refuse
 _SIGNATURE = "serving_default"
-_OUTPUTS = "StatefulPartitionedCall.*"  # a layer that makes an output stays as it is
+_OUTPUTS = "StatefulPartitionedCall.*"  # a layer whose output is an output of the file stays in float32
 
 
 def write(endpoint: Endpoint, mode: str) -> bytes:
-  """A TFLite file of an endpoint, of builtin operations only; with a state it has the signature "reset" too.
+  """Writes a TFLite file of an endpoint, with builtin operations only; with a state it has the signature "reset" too.
 
   Args:
     endpoint: The endpoint.
-    mode: "none"; "float16": weights are kept in float16; "dynamic": int8 weights, each row of the activations rounded
-      to int8 where it meets them; "int8": the range of the activations is fixed beforehand on examples of the split
-      "train".
+    mode: "none": float32. "float16": float16 weights. "dynamic": int8 weights; each row of the activations is rounded
+      to int8 where it is multiplied by them. "int8": int8 weights and activations, with ranges fixed beforehand on
+      examples of the split "train".
+
+  Returns:
+    The file's bytes; the same model gives the same bytes.
   """
   if mode in endpoint.sparse_modes:
     rounded = (tf.lite.Optimize.DEFAULT,) if mode == "dynamic" else ()
@@ -46,13 +49,13 @@ def write(endpoint: Endpoint, mode: str) -> bytes:
 
 
 def is_possible(endpoint: Endpoint, mode: str) -> bool:
-  """Whether there is a way to write an endpoint in a mode: ranges cannot be measured where there is a state."""
+  """Whether an endpoint can be written in a mode: activations' ranges cannot be measured where there is a state."""
   return not (endpoint.state and mode == "int8")
 
 
-@functools.lru_cache(maxsize=1)  # the modes of an endpoint begin with the same file
+@functools.lru_cache(maxsize=1)  # all modes of an endpoint start from the same file
 def _convert(endpoint, optimizations=()):
-  # The variables of Keras are none to TensorFlow's bookkeeping: they are named one by one.
+  # TensorFlow does not track Keras's variables: they are listed one by one.
   holder = tf.Module()
   holder.tracked = [variable.value for variable in endpoint.model.variables]
   holder.state = list(endpoint.state)
@@ -103,7 +106,7 @@ def _quantize(content, mode, endpoint):
 
 
 def _with_look_ups(content):
-  """The same file with EMBEDDING_LOOKUP for GATHER where rows of a table are taken: only that has int8 tables."""
+  """The same file with EMBEDDING_LOOKUP for GATHER where rows of a table are taken: GATHER takes no int8 tables."""
   model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
   code = schema.OperatorCodeT()
   code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.EMBEDDING_LOOKUP
@@ -142,6 +145,6 @@ class Runner:
     return self._run(**inputs)
 
   def reset(self) -> None:
-    """Sets the state, if there is any, back to zeros."""
+    """Sets the state, if there is one, to zeros."""
     if self._has_state:
       self._interpreter.get_signature_runner("reset")()
