@@ -20,7 +20,8 @@ from absl import app, flags, logging
 from benchmarks.timing import medians
 from export import tflite
 from export.device import SpeechCodec
-from export.device.codec import GumbelNoise, Model, StepLoop
+from export.device.codec import Model
+from export.device.generation import GumbelNoise, StepLoop
 from export.endpoint import Endpoint
 from export.exporter import device_endpoints
 from export.wavenet_endpoints import step_endpoint

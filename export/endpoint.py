@@ -1,4 +1,4 @@
-"""What is exported: a function of a trained model, with its signature and real examples of its inputs."""
+"""The unit of export: a function of a trained model, with its signature and real examples of its inputs."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Of `Endpoint.kept_in_float`: the product with the codebook.
+# For `Endpoint.kept_in_float`: the product with the codebook.
 LOOK_UP = ("MatMul.*", "concat.*")
 
 
@@ -18,16 +18,18 @@ class Endpoint:
   """A function of a trained model.
 
   Attributes:
-    name: Its name, and its file's.
-    function: Called with the inputs by name, gives a dict of outputs.
-    inputs: A spec for each input, their shapes fixed.
-    model: Whose weights it reads.
-    examples: Called with a split, yields real inputs; where there is a state, in order from its beginning.
-    kept_in_float: Regular expressions of the parts of the graph, by the names of their tensors, that stay in float32:
-      those where rounding costs most for its size.
-    kept_in_float16: The same of those that compute in float32 with weights of 16 bits, where others have 8.
-    sparse_modes: TFLite modes in which the weights are written without their zeros, see `tflite.write`.
-    state: Variables that the function changes, all zeros at first; only TFLite takes such a function.
+    name: The name of the endpoint and of its files.
+    function: Takes the inputs as keyword arguments, returns a dict of outputs.
+    inputs: A spec for each input, with a fixed shape.
+    model: The model whose weights the function reads.
+    examples: A function of a split that yields real inputs; if there is a state, in order from its beginning.
+    ranges: For each integer input that has one, its least and its greatest valid value. Others are not checked, and
+      give undefined outputs.
+    kept_in_float: Regular expressions for the names of tensors whose operations stay in float32: those where rounding
+      costs most for its size.
+    kept_in_float16: The same for operations that compute in float32 with float16 weights where others have int8 ones.
+    sparse_modes: TFLite modes in which zero weights are left out of the file, see `tflite.write`.
+    state: Variables that the function changes, all zeros at first; only TFLite files can have a state.
   """
 
   name: str
@@ -35,20 +37,21 @@ class Endpoint:
   inputs: dict[str, tf.TensorSpec]
   model: keras.Model
   examples: Callable[[str], Iterator[dict[str, np.ndarray]]]
+  ranges: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
   kept_in_float: tuple[str, ...] = ()
   kept_in_float16: tuple[str, ...] = ()
   sparse_modes: tuple[str, ...] = ()
   state: tuple[tf.Variable, ...] = ()
 
   def reset(self) -> dict[str, tf.Tensor]:
-    """Sets the state back to zeros, and says so."""
+    """Sets the state to zeros; the output is there because a TFLite signature needs one."""
     for variable in self.state:
       variable.assign(tf.zeros(variable.shape))
     return {"done": tf.constant(True)}
 
   @property
   def specs(self) -> list[tf.TensorSpec]:
-    """The inputs' specs with their names, in order."""
+    """The inputs' specs, each with its name."""
     return [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self.inputs.items()]
 
   def graph(self) -> tf.types.experimental.PolymorphicFunction:
@@ -61,7 +64,10 @@ class Endpoint:
     return self.graph().get_concrete_function(*self.specs)
 
   def some_examples(self, split: str, num: int) -> list[dict[str, np.ndarray]]:
-    """At most `num` examples: the first ones if there is a state, else evenly spread, as neighbours are much alike."""
+    """At most `num` examples: the first ones if there is a state, else spread over ten times as many.
+
+    Neighbouring examples are much alike.
+    """
     if self.state:
       return list(itertools.islice(self.examples(split), num))
     seen = list(itertools.islice(self.examples(split), 10 * num))

@@ -18,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags, logging  # noqa: E402  TensorFlow reads the environment when it is imported
 
 from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
+from tfvq.startup import import_tensorflow  # noqa: E402
 
 _FORMATS = ("tflite", "saved_model", "onnx")
 _QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
@@ -39,6 +40,7 @@ _WRITTEN = {"tflite", "saved_model", "onnx", "export.json"}
 
 def main(argv):
   """Reads a workdir and writes `out`."""
+  import_tensorflow()
   from tfvq.training.stages import open_run
 
   from .exporter import export

@@ -1,4 +1,4 @@
-"""Writes everything that is exported of a run, and what is to be known of it."""
+"""Writes the files of an export, and export.json, which describes them."""
 
 import math
 import pathlib
@@ -42,10 +42,10 @@ def export(run, out: pathlib.Path, formats, quantizations, model_path="") -> lis
     model_path: A `.keras` file of another autoencoder of the same data and codes; the run's own if empty.
 
   Returns:
-    For each file its name, its size in bytes, and its parity in words.
+    For each file its name, its size in bytes, and a summary of its parity.
 
   Raises:
-    UserError: The system has no codes, or what the formats need is not trained yet.
+    UserError: The system has no codes, or the formats need a stage that has not been run yet.
   """
   if not run.task.has_codes:
     raise UserError(f"{run.workdir.path} has no autoencoder with codes: there is nothing to export.")
@@ -53,8 +53,10 @@ def export(run, out: pathlib.Path, formats, quantizations, model_path="") -> lis
   run.workdir.require("autoencoder")
   if model_path:
     model = load_model(model_path)
-    if not _has_codes_of(model, run.autoencoder):
-      raise UserError(f"{model_path} has not the codes of the model in {run.workdir.path}: give one made of that.")
+    if not _has_same_codebook(model, run.autoencoder):
+      raise UserError(
+        f"{model_path} uses a different codebook from the model in {run.workdir.path}: give a model made from that one."
+      )
     run.autoencoder = model
   if {"saved_model", "onnx"} & set(formats):
     run.workdir.require("prior")
@@ -83,11 +85,11 @@ def export(run, out: pathlib.Path, formats, quantizations, model_path="") -> lis
   if "saved_model" in formats:
     files.append(_export_saved_model(run, out))
   write_json(out / "export.json", {**facts, "files": files})
-  return [(file["file"], file["bytes"], _in_words(file)) for file in files]
+  return [(file["file"], file["bytes"], _summary(file)) for file in files]
 
 
 def _export_file(kind, mode, endpoint, examples, out):
-  """Writes a TFLite or ONNX file; returns what export.json says of it."""
+  """Writes a TFLite or ONNX file; returns its entry of export.json."""
   if kind == "tflite":
     name = f"tflite/{mode}/{endpoint.name}.tflite"
     content = tflite.write(endpoint, mode)
@@ -110,7 +112,7 @@ def _export_file(kind, mode, endpoint, examples, out):
 
 
 def _export_saved_model(run, out):
-  """Writes the SavedModel; returns what export.json says of it."""
+  """Writes the SavedModel; returns its entry of export.json."""
   folder = out / "saved_model"
   signatures, parity = saved_model.write_saved_model(run, folder)
   paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -121,11 +123,12 @@ def _export_saved_model(run, out):
     "bytes": sum(path.stat().st_size for path in paths),
     "sha256": {str(path.relative_to(folder)): sha256(path) for path in paths},
     "parity": parity,
+    "warmup_requests": (folder / saved_model.WARMUP_REQUESTS).exists(),
   }
 
 
 def device_endpoints(run) -> list[Endpoint]:
-  """Everything of a trained run that devices need.
+  """The endpoints that devices need.
 
   Args:
     run: `tfvq.training.stages.Run`.
@@ -135,8 +138,8 @@ def device_endpoints(run) -> list[Endpoint]:
   return image_endpoints(run)
 
 
-def _has_codes_of(model, autoencoder):
-  """Whether two autoencoders are of one kind and have one codebook, but for the rounding of a released one."""
+def _has_same_codebook(model, autoencoder):
+  """Whether two autoencoders are of one kind and have one codebook, up to the rounding in a released one."""
   if type(model) is not type(autoencoder):
     return False
   codebook, expected = (np.array(found.quantizer.codebook) for found in (model, autoencoder))
@@ -144,7 +147,7 @@ def _has_codes_of(model, autoencoder):
 
 
 def _facts(run, model_path):
-  """What is to be known of the model as a whole."""
+  """The facts of export.json about the model as a whole."""
   model = run.autoencoder
   num_embeddings = model.quantizer.num_embeddings
   facts = {"task": run.config.task, "num_embeddings": num_embeddings, "autoencoder_sha256": sha256(model_path)}
@@ -169,7 +172,7 @@ def _facts(run, model_path):
 
 
 def _write_codec(run, facts, folder):
-  """What `export.device` needs to know of the files of a codec."""
+  """Writes codec.json: what `export.device` needs to know about the files of a codec."""
   model = run.autoencoder
   write_json(
     folder / "codec.json",
@@ -195,13 +198,15 @@ def _write_codec(run, facts, folder):
 def _signature(endpoint: Endpoint):
   return {
     "inputs": {name: [spec.shape.as_list(), spec.dtype.name] for name, spec in endpoint.inputs.items()},
+    "input_ranges": {name: list(limits) for name, limits in endpoint.ranges.items()},
     "outputs": {
       name: [output.shape.as_list(), output.dtype.name] for name, output in endpoint.concrete.structured_outputs.items()
     },
   }
 
 
-def _in_words(file):
+def _summary(file):
+  """The parity of a file in words, and what it lacks."""
   words, errors = [], []
   for name, figures in file["parity"].items():
     if "share_equal" in figures:
@@ -209,4 +214,6 @@ def _in_words(file):
     else:
       errors.append(figures["relative_rms_error"])
   words += [f"relative error {max(errors):.0e}"] if errors else []
+  if not file.get("warmup_requests", True):
+    words.append("no warm-up requests, as the package tensorflow-serving-api is not installed")
   return f"; {', '.join(words)}" if words else ""

@@ -1,4 +1,4 @@
-"""A WaveNet's generation as graphs that run on a phone: one step, or several at a time, with the past kept outside.
+"""A WaveNet's generation as graphs for phones: one step with the past kept by the caller, or several with a state.
 
 Reference: arXiv 1611.09482 (each layer remembers its last inputs).
 """
@@ -13,8 +13,8 @@ from tfvq.ops.gated import gated_activation
 class WaveNetStep:
   """One step of generation; the caller keeps the past.
 
-  The caller has a ring buffer for each layer, `dilation_rate` vectors long: at each step it hands in the oldest vector
-  of every ring and puts what it gets in that place.
+  The caller has a ring buffer for each layer, `dilation_rate` vectors long: at each step it passes the oldest vector
+  of every ring and overwrites it with the layer's new input.
 
   Args:
     model: The model.
@@ -44,13 +44,13 @@ class WaveNetStep:
 
 
 class WaveNetSteps:
-  """Several steps of generation at once; the past is kept in variables, one for each layer.
+  """Several steps of generation in one call; the past is kept in variables, one for each layer.
 
-  Fewer calls, and where a layer's past is known before the first of the steps, its share of all steps is one product.
+  There are fewer calls, and the part of a layer's input that is known before the first step takes one product.
 
   Args:
     model: The model.
-    num_steps: N, steps that are done at once.
+    num_steps: N, steps per call.
   """
 
   def __init__(self, model: WaveNet, num_steps: int):
@@ -98,13 +98,13 @@ class WaveNetSteps:
 
 
 class SpeechSteps:
-  """Several steps of a decoder of speech at once, and the audio that they make.
+  """Several steps of a decoder of speech in one call, and their audio.
 
   Args:
     decoder: The decoder.
-    audio_values: What it models.
-    num_steps: N, steps that are done at once.
-    context: Steps that a sample of audio depends on to either side; the audio comes so many steps later.
+    audio_values: The layer between audio and the decoder's values.
+    num_steps: N, steps per call.
+    context: Steps that a sample of audio depends on to either side; the audio is that many steps late.
   """
 
   def __init__(self, decoder: WaveNet, audio_values: AudioValues, num_steps: int, context: int):
@@ -122,7 +122,7 @@ class SpeechSteps:
     """The next steps; the arguments are those of `WaveNetSteps`.
 
     Returns:
-      {"audio": float [N * num_bands]}, from `context` steps before these steps on.
+      {"audio": float [N * num_bands]}, which starts `context` steps before the first of these steps.
     """
     bands = self.audio_values.bands(self.steps(share, noise, temperature))
     bands = tf.concat([self.bands.read_value(), bands], axis=0)

@@ -1,11 +1,13 @@
-"""What is exported of a VQ-VAE of images."""
+"""The endpoints of a VQ-VAE of images."""
 
+import numpy as np
 import tensorflow as tf
 
 from .endpoint import LOOK_UP, Endpoint, floats, integers
 
-# The first convolution of either network: in static int8 it costs more than all others together.
+# The first convolution of either network: its rounding in static int8 costs more than that of all others together.
 _FIRST = ".*stem.*"
+_EXAMPLES_PER_BATCH = 50
 
 
 def image_endpoints(run) -> list[Endpoint]:
@@ -16,26 +18,38 @@ def image_endpoints(run) -> list[Endpoint]:
   """
   model, source = run.autoencoder, run.task.source
 
+  def batches(split):
+    for batch in source.batches(split, _EXAMPLES_PER_BATCH):
+      yield tf.cast(batch["image"], tf.float32)
+
   def images(split):
-    for batch in source.batches(split, 1):
-      yield {"image": tf.cast(batch["image"], tf.float32).numpy()}
+    for batch in batches(split):
+      yield from ({"image": image} for image in np.split(batch, len(batch)))
 
   def encode(image):
     z_e = model.encoder(image)
     return {"codes": model.quantizer.encode(z_e, exact=False), "z_e": z_e}
 
   def codes(split):
-    for example in images(split):
-      yield {"codes": model.encode(example["image"]).numpy()}
+    for batch in batches(split):
+      yield from ({"codes": codes} for codes in np.split(model.encode(batch), len(batch)))
 
   return [
-    Endpoint("encoder", encode, {"image": floats(1, *source.image_shape)}, model, images, (_FIRST, *LOOK_UP)),
+    Endpoint(
+      "encoder",
+      encode,
+      {"image": floats(1, *source.image_shape)},
+      model,
+      images,
+      kept_in_float=(_FIRST, *LOOK_UP),
+    ),
     Endpoint(
       "decoder",
       lambda codes: {"image": model.decode(codes)},
       {"codes": integers(1, *model.encoder.output_shape[1:-1])},
       model,
       codes,
-      (_FIRST,),
+      ranges={"codes": (0, model.quantizer.num_embeddings - 1)},
+      kept_in_float=(_FIRST,),
     ),
   ]

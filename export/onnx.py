@@ -4,18 +4,21 @@ import numpy as np
 import onnxruntime
 import tf2onnx
 
+from tfvq.startup import stderr_held_back
+
 from .endpoint import Endpoint
 
 OPSET = 17
 
 
 def convert(endpoint: Endpoint) -> bytes:
-  """An ONNX file of an endpoint; the same model gives the same bytes."""
-  model, _ = tf2onnx.convert.from_function(endpoint.graph(), endpoint.specs, opset=OPSET)
+  """Writes an ONNX file of an endpoint; the same model gives the same bytes."""
+  with stderr_held_back():  # TensorFlow 2.17 logs how many GPUs it has found
+    model, _ = tf2onnx.convert.from_function(endpoint.graph(), endpoint.specs, opset=OPSET)
   names = {value.name: value.name for value in (*model.graph.input, *model.graph.output)}
   _settle_equal_outputs(model.graph)
   _order(model.graph, names)
-  model.graph.doc_string = ""  # it would tell how many functions TensorFlow had traced before
+  model.graph.doc_string = ""  # it holds the number of functions that TensorFlow traced before
   return model.SerializeToString(deterministic=True)
 
 
@@ -33,11 +36,11 @@ class Runner:
     return dict(zip(names, self._session.run(names, arrays), strict=True))
 
   def reset(self) -> None:
-    """There is no state."""
+    """Does nothing: ONNX files have no state."""
 
 
 def _settle_equal_outputs(graph):
-  """Makes the first of equal outputs the one computed, the others its copies: tf2onnx takes any of them."""
+  """Makes the first of equal outputs the computed one and the others its copies: tf2onnx computes any of them."""
   outputs = [value.name for value in graph.output]
   sources = {name: name for name in outputs}
   for node in graph.node:
@@ -106,7 +109,7 @@ def _order(graph, names):
 
 
 def _replace(field, values):
-  """Fills a repeated field anew; the values may be its own."""
+  """Replaces the values of a repeated field; the new values may be among its own."""
   copies = [type(value).FromString(value.SerializeToString()) for value in values]
   del field[:]
   field.extend(copies)

@@ -1,11 +1,11 @@
-"""How far an exported file is from the model that it was made of, on real data."""
+"""How much an exported file differs from its model on real data."""
 
 import numpy as np
 import tensorflow as tf
 
 from .endpoint import Endpoint
 
-_AT_ONCE = 1024  # vectors whose differences from all of the codebook are in memory
+_VECTORS_PER_CHUNK = 1024  # whose distances to every codebook vector are in memory at once
 
 
 def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, float]]:
@@ -17,19 +17,21 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
     examples: Inputs to compare on, one after another from the state's beginning.
 
   Returns:
-    For each output its figures. Integers: "share_equal". Floats: "max_error" and "relative_rms_error", the latter
-    in parts of the output's own root mean square. Codes that come with the vectors they are of, "z_e", have two more:
-    "share_sure" of those that the error cannot have changed, see `sure_codes`, and how many of these are equal.
+    For each output its figures. Integers: "share_equal". Floats: "max_error", and "relative_rms_error", the root mean
+    square of the error divided by that of the output. Codes beside an output "z_e", the vectors that they are codes
+    of, have two more: "share_sure", the share of codes that the error cannot have changed (see `sure_codes`), and
+    "share_equal_of_sure", the share of these that are equal.
   """
   function = endpoint.concrete
   expected, given = {}, {}
   endpoint.reset()
   runner.reset()
   for example in examples:
-    outputs, told = function(*(tf.constant(example[name]) for name in endpoint.inputs)), runner(**example)
-    for name, value in outputs.items():
+    own_outputs = function(*(tf.constant(example[name]) for name in endpoint.inputs))
+    outputs = runner(**example)
+    for name, value in own_outputs.items():
       expected.setdefault(name, []).append(value.numpy())
-      given.setdefault(name, []).append(told[name])
+      given.setdefault(name, []).append(outputs[name])
   expected, given = ({name: np.stack(values) for name, values in found.items()} for found in (expected, given))
   figures = {name: compare(expected[name], given[name]) for name in expected}
   if "z_e" in expected:
@@ -43,38 +45,45 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
 
 
 def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
-  """Where an error cannot have changed the code: the nearest other code's border is further away than the error.
+  """Where an error cannot have changed the code: every border to another code's cell is further away than the error.
 
-  Distances are taken to be computed in float32, whose rounding moves a border too.
+  The look-up of either code may round: the bound holds for scores z.e - ||e||^2 / 2 in float32, of the vectors as they
+  are. A look-up that centres the vectors first, or computes close distances exactly, rounds less.
 
   Args:
-    z_e: What was to be quantised, float [N, D].
-    z_e_given: The same with its error, float [N, D].
+    z_e: The vectors, float [N, D].
+    z_e_given: The same vectors with an error, float [N, D].
     codebook: Float [K, D].
 
   Returns:
     Boolean [N].
   """
-  parts = [
-    _sure_codes(z_e[start : start + _AT_ONCE], z_e_given[start : start + _AT_ONCE], codebook)
-    for start in range(0, len(z_e), _AT_ONCE)
-  ]
-  return np.concatenate(parts) if parts else np.zeros(0, bool)
-
-
-def _sure_codes(z_e, z_e_given, codebook):
-  distances = np.linalg.norm(z_e[:, np.newaxis] - codebook, axis=-1)
-  nearest = np.argmin(distances, axis=-1)
-  between = np.linalg.norm(codebook[nearest][:, np.newaxis] - codebook, axis=-1)
-  border = np.square(distances) - np.square(distances.min(axis=-1, keepdims=True))
-  border = np.divide(border, 2 * between, out=np.full_like(border, np.inf), where=between > 0)
-  largest = np.sum(np.square(z_e), axis=-1) + np.max(np.sum(np.square(codebook), axis=-1))
-  rounding = 4 * np.finfo(np.float32).eps * largest[:, np.newaxis] / np.maximum(between, 1e-12)
-  return (border - rounding).min(axis=-1) > np.linalg.norm(z_e - z_e_given, axis=-1)
+  # Float64 and centred: the products below lose nothing that matters.
+  codebook = np.asarray(codebook, np.float64)
+  centre = codebook.mean(axis=0)
+  centred = codebook - centre
+  sizes = np.sum(np.square(centred), axis=-1)
+  largest = np.max(np.sum(np.square(codebook), axis=-1))
+  identities = np.unique(codebook, axis=0, return_inverse=True)[1].reshape(-1)  # equal for equal vectors
+  sure = np.zeros(len(z_e), bool)
+  for start in range(0, len(z_e), _VECTORS_PER_CHUNK):
+    chunk = slice(start, start + _VECTORS_PER_CHUNK)
+    vectors = np.asarray(z_e[chunk], np.float64)
+    distances = sizes - 2 * (vectors - centre) @ centred.T  # squared, less what is the same for every code
+    nearest = np.argmin(distances, axis=-1)
+    between = sizes[nearest, np.newaxis] - 2 * centred[nearest] @ centred.T + sizes  # squared
+    # An error e moves the difference of two squared distances by at most 2 ||e|| times the distance of the codes.
+    differences = distances - distances.min(axis=-1, keepdims=True)
+    rounding = (vectors.shape[1] + 4) * np.finfo(np.float32).eps * (np.sum(np.square(vectors), axis=-1) + largest)
+    errors = np.linalg.norm(vectors - z_e_given[chunk], axis=-1)
+    reach = 2 * errors[:, np.newaxis] * np.sqrt(np.maximum(between, 0)) + rounding[:, np.newaxis]
+    is_same = identities[nearest, np.newaxis] == identities
+    sure[chunk] = np.all((differences > reach) | is_same, axis=-1)
+  return sure
 
 
 def compare(expected, given) -> dict[str, float]:
-  """Figures of an output beside what is expected, see `measure_parity`."""
+  """Figures of an output against the expected one, see `measure_parity`."""
   if np.issubdtype(expected.dtype, np.integer):
     return {"share_equal": float(np.mean(expected == given))}
   error = np.abs(expected.astype(np.float64) - given)

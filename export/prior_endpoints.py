@@ -1,4 +1,4 @@
-"""What is exported of a prior over codes."""
+"""The endpoints of a prior over codes."""
 
 import numpy as np
 import tensorflow as tf
@@ -10,10 +10,10 @@ from .wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 
 
 def prior_endpoints(run) -> list[Endpoint]:
-  """The steps of the prior over codes: of a PixelCNN a row's and a pixel's, of a WaveNet its one.
+  """The steps of generation: one per row and one per pixel for a PixelCNN, one per value for a WaveNet.
 
-  The state of a PixelCNN goes in and out as "state_00", "state_01", ...; it begins as zeros, or as what "prior_start"
-  gives for a class.
+  The state of a PixelCNN is the inputs "state_00", "state_01", ... and the outputs "next_state_00", ...; its first
+  value is zeros, or the output of "prior_start" for a class.
 
   Args:
     run: `tfvq.training.stages.Run`.
@@ -39,40 +39,52 @@ def prior_endpoints(run) -> list[Endpoint]:
     return packed(prior.initial_state(1, label))
 
   def row(row, x_above, **state):
-    return _renamed(packed(prior.row(x_above, unpacked(state), row)))
+    return _as_outputs(packed(prior.row(x_above, unpacked(state), row)))
 
   def step(column, x_left, noise, temperature, **state):
     features, state = prior.step(x_left, unpacked(state), column)
-    return {"values": prior.head.sample(features, noise, temperature), **_renamed(packed(state))}
+    return {"values": prior.head.sample(features, noise, temperature), **_as_outputs(packed(state))}
 
-  traced_row, traced_step = tf.function(row), tf.function(step)
+  @tf.function
+  def states_before_rows(codes, label):
+    """The states before each row of codes [1, H, W, G], stacked."""
+    begin_row = lambda state, row: prior.row(codes[:, row - 1], state, row)
+    return packed(_states_before(begin_row, prior.initial_state(1, label), prior.height))
 
-  def walk(split):
-    """Every row and pixel of real codes: (kind, inputs)."""
+  @tf.function
+  def states_before_pixels(codes, states, row):
+    """The states before each pixel of a row, stacked; `states` are those before the rows."""
+    next_pixel = lambda state, column: prior.step(codes[:, row, column - 1], state, column)[1]
+    before = unpacked({name: value[row] for name, value in states.items()})
+    return packed(_states_before(next_pixel, prior.row(codes[:, row - 1], before, row), width))
+
+  def grids(split):
+    """Real codes [1, H, W, G], and the states before their rows."""
     for batch in run.codes.batches(split, 1):
       codes = tf.reshape(batch["codes"], [1, *prior.grid_shape[:2], -1])
-      state = packed(prior.initial_state(1, batch["label"] if label else None))
-      for height in range(prior.height):
-        inputs = {"row": tf.constant(height), "x_above": codes[:, height - 1], **state}
-        yield "row", inputs
-        state = _renamed(traced_row(**inputs), back=True)
-        for column in range(width):
-          noise = models.gumbel_noise(0, [1, num_variables, num_values], height * width + column)
-          inputs = {
-            "column": tf.constant(column),
-            "x_left": codes[:, height, column - 1],
-            "noise": noise,
-            "temperature": tf.ones([num_variables]),
-            **state,
-          }
-          yield "step", inputs
-          outputs = traced_step(**inputs)
-          state = _renamed({name: value for name, value in outputs.items() if name != "values"}, back=True)
+      yield codes.numpy(), _as_arrays(states_before_rows(codes, batch["label"] if label else None))
 
-  def examples_of(kind):
-    return lambda split: (
-      {name: value.numpy() for name, value in inputs.items()} for which, inputs in walk(split) if which == kind
-    )
+  def rows(split):
+    """Every row."""
+    for codes, states in grids(split):
+      for height in range(prior.height):
+        state = {name: value[height] for name, value in states.items()}
+        yield {"row": np.int32(height), "x_above": codes[:, height - 1], **state}
+
+  def pixels(split):
+    """Every pixel of one row of each grid: the first of the first grid, the second of the second, and so on."""
+    for number, (codes, states) in enumerate(grids(split)):
+      height = number % prior.height
+      states = _as_arrays(states_before_pixels(codes, states, tf.constant(height)))
+      noise = models.gumbel_noise(0, [width, 1, num_variables, num_values], number).numpy()
+      for column in range(width):
+        yield {
+          "column": np.int32(column),
+          "x_left": codes[:, height, column - 1],
+          "noise": noise[column],
+          "temperature": np.ones([num_variables], np.float32),
+          **{name: value[column] for name, value in states.items()},
+        }
 
   pixel = {
     "column": integers(),
@@ -86,25 +98,42 @@ def prior_endpoints(run) -> list[Endpoint]:
       row,
       {"row": integers(), "x_above": integers(1, width, num_variables), **state_specs},
       prior,
-      examples_of("row"),
+      rows,
+      ranges={"row": (0, prior.height - 1), "x_above": (0, num_values - 1)},
     ),
-    Endpoint("prior_step", step, {**pixel, **state_specs}, prior, examples_of("step")),
+    Endpoint(
+      "prior_step",
+      step,
+      {**pixel, **state_specs},
+      prior,
+      pixels,
+      ranges={"column": (0, width - 1), "x_left": (0, num_values - 1)},
+    ),
   ]
   if label:
     labels = lambda split: ({"label": batch["label"].numpy()} for batch in run.codes.batches(split, 1))
-    endpoints.append(Endpoint("prior_start", begin, label, prior, labels))
+    ranges = {"label": (0, prior.num_classes - 1)}
+    endpoints.append(Endpoint("prior_start", begin, label, prior, labels, ranges))
   return endpoints
 
 
-def _renamed(state, back=False):
-  """A state's tensors by the names they go out with, or back by those they come in with: no file may use one twice."""
-  if back:
-    return {name.removeprefix("next_"): value for name, value in state.items()}
+def _as_outputs(state):
+  """A state under the names of outputs: within a file each name is used once."""
   return {f"next_{name}": value for name, value in state.items()}
 
 
+def _as_arrays(tensors):
+  return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _states_before(advance, start, num_steps):
+  """The states before each of some steps, stacked; `advance` takes a state and a step's index."""
+  after = tf.scan(advance, tf.range(num_steps), start)
+  return tf.nest.map_structure(lambda first, rest: tf.concat([first[tf.newaxis], rest[:-1]], axis=0), start, after)
+
+
 def _prior_examples(prior, codes, split, num_steps=100):
-  """What the step of a prior over speech's codes is given while it says real ones again."""
+  """Inputs of the step of a prior over codes of speech, teacher-forced on real codes."""
   temperature = np.ones([prior.head.num_variables], np.float32)
   for number, batch in enumerate(codes.batches(split, 1)):
     shares = prior.project_condition({"speaker": batch["label"]})

@@ -4,7 +4,6 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
@@ -13,32 +12,44 @@ from tfvq.models.speech_codec import shares_inside
 
 from .parity import compare
 
+WARMUP_REQUESTS = "assets.extra/tf_serving_warmup_requests"
+
 _FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
 
 
 def write_saved_model(run, folder: pathlib.Path) -> tuple[dict[str, dict], dict[str, dict]]:
-  """Writes the SavedModel of a trained run, with one warm-up request for each signature, of held-out data.
+  """Writes the SavedModel of a trained run, with one warm-up request of held-out data for each signature.
+
+  Warm-up requests are left out if the package tensorflow-serving-api is not installed.
 
   Args:
     run: `tfvq.training.stages.Run`.
     folder: A new folder.
 
   Returns:
-    For each signature its inputs and outputs, {"encode": {"inputs": {name: [shape, dtype]}, "outputs": {...}}, ...};
-    for each output of each signature, such as "encode/codes", how far it is from the model's on that request, as
-    `export.parity.measure_parity` tells it.
+    For each signature its inputs and outputs, {"encode": {"inputs": {name: [shape, dtype]}, "input_ranges":
+    {name: [least, greatest]}, "outputs": {...}}, ...}; and for each output of each signature, such as "encode/codes",
+    the figures of `export.parity.compare` on that request.
   """
-  functions = _speech_functions(run) if isinstance(run.autoencoder, models.SpeechVQVAE) else _image_functions(run)
+  num_values = {"codes": run.autoencoder.quantizer.num_embeddings}
+  if isinstance(run.autoencoder, models.SpeechVQVAE):
+    functions = _speech_functions(run)
+    num_values["speaker"] = len(run.task.corpus.speakers)
+  else:
+    functions = _image_functions(run)
+    num_values["label"] = run.prior.num_classes
   holder = tf.Module()
   holder.tracked = [variable.value for model in (run.autoencoder, run.prior) for variable in model.variables]
   signatures = {
-    name: tf.function(function).get_concrete_function(**specs) for name, (function, specs, _) in functions.items()
+    name: tf.function(_for_any_batch(function, specs)).get_concrete_function(**specs)
+    for name, (function, specs, _) in functions.items()
   }
   tf.saved_model.save(holder, str(folder), signatures)
   _write_warmup(folder, {name: request for name, (_, _, request) in functions.items()})
   described = {
     name: {
       "inputs": _described(functions[name][1]),
+      "input_ranges": {key: [0, num_values[key] - 1] for key in functions[name][1] if key in num_values},
       "outputs": _described(signature.structured_outputs),
     }
     for name, signature in signatures.items()
@@ -49,6 +60,22 @@ def write_saved_model(run, folder: pathlib.Path) -> tuple[dict[str, dict], dict[
     expected, given = signatures[name](**inputs), served[name](**inputs)
     parity |= {f"{name}/{key}": compare(expected[key].numpy(), given[key].numpy()) for key in expected}
   return described, parity
+
+
+def _for_any_batch(function, specs):
+  """A function that takes empty batches too, which convolutions refuse: it computes one example and drops it."""
+  batched = [name for name, spec in specs.items() if spec.shape.rank and spec.shape[0] is None]
+  if not batched:
+    return function
+
+  def for_any_batch(**inputs):
+    batch_size = tf.shape(inputs[batched[0]])[0]
+    for name in batched:
+      padding = [[0, tf.cast(batch_size == 0, tf.int32)], *[[0, 0]] * (inputs[name].shape.rank - 1)]
+      inputs[name] = tf.pad(inputs[name], padding)
+    return {name: output[:batch_size] for name, output in function(**inputs).items()}
+
+  return for_any_batch
 
 
 def _image_functions(run):
@@ -66,9 +93,9 @@ def _image_functions(run):
     return {"image": model.decode(codes)}
 
   def sample(num, seed, temperature, label=None):
-    noise = gumbel_noise(seed, [*prior.grid_shape[:2], num, prior.num_variables, prior.num_values])
+    noise = gumbel_noise(seed, [*prior.grid_shape[:2], tf.maximum(num, 1), prior.num_variables, prior.num_values])
     codes = sample_grid(prior, noise, label, temperature)
-    return {"codes": codes, "image": model.decode(codes)}
+    return {"codes": codes[:num], "image": model.decode(codes)[:num]}
 
   def sample_labelled(label, seed, temperature):
     return sample(tf.shape(label)[0], seed, temperature, label)
@@ -152,7 +179,7 @@ def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) 
 
   Args:
     model: The model.
-    codes: Integers [B, F] or [B, F, G], F >= 1.
+    codes: Integers [B, F] or [B, F, G], B >= 1.
     speaker: Integers [B].
     seed: Integer scalar.
     temperature: Float [G].
@@ -161,8 +188,10 @@ def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) 
     Audio, float32 [B, F * hop_samples].
   """
   batch_size, num_frames = tf.shape(codes)[0], tf.shape(codes)[1]
-  num_parts = -(-num_frames // _FRAMES_PER_PART)
-  left_over = num_parts * _FRAMES_PER_PART - num_frames
+  # Of no codes a part is decoded too, and none of it kept.
+  codes = tf.pad(codes, [[0, 0], [0, tf.cast(num_frames == 0, tf.int32)], *[[0, 0]] * (codes.shape.rank - 2)])
+  num_parts = -(-tf.shape(codes)[1] // _FRAMES_PER_PART)
+  left_over = num_parts * _FRAMES_PER_PART - tf.shape(codes)[1]
   first, last = codes[:, :1], codes[:, -1:]
   context = model.conditioner_context_frames
   filled = [tf.repeat(first, context, axis=1), codes, tf.repeat(last, left_over + context, axis=1)]
@@ -186,7 +215,12 @@ def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) 
 
 
 def _write_warmup(folder, requests):
-  path = folder / "assets.extra" / "tf_serving_warmup_requests"
+  """Writes a request for each signature, which TensorFlow Serving runs when it loads the model, if it can."""
+  try:
+    from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+  except ModuleNotFoundError:
+    return
+  path = folder / WARMUP_REQUESTS
   path.parent.mkdir()
   with tf.io.TFRecordWriter(str(path)) as writer:
     for signature, inputs in requests.items():

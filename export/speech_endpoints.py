@@ -1,4 +1,4 @@
-"""What is exported of a VQ-VAE of speech: the parts of a codec."""
+"""The endpoints of a VQ-VAE of speech: the parts of a codec."""
 
 import math
 
@@ -14,18 +14,18 @@ from .endpoint import LOOK_UP, Endpoint, floats, integers
 from .fast_wavenet import SpeechSteps
 from .wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 
-ENCODER_FRAMES = 25  # whose codes the encoder of speech makes at once: 0.2 s at 125 a second
+ENCODER_FRAMES = 25  # frames per call of the encoder: 0.2 s at 125 frames a second
 CONDITION_FRAMES = 25
 _STEPS_AT_ONCE = 4
-_EXCERPT_SAMPLES = 4 * SAMPLE_RATE_HZ  # of a recording that the decoder says again
-_FIRST = (".*log_mel.*", ".*stem.*")  # of the encoder
-_CONVOLUTIONS = (".*conv.*",)  # of the conditioner, each of which multiplies the rounding errors of those before
+_EXCERPT_SAMPLES = 4 * SAMPLE_RATE_HZ  # of each recording that makes examples for the decoder
+_FIRST = (".*log_mel.*", ".*stem.*")  # the encoder's first operations
+_CONVOLUTIONS = (".*conv.*",)  # of the conditioner, each of which multiplies the rounding errors of those before it
 
 
 def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
   """The parts of a codec of speech: encoder, condition, the decoder's step, and the synthesis of audio from values.
 
-  A value of -1 is nothing at all, as there is before the first step and after the last.
+  In the synthesis a value of -1 stands for a step before the first or after the last.
 
   Args:
     model: The model.
@@ -70,7 +70,15 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     return {"audio": model.audio_values.join(bands)[:, margin:-margin]}
 
   return [
-    Endpoint("encoder", encode, {"audio": floats(1, num_samples)}, model, audio, LOOK_UP, _FIRST),
+    Endpoint(
+      "encoder",
+      encode,
+      {"audio": floats(1, num_samples)},
+      model,
+      audio,
+      kept_in_float=LOOK_UP,
+      kept_in_float16=_FIRST,
+    ),
     Endpoint(
       "condition",
       condition,
@@ -80,6 +88,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
       },
       model,
       codes,
+      ranges={"codes": (0, model.quantizer.num_embeddings - 1), "speaker": (0, len(corpus.speakers) - 1)},
       kept_in_float16=_CONVOLUTIONS,
     ),
     step_endpoint(decoder, lambda split: _decoder_examples(model, corpus, codec, split)),
@@ -89,6 +98,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
       {"values": integers(1, num_steps + 2 * CONTEXT_STEPS, num_bands)},
       model,
       values,
+      ranges={"values": (-1, model.audio_values.num_values - 1)},
       kept_in_float=(".*",),
     ),
     _steps_endpoint(model, corpus, codec),
@@ -96,12 +106,12 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
 
 
 def synthesis_steps(model: models.SpeechVQVAE) -> int:
-  """Steps that are made audio at once: half as many as the decoder does at once, less the context."""
+  """Steps per call of the synthesis: half as many as in a call of the condition, less the context."""
   return CONDITION_FRAMES * model.steps_per_frame // 2 - CONTEXT_STEPS
 
 
 def _steps_endpoint(model, corpus, codec):
-  """Several steps and their audio, for callers to whom a call is dear."""
+  """Several steps and their audio in one call, where per-call overhead is high."""
   decoder = model.decoder
   num_steps = math.gcd(_STEPS_AT_ONCE, model.steps_per_frame)  # of one frame
   steps = SpeechSteps(decoder, model.audio_values, num_steps, CONTEXT_STEPS)
@@ -115,24 +125,24 @@ def _steps_endpoint(model, corpus, codec):
 
 
 def _with_context(model, codes):
-  """Codes [F, ...] with more of the first and the last before and after them."""
+  """Codes [F, ...] with the first and the last repeated for the conditioner's context."""
   return np.pad(codes, [(model.conditioner_context_frames,) * 2, *[(0, 0)] * (codes.ndim - 1)], mode="edge")
 
 
 def _loudest_excerpt(audio):
-  """Some seconds around the loudest place: silences shall not make up most of the examples."""
+  """Some seconds around the loudest sample, so that few examples are silence."""
   start = max(0, int(np.argmax(np.abs(audio))) - _EXCERPT_SAMPLES // 2)
   return audio[start : start + _EXCERPT_SAMPLES]
 
 
 def _shares_of(model, codec, audio, speaker):
-  """The condition's share of each layer's pre-activations in a recording, [F, 1, 2C] each."""
+  """The condition's projections for the layers of the decoder in a recording, [F, 1, 2C] each."""
   codes = _with_context(model, codec.encode(audio))
   return shares_inside(model, codes[np.newaxis], np.array([speaker]))
 
 
 def _decoder_examples(model, corpus, codec, split, num_steps=100):
-  """What the decoder's step is given while it says real recordings again."""
+  """Inputs of the decoder's step, teacher-forced on real recordings."""
   decoder = model.decoder
   temperature = np.ones([decoder.head.num_variables], np.float32)
   for number, clip in enumerate(corpus.clips(split)):
@@ -148,7 +158,7 @@ def _decoder_examples(model, corpus, codec, split, num_steps=100):
 
 
 def _spoken_steps(model, corpus, codec, split, num_steps):
-  """What the decoder is given while it speaks recordings one after another, several steps at once."""
+  """Inputs of the decoder while it generates recordings from their codes one after another, several steps at once."""
   decoder = model.decoder
   for number, clip in enumerate(corpus.clips(split)):
     audio = _loudest_excerpt(clip.audio)

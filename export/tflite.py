@@ -15,6 +15,9 @@ from ai_edge_quantizer import quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.qtyping import TFLOperationName
 
+from tfvq.startup import stderr_held_back
+
+from .device.quiet import delegate_line_dropped
 from .endpoint import Endpoint
 
 MODES = ("none", "float16", "dynamic", "int8")
@@ -22,19 +25,22 @@ MODES = ("none", "float16", "dynamic", "int8")
 _QUANTIZED_OPS = (TFLOperationName.CONV_2D, TFLOperationName.CONV_2D_TRANSPOSE, TFLOperationName.FULLY_CONNECTED)
 _LOOK_UPS = TFLOperationName.EMBEDDING_LOOKUP
 _NUM_CALIBRATION_EXAMPLES = 200
-_LEAST_RANGE = 0.01  # of an activation: units that are never active have none, and kernels none for that
+_LEAST_RANGE = 0.01  # of an activation: a unit that is never active has a range of zero, which kernels refuse
 _SIGNATURE = "serving_default"
-_OUTPUTS = "StatefulPartitionedCall.*"  # a layer that makes an output stays as it is
+_OUTPUTS = "StatefulPartitionedCall.*"  # a layer whose output is an output of the file stays in float32
 
 
 def write(endpoint: Endpoint, mode: str) -> bytes:
-  """A TFLite file of an endpoint, of builtin operations only; with a state it has the signature "reset" too.
+  """Writes a TFLite file of an endpoint, with builtin operations only; with a state it has the signature "reset" too.
 
   Args:
     endpoint: The endpoint.
-    mode: "none"; "float16": weights are kept in float16; "dynamic": int8 weights, each row of the activations rounded
-      to int8 where it meets them; "int8": the range of the activations is fixed beforehand on examples of the split
-      "train".
+    mode: "none": float32. "float16": float16 weights. "dynamic": int8 weights; each row of the activations is rounded
+      to int8 where it is multiplied by them. "int8": int8 weights and activations, with ranges fixed beforehand on
+      examples of the split "train".
+
+  Returns:
+    The file's bytes; the same model gives the same bytes.
   """
   if mode in endpoint.sparse_modes:
     rounded = (tf.lite.Optimize.DEFAULT,) if mode == "dynamic" else ()
@@ -43,13 +49,13 @@ def write(endpoint: Endpoint, mode: str) -> bytes:
 
 
 def is_possible(endpoint: Endpoint, mode: str) -> bool:
-  """Whether there is a way to write an endpoint in a mode: ranges cannot be measured where there is a state."""
+  """Whether an endpoint can be written in a mode: activations' ranges cannot be measured where there is a state."""
   return not (endpoint.state and mode == "int8")
 
 
-@functools.lru_cache(maxsize=1)  # the modes of an endpoint begin with the same file
+@functools.lru_cache(maxsize=1)  # all modes of an endpoint start from the same file
 def _convert(endpoint, optimizations=()):
-  # The variables of Keras are none to TensorFlow's bookkeeping: they are named one by one.
+  # TensorFlow does not track Keras's variables: they are listed one by one.
   holder = tf.Module()
   holder.tracked = [variable.value for variable in endpoint.model.variables]
   holder.state = list(endpoint.state)
@@ -63,7 +69,8 @@ def _convert(endpoint, optimizations=()):
     converter.optimizations = list(optimizations)
     # XNNPACK's products of sparse int8 weights are wrong where each channel has its own scale.
     converter._experimental_disable_per_channel_quantization_for_dense_layers = bool(optimizations)
-    return converter.convert()
+    with stderr_held_back():  # TensorFlow 2.17 warns that it ignores options that nobody set
+      return converter.convert()
 
 
 def _quantize(content, mode, endpoint):
@@ -84,18 +91,14 @@ def _quantize(content, mode, endpoint):
       recipe.add_quantization_config(part, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
     for part in endpoint.kept_in_float16:
       recipe.add_weight_only_config(part, operation, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
-  with contextlib.ExitStack() as stack:
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
+  examples = endpoint.some_examples("train", _NUM_CALIBRATION_EXAMPLES) if mode == "int8" else []
+  with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), stderr_held_back():
     path = pathlib.Path(folder) / "model.tflite"
     path.write_bytes(content)
-    # It tells of each step.
-    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
     machine = quantizer.Quantizer(str(path))
     machine.load_quantization_recipe(recipe.get_quantization_recipe())
     calibration = None
     if machine.need_calibration:
-      examples = endpoint.some_examples("train", _NUM_CALIBRATION_EXAMPLES)
       calibration = machine.calibrate({_SIGNATURE: examples})
       for limits in calibration.values():
         limits["max"] = np.maximum(limits["max"], limits["min"] + _LEAST_RANGE)
@@ -103,7 +106,7 @@ def _quantize(content, mode, endpoint):
 
 
 def _with_look_ups(content):
-  """The same file with EMBEDDING_LOOKUP for GATHER where rows of a table are taken: only that has int8 tables."""
+  """The same file with EMBEDDING_LOOKUP for GATHER where rows of a table are taken: GATHER takes no int8 tables."""
   model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
   code = schema.OperatorCodeT()
   code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.EMBEDDING_LOOKUP
@@ -133,7 +136,8 @@ class Runner:
   def __init__(self, content: bytes, xnnpack: bool = True):
     resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     self._interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=resolver)
-    self._interpreter.allocate_tensors()
+    with delegate_line_dropped():
+      self._interpreter.allocate_tensors()
     self._run = self._interpreter.get_signature_runner(_SIGNATURE)
     self._has_state = "reset" in self._interpreter.get_signature_list()
 
@@ -141,6 +145,6 @@ class Runner:
     return self._run(**inputs)
 
   def reset(self) -> None:
-    """Sets the state, if there is any, back to zeros."""
+    """Sets the state, if there is one, to zeros."""
     if self._has_state:
       self._interpreter.get_signature_runner("reset")()

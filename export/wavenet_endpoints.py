@@ -9,8 +9,8 @@ from tfvq.training.pruning import has_zero_blocks
 from .endpoint import Endpoint, floats
 from .fast_wavenet import WaveNetStep
 
-# Inputs of one output that TFLite's sparse products take at once, and the share of zeros that each kernel must have:
-# with less its converter leaves a kernel dense, which XNNPACK then gets wrong if its weights are int8.
+# The block size of TFLite's sparse products, in inputs of one output, and the least share of zeros of each kernel: with
+# fewer the converter leaves a kernel dense, and XNNPACK's product of a dense int8 kernel beside sparse ones is wrong.
 _SPARSE_BLOCKS = {"none": (4, 0.0), "dynamic": (16, 0.3)}
 
 
@@ -39,8 +39,8 @@ def step_examples(wavenet, inputs, shares, noise, temperature, first=0):
 
   Args:
     wavenet: The WaveNet.
-    inputs: What its layers see in all steps, [L, T, C].
-    shares: The condition's shares, [F, 2CL] with T a multiple of F.
+    inputs: The inputs of its layers in all steps, [L, T, C].
+    shares: The condition's projections, [F, 2CL], T a multiple of F.
     noise: Gumbel noise of the steps, [N, 1, ...].
     temperature: [G].
     first: The first step.
@@ -58,7 +58,7 @@ def step_examples(wavenet, inputs, shares, noise, temperature, first=0):
 
 
 def layer_inputs(wavenet, values, shares):
-  """What each layer sees while the network says values, integers [T, G] -> float32 [L, T, C]."""
+  """The input of each layer when the network is teacher-forced on values, integers [T, G] -> float32 [L, T, C]."""
   x = tf.concat([tf.zeros([1, wavenet.channels]), wavenet.embed(values)[:-1]], axis=0)
   inputs = []
   for block, share in zip(wavenet.blocks, shares, strict=True):

@@ -14,6 +14,7 @@ from export import tflite
 from export.endpoint import Endpoint, integers
 from export.exporter import device_endpoints, export
 from export.parity import measure_parity, sure_codes
+from export.saved_model import WARMUP_REQUESTS
 from tfvq.errors import UserError
 from tfvq.files import sha256
 from tfvq.training.loading import load_model
@@ -51,6 +52,22 @@ def test_codes_are_sure_where_the_error_does_not_reach_the_border(rng):
   assert equal[sure].all() and not equal.all() and 0.5 < sure.mean() < 1
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
+@pytest.mark.parametrize("centred", [True, False])
+def test_rounding_does_not_change_a_sure_code(offset, centred, rng):
+  """Float32 scores against exact ones, of the vectors as they are or centred, however far they are from zero."""
+  codebook = (offset + rng.normal(size=[100, 16])).astype(np.float32)
+  codebook[50:60] = codebook[10:20]  # equal vectors: the code is the first of them
+  z_e = (offset + rng.normal(size=[3000, 16])).astype(np.float32)
+  exact = np.argmin(np.square(z_e[:, np.newaxis].astype(np.float64) - codebook).sum(axis=-1), axis=-1)
+  shift = codebook.mean(axis=0) if centred else 0
+  scores = (z_e - shift) @ (codebook - shift).T - 0.5 * np.square(codebook - shift).sum(axis=-1)
+  assert scores.dtype == np.float32
+  sure = sure_codes(z_e, z_e, codebook)
+  np.testing.assert_array_equal(np.argmax(scores, axis=-1)[sure], exact[sure])
+  assert sure.mean() >= {0.0: 0.99, 30.0: 0.9, 1000.0: 0.0}[offset]
+
+
 def test_the_list_tells_of_every_file(exported_frames, frames_run):
   facts = json.loads((exported_frames / "export.json").read_text())
   assert facts["task"] == "images" and facts["num_embeddings"] == 16 and facts["code_shape"] == [4, 4]
@@ -64,9 +81,20 @@ def test_the_list_tells_of_every_file(exported_frames, frames_run):
   assert encoder["inputs"] == {"image": [[1, 16, 16, 3], "float32"]}
   assert encoder["outputs"] == {"codes": [[1, 4, 4], "int32"], "z_e": [[1, 4, 4, 4], "float32"]}
   assert encoder["parity"]["codes"]["share_equal_of_sure"] == 1
+  ranges = {
+    name: files[f"onnx/{name}.onnx"]["input_ranges"] for name in ("encoder", "decoder", "prior_row", "prior_step")
+  }
+  assert ranges == {
+    "encoder": {},
+    "decoder": {"codes": [0, 15]},
+    "prior_row": {"row": [0, 3], "x_above": [0, 15]},
+    "prior_step": {"column": [0, 3], "x_left": [0, 15]},
+  }
   assert facts["bits_per_image"] == 16 * 4
   served = files["saved_model"]
   assert served["signatures"]["decode"]["inputs"] == {"codes": [[None, 4, 4], "int32"]}
+  assert served["signatures"]["decode"]["input_ranges"] == {"codes": [0, 15]}
+  assert served["warmup_requests"] == (WARMUP_REQUESTS in served["sha256"])
   assert set(served["parity"]) == {"encode/codes", "decode/image", "sample/codes", "sample/image"}
   assert served["sha256"]["saved_model.pb"] == sha256(exported_frames / "saved_model" / "saved_model.pb")
 
@@ -109,7 +137,7 @@ def test_a_run_in_low_precision_is_exported_in_float32(frames_run, exported_fram
 def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
   other = frames_run.task.build_autoencoder()
   other.save(tmp_path / "other.keras")
-  with pytest.raises(UserError, match="other.keras has not the codes of the model in"):
+  with pytest.raises(UserError, match="other.keras uses a different codebook from the model in"):
     export(frames_run, tmp_path / "out", ("tflite",), ("none",), str(tmp_path / "other.keras"))
 
 
@@ -188,6 +216,15 @@ def export_main(*flags, hash_seed="0"):
   command = [sys.executable, "-m", "export.export_main", *flags]
   environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
   return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+
+
+def test_without_the_package_of_tensorflow_serving_there_are_no_warm_up_requests(frames_run, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+  ((name, _, summary),) = export(frames_run, tmp_path / "out", ("saved_model",), ())
+  assert name == "saved_model" and "no warm-up requests, as the package tensorflow-serving-api" in summary
+  (file,) = json.loads((tmp_path / "out" / "export.json").read_text())["files"]
+  assert file["warmup_requests"] is False and not (tmp_path / "out" / "saved_model" / WARMUP_REQUESTS).exists()
+  assert tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["encode"]
 
 
 def test_what_is_not_trained_is_not_exported(frames_run, tmp_path):

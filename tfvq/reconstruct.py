@@ -21,6 +21,7 @@ from absl import flags  # noqa: E402  TensorFlow reads the environment when it i
 
 from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
 from tfvq.files import check_writable, file_path, is_standard_output, is_stream, is_the_same_file  # noqa: E402
+from tfvq.startup import start_xla  # noqa: E402
 
 _MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; default: the package's model.")
 _SPEAKER = flags.DEFINE_string("speaker", "", "The voice to speak with; default: the model's first speaker.")
@@ -57,6 +58,7 @@ def main(argv):
     raise UserError(f"The model has no speaker {speaker!r}; choose one of {', '.join(facts['speakers'])}.")
   temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.audio_values.num_bands)
   began_at = time.monotonic()
+  start_xla()
   codec = SpeechCodec(model)
   gain = codec.gain_of(reader)
   codes = codec.encode(reader, gain)

@@ -8,6 +8,9 @@ import pathlib
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
+from .generation import GumbelNoise, StepLoop
+from .quiet import delegate_line_dropped
+
 SHIPPED = pathlib.Path(__file__).with_name("speech")
 PARTS = ("encoder", "condition", "step", "synthesis")  # a file each
 
@@ -17,7 +20,7 @@ _POWER_FRAME = 160  # samples over which power is measured
 
 
 class CodecError(Exception):
-  """Something the user can mend: one sentence saying what was wrong, where, and what to do."""
+  """An error that the user can fix: one sentence that says what is wrong, where, and what to do."""
 
 
 class SpeechCodec:
@@ -75,7 +78,10 @@ class SpeechCodec:
   def encode(self, samples) -> np.ndarray:
     """Codes of speech, float [T] in -1..1 -> int32 [F, *frame_shape], F = ceil(T / hop_samples).
 
-    Speech is understood best at the level that the model was trained on: multiply it by `gain_of` first.
+    The codes are best at the level that the model was trained on: multiply the samples by `gain_of` first.
+
+    Raises:
+      CodecError: The samples are not finite, or have more than one dimension.
     """
     stream = self.encoder()
     return np.concatenate([stream.push(samples), stream.finish()])
@@ -86,20 +92,21 @@ class SpeechCodec:
     return np.concatenate([stream.push(codes), stream.finish()])
 
   def encoder(self) -> "Encoder":
-    """Encodes speech as it comes in."""
+    """Starts a stream from samples to codes."""
     return Encoder(self.facts, self.model("encoder"))
 
   def decoder(self, speaker: str = "", seed: int = 0, temperature=None, noise=None) -> "Decoder":
-    """Decodes codes as they come in.
+    """Starts a stream from codes to speech.
 
     Args:
-      speaker: Whose voice to speak with; the first by default.
-      seed: Seed of the noise; the same one gives the same speech.
-      temperature: One number, or one for each band; the model's own by default.
-      noise: In place of noise of that seed: called with a number of steps, gives Gumbel noise for the next ones.
+      speaker: Name of the speaker; the first by default.
+      seed: Seed of the noise, zero or more; the same seed gives the same speech.
+      temperature: One number, or one for each band, zero or more; the model's own by default.
+      noise: Replaces the noise of the seed: a function of a number of steps that returns Gumbel noise for the next
+        ones, float32 [steps, *noise_shape].
 
     Raises:
-      CodecError: There is no such speaker, the seed is negative, or the temperature does not suit.
+      CodecError: There is no such speaker, the seed is negative, or the temperature has a wrong shape or value.
     """
     speaker = speaker or self.speakers[0]
     if speaker not in self.speakers:
@@ -112,6 +119,8 @@ class SpeechCodec:
       raise CodecError(
         f"temperature has shape {temperature.shape}; give one number, or one for each of {num_bands} bands."
       )
+    if not np.all((temperature >= 0) & (temperature < np.inf)):
+      raise CodecError(f"The temperature must be zero or more and finite, but is {temperature.tolist()}.")
     return Decoder(
       self.facts,
       {name: self.model(name) for name in ("condition", "step", "synthesis")},
@@ -121,24 +130,28 @@ class SpeechCodec:
     )
 
   def gain_of(self, samples) -> float:
-    """What speech is to be multiplied by to have the level that the model was trained on; samples float [T]."""
-    samples = np.asarray(samples, np.float64)
+    """The factor that brings speech, float [T], to the level that the model was trained on; 1 for silence.
+
+    Raises:
+      CodecError: The samples are not finite, or have more than one dimension.
+    """
+    samples = _checked_samples(samples).astype(np.float64)
     frames = np.pad(samples, [0, -len(samples) % _POWER_FRAME]).reshape(-1, _POWER_FRAME)
     powers = np.mean(np.square(frames), axis=1)
     if not len(powers):
       return 1.0
-    # Silences do not count: they are 40 dB below the highest twentieth, or 50 dB below the loudest frame.
+    # Silence does not count: frames 40 dB below the loudest twentieth, or 50 dB below the loudest frame.
     loud = max(np.percentile(powers, 95), np.max(powers) / 10)
     sounding = powers[powers > max(1e-4 * loud, 1e-9)]
     return float(_LEVEL / np.sqrt(np.mean(sounding))) if len(sounding) else 1.0
 
   def model(self, name: str) -> "Model":
-    """One of the codec's files, ready to run: "encoder", "condition", "step" or "synthesis"."""
+    """One of the codec's files, loaded: "encoder", "condition", "step" or "synthesis"."""
     return Model(self._contents[name])
 
 
 class Encoder:
-  """Turns speech into codes as it comes in; made by `SpeechCodec.encoder`."""
+  """A stream from samples to codes; made by `SpeechCodec.encoder`."""
 
   def __init__(self, facts, model):
     self._model = model
@@ -147,19 +160,23 @@ class Encoder:
     self._frames = facts["encoder_frames"]
     context = facts["encoder_context_frames"] * self._hop
     self._window = self._frames * self._hop + 2 * context
-    # A recording stands in silence.
+    # Before the first sample and after the last there is silence.
     self._pending = np.zeros(context, np.float32)
     self._num_samples = self._num_frames = 0
 
   def push(self, samples) -> np.ndarray:
-    """Takes float [T] in -1..1; gives the codes that are settled by now, int32 [F, *frame_shape]."""
-    samples = np.asarray(samples, np.float32)
+    """Takes the next samples, float [T] in -1..1; returns the codes that they complete, int32 [F, *frame_shape].
+
+    Raises:
+      CodecError: The samples are not finite, or have more than one dimension; the stream is as it was before.
+    """
+    samples = _checked_samples(samples)
     self._num_samples += len(samples)
     self._pending = np.concatenate([self._pending, samples])
     return self._settled()
 
   def finish(self) -> np.ndarray:
-    """The remaining codes, int32 [F, *frame_shape]."""
+    """Ends the stream; returns the remaining codes, int32 [F, *frame_shape]."""
     num_frames = -(-self._num_samples // self._hop)
     self._pending = np.concatenate([self._pending, np.zeros(self._window, np.float32)])
     return self._settled(limit=num_frames - self._num_frames)
@@ -176,7 +193,7 @@ class Encoder:
 
 
 class Decoder:
-  """Turns codes into speech as they come in; made by `SpeechCodec.decoder`."""
+  """A stream from codes to speech; made by `SpeechCodec.decoder`."""
 
   def __init__(self, facts, models, speaker, temperature, noise):
     self._facts, self._models, self._noise = facts, models, noise
@@ -189,17 +206,19 @@ class Decoder:
     self._values = np.full([facts["synthesis_context"], facts["num_bands"]], -1, np.int32)
 
   def push(self, codes) -> np.ndarray:
-    """Takes integers [F, *frame_shape]; gives the speech that is settled by now, float32.
+    """Takes the next codes, integers [F, *frame_shape]; returns the speech that they complete, float32 [T] in -1..1.
 
     Raises:
-      CodecError: A code is not one of the model's, or their shape is another.
+      CodecError: The codes have another shape, are not integers, or not in 0..K-1; the stream is as it was before.
     """
     codes = np.asarray(codes)
-    if codes.shape[1:] != self._pending.shape[1:]:
+    if not codes.ndim or codes.shape[1:] != self._pending.shape[1:]:
       wanted = ", ".join(["frames", *map(str, self._pending.shape[1:])])
       raise CodecError(f"Codes have shape {list(codes.shape)}; those of this model have [{wanted}].")
     if codes.size and (codes.min() < 0 or codes.max() >= self._facts["num_embeddings"]):
-      raise CodecError(f"Codes must be 0..{self._facts['num_embeddings'] - 1}, but there are others among them.")
+      raise CodecError(f"Codes must be 0..{self._facts['num_embeddings'] - 1}, but are {codes.min()}..{codes.max()}.")
+    if codes.size and not np.issubdtype(codes.dtype, np.integer):
+      raise CodecError(f"Codes must be integers, but are of type {codes.dtype}.")
     codes = codes.astype(np.int32)
     if not self._num_frames and len(codes):
       # Before the first frame there is more of it.
@@ -209,7 +228,7 @@ class Decoder:
     return self._settled()
 
   def finish(self) -> np.ndarray:
-    """The remaining speech, float32."""
+    """Ends the stream; returns the remaining speech, float32 [T]."""
     if not self._num_frames:
       return np.zeros(0, np.float32)
     num_samples = (self._num_frames - self._num_frames_done) * self._facts["hop_samples"] + self._held_back
@@ -255,60 +274,15 @@ class Decoder:
     return np.concatenate(speech)
 
 
-class StepLoop:
-  """The decoder's generation: a step of the network again and again, and its layers' pasts in between."""
-
-  def __init__(self, model, facts):
-    self._model = model
-    self._steps_per_frame = facts["steps_per_frame"]
-    rates = np.array(facts["dilation_rates"])
-    # A ring buffer for each layer, one after another.
-    self._rates, self._first = rates, np.cumsum(rates) - rates
-    self._rings = np.zeros([rates.sum(), facts["channels"]], np.float32)
-    self._x = np.zeros([1, facts["channels"]], np.float32)
-    self._time = 0
-
-  def run(self, share, noise, temperature):
-    """Steps of some frames: share [F, 2CL], noise [T, ...] -> values int32 [T, G]."""
-    model, rings = self._model, self._rings
-    share_in, noise_in, past_in, x_in, x_out, inputs_out, values_out = map(
-      model.view, ("share", "noise", "past", "x", "x_next", "inputs", "values")
-    )
-    model.set("temperature", temperature)
-    x_in[...] = self._x
-    places = self._first + (self._time + np.arange(len(noise)))[:, np.newaxis] % self._rates
-    values = np.empty([len(noise), values_out.shape[1]], np.int32)
-    for step, (step_places, step_noise) in enumerate(zip(places, noise, strict=True)):
-      if step % self._steps_per_frame == 0:
-        share_in[0] = share[step // self._steps_per_frame]
-      noise_in[0] = step_noise
-      rings.take(step_places, axis=0, out=past_in, mode="clip")  # other modes copy
-      model.invoke()
-      rings[step_places] = inputs_out
-      x_in[...] = x_out
-      values[step] = values_out
-    self._x = x_out.copy()
-    self._time += len(noise)
-    return values
-
-
-class GumbelNoise:
-  """Standard Gumbel noise, drawn from 65,536 quantiles: several times as fast as two logarithms a number.
-
-  Args:
-    seed: Seed.
-    shape: Shape of the noise of a step.
-  """
-
-  def __init__(self, seed: int, shape):
-    self._shape = tuple(shape)
-    self._generator = np.random.Generator(np.random.PCG64(seed))
-    self._quantiles = -np.log(-np.log((np.arange(2**16) + 0.5) / 2**16)).astype(np.float32)
-
-  def __call__(self, num_steps: int) -> np.ndarray:
-    size = num_steps * int(np.prod(self._shape))
-    words = self._generator.bit_generator.random_raw(-(-size // 4))
-    return self._quantiles[words.view(np.uint16)[:size]].reshape(num_steps, *self._shape)
+def _checked_samples(samples):
+  """Samples as float32 [T]; a CodecError if they are not one channel of finite numbers."""
+  with np.errstate(over="ignore"):
+    samples = np.asarray(samples, np.float32)
+  if samples.ndim != 1:
+    raise CodecError(f"Samples have shape {list(samples.shape)}; give one channel, [samples].")
+  if not np.isfinite(samples).all():
+    raise CodecError("Samples must be finite, but some are NaN or infinite.")
+  return samples
 
 
 class Model:
@@ -316,7 +290,8 @@ class Model:
 
   def __init__(self, content):
     interpreter = Interpreter(model_content=content, num_threads=1)
-    interpreter.allocate_tensors()
+    with delegate_line_dropped():
+      interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner(_SIGNATURE)
     self._inputs = {name: detail["index"] for name, detail in runner.get_input_details().items()}
     self._outputs = {name: detail["index"] for name, detail in runner.get_output_details().items()}

@@ -22,6 +22,7 @@ from tfvq.data.arrays import ArraySource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.errors import UserError
 from tfvq.files import atomic_write, read_json, sha256, write_json
+from tfvq.startup import start_xla
 from tfvq.tasks import TASKS
 from tfvq.training import report
 from tfvq.training.loading import load_weights
@@ -120,6 +121,7 @@ def run_stages(run: Run, stage: str) -> None:
   chosen = stages if stage == "all" else [stage]
   if any(name in _TRAINING and not run.workdir.is_done(name) for name in chosen):
     _ = run.strategy  # some can be made only before TensorFlow has run anything
+  start_xla()
   with contextlib.ExitStack() as stack:
     for name in chosen:
       if run.workdir.is_done(name):

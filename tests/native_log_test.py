@@ -1,0 +1,109 @@
+"""What programs write to stderr: their own lines, and none of TensorFlow, XLA or LiteRT."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+import wave
+
+import numpy as np
+import pytest
+
+from export.device.quiet import delegate_line_dropped
+from tfvq.startup import stderr_held_back
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def stderr_of(*arguments):
+  """What a Python process writes to stderr; it must end well."""
+  environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+  command = [sys.executable, *map(str, arguments)]
+  result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+  return result.stderr
+
+
+def foreign_lines(text, own):
+  """The lines of a text that do not begin with `own`; a progress bar ends its lines with a carriage return."""
+  return [line for line in re.split(r"[\r\n]+", text) if line and not line.startswith(own)]
+
+
+def test_a_compiled_function_and_conversions_add_no_lines():
+  code = """if True:
+    from tfvq.startup import import_tensorflow, start_xla
+    import_tensorflow()
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from export import onnx, tflite
+    from export.endpoint import Endpoint, floats
+    start_xla()
+    assert tf.function(lambda x: 3 * x, jit_compile=True)(tf.constant(2)) == 6
+    layer = keras.layers.Dense(8)
+    layer.build([None, 8])
+    examples = lambda split: ({"x": np.ones([1, 8], np.float32)} for _ in range(3))
+    endpoint = Endpoint("dense", lambda x: {"y": layer(layer(x))}, {"x": floats(1, 8)}, layer, examples)
+    x = np.ones([1, 8], np.float32)
+    for runner in (tflite.Runner(tflite.write(endpoint, "int8")), onnx.Runner(onnx.convert(endpoint))):
+      assert runner(x=x)["y"].shape == (1, 8)
+  """
+  assert stderr_of("-c", code) == ""
+
+
+def test_an_export_writes_its_progress_alone(frames_run, tmp_path):
+  flags = (f"--workdir={frames_run.workdir.path}", f"--out={tmp_path / 'out'}", "--quantize=int8")
+  stderr = stderr_of("-m", "export.export_main", *flags)
+  assert "100%" in stderr and not foreign_lines(stderr, "export:")
+
+
+def test_the_device_codec_writes_its_progress_alone(tmp_path, rng):
+  with wave.open(str(tmp_path / "in.wav"), "wb") as file:
+    file.setparams((1, 2, 16_000, 0, "NONE", ""))
+    file.writeframes(rng.integers(-3000, 3000, 4000).astype("<i2").tobytes())
+  for command, source, target in (("encode", "in.wav", "a.codes"), ("decode", "a.codes", "out.wav")):
+    stderr = stderr_of("-m", "export.device", command, tmp_path / source, tmp_path / target)
+    assert "times real time" in stderr and not foreign_lines(stderr, command)
+
+
+def test_other_lines_than_that_of_litert_appear(capfd):
+  with pytest.raises(RuntimeError), delegate_line_dropped():
+    os.write(2, b"first\nINFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nlast\n")
+    raise RuntimeError
+  assert capfd.readouterr().err == "first\nlast\n"
+
+
+def test_what_was_held_back_appears_with_an_exception_only(capfd):
+  with stderr_held_back():
+    os.write(2, b"of no interest\n")
+  with pytest.raises(RuntimeError), stderr_held_back():
+    os.write(2, b"the cause\n")
+    raise RuntimeError
+  assert capfd.readouterr().err == "the cause\n"
+
+
+@pytest.mark.parametrize("quiet", [delegate_line_dropped, stderr_held_back])
+def test_stderr_is_back_after_many_threads_were_quiet(quiet, capfd):
+  before = np.array(os.fstat(2))
+
+  def work():
+    for _ in range(50):
+      with quiet():
+        pass
+
+  threads = [threading.Thread(target=work) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert np.array_equal(np.array(os.fstat(2))[:3], before[:3])
+  os.write(2, b"here\n")
+  assert capfd.readouterr().err == "here\n"
+
+
+def test_a_closed_stderr_stays_closed():
+  code = "from export.device import SpeechCodec; SpeechCodec().encoder()"
+  command = [sys.executable, "-c", f"import os; os.close(2); {code}; os.write(1, b'done')"]
+  assert subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout == b"done"
