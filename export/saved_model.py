@@ -4,14 +4,17 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tfvq.extras import extra
 from tfvq.models.sampling import continue_sequence, gumbel_noise, sample_grid, sample_sequence, sequence_start
 from tfvq.models.speech_codec import shares_inside
 
 from .parity import compare
+
+with extra("export"):
+  from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 _FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
 

@@ -12,7 +12,7 @@ from tests.sound import tone
 from tfvq.data.audio_files import AudioReader, write_wav
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYERS = ("errors", "files", "ops", "layers", "models", "data", "evaluation", "tasks", "training")
+LAYERS = ("errors", "extras", "files", "startup", "ops", "layers", "models", "data", "evaluation", "tasks", "training")
 
 
 def imported_modules(path):
@@ -27,8 +27,8 @@ def imported_modules(path):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_each_layer_imports_only_those_before_it(layer):
   above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"configs"}
-  files = [ROOT / "tfvq" / f"{layer}.py"] if layer in ("errors", "files") else (ROOT / "tfvq" / layer).rglob("*.py")
-  for path in files:
+  folder = ROOT / "tfvq" / layer
+  for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
     for module in imported_modules(path):
       parts = module.split(".")
       assert parts[0] != "export", f"{path} imports {module}"
@@ -42,13 +42,14 @@ def test_configs_import_nothing_heavy():
 
 def test_what_is_wrong_with_a_command_is_told_before_tensorflow_starts():
   code = """if True:
-    import sys, train_main
+    import sys
+    from tfvq import train
     from tfvq.configs import frames
     from tfvq.errors import UserError
     config = frames.small()
     config.seed = -1
     try:
-      train_main.validate(config)
+      train.validate(config)
     except UserError as error:
       assert "seed" in str(error) and "tensorflow" not in sys.modules
       sys.exit(7)

@@ -1,21 +1,18 @@
 """Sends speech through the codes of the model in this package: 250 codes of 9 bits a second, and back.
 
-  python -m tfvq.reconstruct in.wav out.wav
-  python -m tfvq.reconstruct in.mp3 out.wav --speaker=fr
+  tfvq-reconstruct in.wav out.wav
+  tfvq-reconstruct in.mp3 out.wav --speaker=fr
 
 Any WAV, FLAC, MP3 or Ogg Vorbis file will do; the output is 16 kHz, mono, 16 bits. The model has heard few voices: it
 speaks with the one that --speaker names. Its card is tfvq/released/README.md.
 """
 
-import os
 import time
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from absl import flags
 
-from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
-
-from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
+from tfvq.errors import UserError, parse_flags, run_program
+from tfvq.startup import import_tensorflow
 
 _MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; the package's own if empty.")
 _SPEAKER = flags.DEFINE_string("speaker", "", "Whose voice to speak with; the model's first if empty.")
@@ -25,6 +22,7 @@ _TEMPERATURE = flags.DEFINE_list("temperature", [], "Of the decoder, one value o
 
 def main(argv):
   """Reads, encodes, decodes and writes."""
+  import_tensorflow()
   import numpy as np
   import tqdm
 
@@ -34,7 +32,7 @@ def main(argv):
   from tfvq.release import chosen_temperature, load_released
 
   if len(argv) != 3:
-    raise UserError("Give two files, one to read and one to write: python -m tfvq.reconstruct in.wav out.wav")
+    raise UserError("Give two files, one to read and one to write: tfvq-reconstruct in.wav out.wav")
   if file_path(argv[2]).suffix.lower() != ".wav":
     raise UserError(f"{argv[2]} is to be a WAV file: give it a name that ends in .wav.")
   reader = AudioReader(argv[1])
@@ -66,5 +64,10 @@ def main(argv):
   )
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """Runs the program on the command line's flags."""
   run_program(main, lambda argv: parse_flags(argv, __doc__, (_SPEAKER, _MODEL, _SEED, _TEMPERATURE)))
+
+
+if __name__ == "__main__":
+  run()

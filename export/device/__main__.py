@@ -1,9 +1,9 @@
 """Encodes speech into a file of codes, and decodes it, on a device.
 
-  python -m export.device encode in.wav out.codes
-  python -m export.device decode out.codes out.wav [--speaker NAME]
+  tfvq-codec encode in.wav out.codes
+  tfvq-codec decode out.codes out.wav [--speaker NAME]
 
-WAV files are 16 kHz, mono, 16 bits.
+In a checkout, `python -m export.device` is the same program. WAV files are 16 kHz, mono, 16 bits.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _PART_SECONDS = 0.5  # after which the progress is told
 def main(arguments=None) -> int:
   """Runs a command; returns the exit code."""
   parser = argparse.ArgumentParser(
-    prog="python -m export.device", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="tfvq-codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   commands = parser.add_subparsers(dest="command", required=True)
   encode = commands.add_parser("encode", help="a WAV file to a file of codes")

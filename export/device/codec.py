@@ -6,7 +6,6 @@ import json
 import pathlib
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 SHIPPED = pathlib.Path(__file__).with_name("speech")
 PARTS = ("encoder", "condition", "step", "synthesis")  # a file each
@@ -312,9 +311,17 @@ class GumbelNoise:
 
 
 class Model:
-  """A TFLite file that runs on one thread; arrays go in and out by name."""
+  """A TFLite file that runs on one thread; arrays go in and out by name.
+
+  Raises:
+    CodecError: LiteRT is not installed.
+  """
 
   def __init__(self, content):
+    try:
+      from ai_edge_litert.interpreter import Interpreter
+    except ModuleNotFoundError as error:
+      raise CodecError("LiteRT is not installed: run `pip install ai-edge-litert`.") from error
     interpreter = Interpreter(model_content=content, num_threads=1)
     interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner(_SIGNATURE)

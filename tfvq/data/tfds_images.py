@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.errors import UserError
+from tfvq.extras import extra
 
 _SHUFFLE_BUFFER = 10_000
 
@@ -24,7 +25,8 @@ class TfdsImages:
   split_names = ("train", "held_out")
 
   def __init__(self, name: str, held_out: str, image_size: int, data_dir: str = ""):
-    import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
+    with extra("data"):
+      import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
 
     try:
       self._builder = tfds.builder(name, data_dir=data_dir or None)

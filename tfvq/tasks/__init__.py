@@ -1,4 +1,4 @@
-"""What differs between images, speech and video."""
+"""What differs between images, speech and WaveNets."""
 
 from tfvq.tasks.images import ImageTask
 from tfvq.tasks.speech import SpeechTask

@@ -1,4 +1,4 @@
-"""What a task is: all that differs between images, speech and video."""
+"""What a task is: all that differs between images, speech and WaveNets."""
 
 import abc
 import pathlib
