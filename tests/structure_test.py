@@ -1,12 +1,15 @@
 import ast
 import doctest
+import functools
 import importlib
+import importlib.metadata
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tests.sound import tone
 from tfvq.data.audio_files import AudioReader, write_wav
@@ -22,6 +25,17 @@ def imported_modules(path):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and not node.level:
       yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+
+
+@functools.cache
+def distributions_of_import(module):
+  """The distributions that bring a module."""
+  return {canonicalize_name(name) for name in installed_distributions().get(module, [module])}
+
+
+@functools.cache
+def installed_distributions():
+  return importlib.metadata.packages_distributions()
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -105,5 +119,10 @@ def test_build_names_every_requirement():
   build = (ROOT / "BUILD").read_text()
   named = set(re.findall(r'requirement\("([\w-]+)"\)', build))
   lines = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-dev.txt").read_text()
-  required = {name.lower().replace("_", "-") for name in re.findall(r"^([\w-]+)==", lines, flags=re.MULTILINE)}
+  required = {canonicalize_name(name) for name in re.findall(r"^([\w-]+)==", lines, flags=re.MULTILINE)}
   assert named <= required
+  own = {"tfvq", "export", "tests", "train_main", "benchmarks"}
+  piano = {"music21", "tinysoundfont"}  # has a list of requirements of its own
+  for path in (path for folder in ("tfvq", "export", "tests") for path in (ROOT / folder).rglob("*.py")):
+    for module in {module.split(".")[0] for module in imported_modules(path)} - own - piano:
+      assert module in sys.stdlib_module_names or distributions_of_import(module) & named, f"{path} imports {module}"
