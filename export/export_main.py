@@ -3,7 +3,14 @@
 python -m export.export_main --workdir=runs/frames --out=exported
 """
 
-from export.__main__ import run
+import pathlib
+import sys
+
+if not __package__:
+  # Started as a file: Python looks for modules beside it first, where onnx.py would hide the package of that name.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from export.__main__ import run  # noqa: E402
 
 if __name__ == "__main__":
   run()
