@@ -1,11 +1,22 @@
-# make demo      trains, samples and measures the small frames system, and writes a report
-# make speech    trains the small speech system: an hour or two
-# make test      the fast tests; make test-all adds the slow ones
-PYTHON ?= python3.11
+# make demo         trains, samples and measures the small frames system, and writes a report
+# make speech       trains the small speech system: an hour or two
+# make test         the fast tests, on Python 3.11 and TensorFlow 2.17
+# make test-newest  the fast tests, on Python 3.13 and the newest TensorFlow
+# make test-all     the fast and the slow tests, on Python 3.11
+# make test-avx2    tests of numbers with the kernels of a CPU without AVX-512
+# make dist         the source distribution and the wheel, in dist/
+# make check-wheel  looks into the wheel, installs it by itself, and runs it
 WORKDIR ?= runs/frames
 BIN := .venv/bin
+BIN_NEWEST := .venv-newest/bin
 
-.PHONY: demo speech test test-all lint
+# A command of pyenv may be there and yet fail: the first interpreter that runs is taken.
+find_python = $(firstword $(foreach python,python$(1) $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python),\
+  $(shell $(python) -c "" 2>/dev/null && echo $(python))))
+PYTHON ?= $(call find_python,3.11)
+PYTHON_NEWEST ?= $(call find_python,3.13)
+
+.PHONY: demo speech test test-newest test-all test-avx2 lint dist check-wheel
 
 demo: .venv/.installed
 	@if [ -n "$(FRESH)" ]; then rm -rf "$(WORKDIR)"; fi
@@ -17,15 +28,29 @@ speech: .venv/.installed
 test: .venv/.installed-dev
 	@$(BIN)/python -m pytest -n 2 -m "not slow"
 
+test-newest: .venv-newest/.installed-dev
+	@$(BIN_NEWEST)/python -m pytest -n 2 -m "not slow"
+
 test-all: .venv/.installed-dev
 	@$(BIN)/python -m pytest -n 2
+
+# TensorFlow itself aborts at products of 16 bits where oneDNN is held to less than the CPU has.
+test-avx2: .venv/.installed-dev
+	@ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 -m "not slow" -k "not float16 and not products_round" \
+	  tests/ops_test.py tests/vector_quantizer_test.py tests/pixelcnn_test.py tests/fast_wavenet_test.py
 
 lint: .venv/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+dist: .venv/.installed-dev
+	@$(BIN)/python -m hatchling build
+
+check-wheel: .venv/.installed-dev
+	@$(BIN)/python -m pytest tests/package_test.py
+
 # uv installs in parallel and is several times as fast as pip.
 .venv/.installed: requirements.txt
-	@command -v $(PYTHON) >/dev/null || { echo "error: Python 3.11 is needed; name it with PYTHON=/path/to/python3.11"; exit 2; }
+	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 is needed; name it with PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "installing requirements.txt into .venv"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet uv==0.13.9
@@ -35,4 +60,13 @@ lint: .venv/.installed-dev
 .venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-piano.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements-dev.txt || $(BIN)/pip install --quiet --requirement requirements-dev.txt
 	@$(BIN)/pip install --quiet --no-deps --requirement requirements-piano.txt
+	@touch $@
+
+.venv-newest/.installed-dev: requirements-newest.txt requirements-piano.txt
+	@[ -n "$(PYTHON_NEWEST)" ] || { echo "error: Python 3.13 is needed; name it with PYTHON_NEWEST=/path/to/python3.13"; exit 2; }
+	@echo "installing requirements-newest.txt into .venv-newest"
+	@$(PYTHON_NEWEST) -m venv .venv-newest
+	@$(BIN_NEWEST)/pip install --quiet uv==0.13.9
+	@$(BIN_NEWEST)/uv pip install --quiet --python $(BIN_NEWEST)/python --requirement requirements-newest.txt || $(BIN_NEWEST)/pip install --quiet --requirement requirements-newest.txt
+	@$(BIN_NEWEST)/pip install --quiet --no-deps --requirement requirements-piano.txt
 	@touch $@

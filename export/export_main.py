@@ -1,83 +1,16 @@
-"""Exports a trained system: TFLite files for devices, a SavedModel for servers, ONNX for other runtimes.
+"""Exports a trained system: the program `tfvq-export`, run from a checkout.
 
-  python -m export.export_main --workdir=runs/frames --out=exported
-  python -m export.export_main --workdir=runs/speech --out=exported --formats=tflite --quantize=none,dynamic
-  python -m export.export_main --workdir=runs/speech --model=runs/speech/prune/model.keras --out=exported
-
-`out` gets tflite/QUANTISATION/*.tflite, onnx/*.onnx, saved_model/, and export.json, which tells of every file its
-signature, its checksum, and how far it is from the trained model on recordings or images not trained on. Each folder of
-TFLite files of a speech system is a codec that `export.device` runs.
+python -m export.export_main --workdir=runs/frames --out=exported
 """
 
-import os
 import pathlib
-import shutil
+import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if not __package__:
+  # Started as a file: Python looks for modules beside it first, where onnx.py would hide the package of that name.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from absl import flags, logging  # noqa: E402  TensorFlow reads the environment when it is imported
-
-from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
-from tfvq.startup import import_tensorflow  # noqa: E402
-
-_FORMATS = ("tflite", "saved_model", "onnx")
-_QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write; what an export wrote there before is replaced.")
-_CHOSEN_FORMATS = flags.DEFINE_list("formats", list(_FORMATS), f"Of {', '.join(_FORMATS)}.")
-_CHOSEN_QUANTIZATIONS = flags.DEFINE_list(
-  "quantize",
-  list(_QUANTIZATIONS),
-  "Of TFLite files: none (float32), float16 (weights), dynamic (int8 weights, activations rounded as they come), int8 "
-  "(activations' ranges fixed beforehand).",
-)
-_MODEL = flags.DEFINE_string(
-  "model", "", "A model to take in place of the run's autoencoder, such as prune/model.keras in the run's folder."
-)
-_WRITTEN = {"tflite", "saved_model", "onnx", "export.json"}
-
-
-def main(argv):
-  """Reads a workdir and writes `out`."""
-  import_tensorflow()
-  from tfvq.training.stages import open_run
-
-  from .exporter import export
-
-  del argv
-  logging.set_verbosity(logging.WARNING)  # converters tell of every step
-  out = pathlib.Path(_OUT.value).resolve()
-  if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _WRITTEN):
-    raise UserError(f"{_OUT.value} is not an export, which alone would be replaced: choose another --out.")
-  run = open_run(_WORKDIR.value)
-  partial, old = (out.with_name(f".{word}-{os.getpid()}-{out.name}") for word in ("partial", "old"))
-  try:
-    rows = export(run, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value, _MODEL.value)
-    if out.exists():
-      out.rename(old)
-    partial.rename(out)
-  except OSError as error:
-    raise UserError(f"{error.filename or out} could not be read or written ({error.strerror or error}).") from error
-  finally:
-    if old.exists() and not out.exists():
-      old.rename(out)
-    for folder in (partial, old):
-      shutil.rmtree(folder, ignore_errors=True)
-  for name, size, told in rows:
-    print(f"{out / name}: {size / 1e6:.2f} MB{told}")
-
-
-def _parse_flags(argv):
-  remaining = parse_flags(argv, __doc__, (_WORKDIR, _OUT, _CHOSEN_FORMATS, _CHOSEN_QUANTIZATIONS, _MODEL))
-  if _WORKDIR.value is None or _OUT.value is None or len(remaining) > 1:
-    raise UserError("Both --workdir=DIR and --out=DIR are needed, and nothing else but flags; --help tells more.")
-  for flag, allowed in ((_CHOSEN_FORMATS, _FORMATS), (_CHOSEN_QUANTIZATIONS, _QUANTIZATIONS)):
-    unknown = [value for value in flag.value if value not in allowed]
-    if unknown or not flag.value:
-      raise UserError(f"--{flag.name} has {', '.join(unknown) or 'no value'}; choose of {', '.join(allowed)}.")
-  return remaining
-
+from export.__main__ import run  # noqa: E402
 
 if __name__ == "__main__":
-  run_program(main, _parse_flags)
+  run()

@@ -1,12 +1,15 @@
 """ONNX files: writing them through tf2onnx, and running them."""
 
 import numpy as np
-import onnxruntime
-import tf2onnx
 
+from tfvq.extras import extra
 from tfvq.startup import stderr_held_back
 
 from .endpoint import Endpoint
+
+with extra("export"):
+  import onnxruntime
+  import tf2onnx
 
 OPSET = 17
 

@@ -8,17 +8,20 @@ import tempfile
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from ai_edge_litert.tools import flatbuffer_utils
-from ai_edge_quantizer import quantizer, recipe_manager
-from ai_edge_quantizer.algorithm_manager import AlgorithmName
-from ai_edge_quantizer.qtyping import TFLOperationName
 
+from tfvq.extras import extra
 from tfvq.startup import stderr_held_back
 
 from .device.quiet import delegate_line_dropped
 from .endpoint import Endpoint
+
+with extra("export"):
+  from ai_edge_litert import schema_py_generated as schema
+  from ai_edge_litert.interpreter import Interpreter, OpResolverType
+  from ai_edge_litert.tools import flatbuffer_utils
+  from ai_edge_quantizer import quantizer, recipe_manager
+  from ai_edge_quantizer.algorithm_manager import AlgorithmName
+  from ai_edge_quantizer.qtyping import TFLOperationName
 
 MODES = ("none", "float16", "dynamic", "int8")
 

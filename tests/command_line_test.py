@@ -41,6 +41,8 @@ FRAMES = "--config=tfvq/configs/frames.py"
     ((FRAMES, "--config.data.image_size=83"), "config.data.image_size is 83, which the encoder's total stride of 4"),
     ((FRAMES, "--config.train.prior.optimizer=sgd"), "choose one of adam, muon"),
     ((FRAMES + ":tiny",), "no variant 'tiny' of this config; choose small or paper"),
+    (("--config=frames:tiny",), "no variant 'tiny' of this config; choose small or paper"),
+    (("--config=frame:small",), "The config could not be read"),
     ((FRAMES, "--stage=prior"), "no finished stage `data`"),
     ((FRAMES, "--stage=dessert"), "no stage 'dessert'; choose one of all, data"),
     (
@@ -67,9 +69,18 @@ def test_a_workdir_that_cannot_be_written_is_told(tmp_path):
 
 def test_help_lists_the_fields_of_the_config():
   returncode, output = run("--help")
-  assert returncode == 0 and "frames.py" in output and "--workdir" in output
+  assert returncode == 0 and "--workdir" in output
+  names = {path.stem for path in (ROOT / "tfvq" / "configs").glob("*.py")} - {"__init__", "common"}
+  assert set(output.rstrip().rpartition("Configs of the package: ")[2].split(", ")) == names
   returncode, output = run(FRAMES, "--help")
   assert returncode == 0 and "--config.train.prior.steps=" in output
+
+
+@pytest.mark.parametrize("config", [("--config=frames:paper",), ("-config", "frames:paper"), ("--config=frames",)])
+def test_a_config_is_found_by_its_name(config):
+  returncode, output = run(*config, "--help")
+  episodes = 60 if config == ("--config=frames",) else 2000
+  assert returncode == 0 and f"--config.data.num_train_episodes={episodes}\n" in output, output
 
 
 WAITING = """if True:

@@ -264,3 +264,11 @@ def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
 def test_wrong_flags_end_with_one_sentence(flags, sentence):
   result = export_main(*flags)
   assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_command_also_runs_as_a_file(tmp_path):
+  command = [sys.executable, ROOT / "export" / "export_main.py", "--workdir=nowhere", "--out=x"]
+  result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+  assert (
+    result.returncode == 2 and result.stderr == "error: nowhere is not the folder of a run: it has no config.json.\n"
+  )

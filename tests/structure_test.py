@@ -1,18 +1,21 @@
 import ast
 import doctest
+import functools
 import importlib
+import importlib.metadata
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tests.sound import tone
 from tfvq.data.audio_files import AudioReader, write_wav
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYERS = ("errors", "files", "ops", "layers", "models", "data", "evaluation", "tasks", "training")
+LAYERS = ("errors", "extras", "files", "startup", "ops", "layers", "models", "data", "evaluation", "tasks", "training")
 
 
 def imported_modules(path):
@@ -24,11 +27,22 @@ def imported_modules(path):
       yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
 
 
+@functools.cache
+def distributions_of_import(module):
+  """The distributions that bring a module."""
+  return {canonicalize_name(name) for name in installed_distributions().get(module, [module])}
+
+
+@functools.cache
+def installed_distributions():
+  return importlib.metadata.packages_distributions()
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_each_layer_imports_only_those_before_it(layer):
   above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"configs"}
-  files = [ROOT / "tfvq" / f"{layer}.py"] if layer in ("errors", "files") else (ROOT / "tfvq" / layer).rglob("*.py")
-  for path in files:
+  folder = ROOT / "tfvq" / layer
+  for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
     for module in imported_modules(path):
       parts = module.split(".")
       assert parts[0] != "export", f"{path} imports {module}"
@@ -42,13 +56,14 @@ def test_configs_import_nothing_heavy():
 
 def test_what_is_wrong_with_a_command_is_told_before_tensorflow_starts():
   code = """if True:
-    import sys, train_main
+    import sys
+    from tfvq import train
     from tfvq.configs import frames
     from tfvq.errors import UserError
     config = frames.small()
     config.seed = -1
     try:
-      train_main.validate(config)
+      train.validate(config)
     except UserError as error:
       assert "seed" in str(error) and "tensorflow" not in sys.modules
       sys.exit(7)
@@ -104,5 +119,10 @@ def test_build_names_every_requirement():
   build = (ROOT / "BUILD").read_text()
   named = set(re.findall(r'requirement\("([\w-]+)"\)', build))
   lines = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-dev.txt").read_text()
-  required = {name.lower().replace("_", "-") for name in re.findall(r"^([\w-]+)==", lines, flags=re.MULTILINE)}
+  required = {canonicalize_name(name) for name in re.findall(r"^([\w-]+)==", lines, flags=re.MULTILINE)}
   assert named <= required
+  own = {"tfvq", "export", "tests", "train_main", "benchmarks"}
+  piano = {"music21", "tinysoundfont"}  # has a list of requirements of its own
+  for path in (path for folder in ("tfvq", "export", "tests") for path in (ROOT / folder).rglob("*.py")):
+    for module in {module.split(".")[0] for module in imported_modules(path)} - own - piano:
+      assert module in sys.stdlib_module_names or distributions_of_import(module) & named, f"{path} imports {module}"

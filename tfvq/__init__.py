@@ -1,1 +1,1 @@
-"""Discrete codes for images, speech and video: VQ-VAE, PixelCNN, WaveNet."""
+"""Discrete codes for images and speech: VQ-VAE, PixelCNN, WaveNet."""

@@ -1,8 +1,8 @@
 """Encodes speech with the model in this package, 250 codes of 9 bits a second, and decodes it again.
 
-  python -m tfvq.reconstruct in.wav out.wav
-  python -m tfvq.reconstruct in.mp3 out.wav --speaker=fr
-  python -m tfvq.reconstruct - - <in.flac | aplay
+  tfvq-reconstruct in.wav out.wav
+  tfvq-reconstruct in.mp3 out.wav --speaker=fr
+  tfvq-reconstruct - - <in.flac | aplay
 
 The input is a WAV, FLAC, MP3 or Ogg Vorbis file; the output is a WAV file of 16 kHz, mono, 16 bits. A file named - is
 standard input or output. The model knows few voices and speaks with the one that --speaker names. Its card is
@@ -10,18 +10,14 @@ tfvq/released/README.md.
 """
 
 import io
-import os
 import sys
 import time
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from absl import flags
 
-from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
-
-from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
-from tfvq.files import check_writable, file_path, is_standard_output, is_stream, is_the_same_file  # noqa: E402
-from tfvq.startup import start_xla  # noqa: E402
+from tfvq.errors import UserError, parse_flags, run_program
+from tfvq.files import check_writable, file_path, is_standard_output, is_stream, is_the_same_file
+from tfvq.startup import import_tensorflow, start_xla
 
 _MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; default: the package's model.")
 _SPEAKER = flags.DEFINE_string("speaker", "", "The voice to speak with; default: the model's first speaker.")
@@ -40,9 +36,10 @@ _TEMPERATURE = flags.DEFINE_list(
 def main(argv):
   """Reads, encodes, decodes and writes."""
   if len(argv) != 3:
-    raise UserError("Give two files, one to read and one to write: python -m tfvq.reconstruct in.wav out.wav")
+    raise UserError("Give two files, one to read and one to write: tfvq-reconstruct in.wav out.wav")
   source, target = argv[1], "/dev/stdout" if argv[2] == "-" else argv[2]
   _check_target(source, target)
+  import_tensorflow()
 
   import numpy as np
   import tqdm
@@ -51,7 +48,10 @@ def main(argv):
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import chosen_temperature, load_released
 
-  reader = AudioReader(_content(source) if source == "-" or is_stream(source) else source)
+  if source == "-" or is_stream(source):
+    reader = AudioReader(_content(source), name="standard input" if source == "-" else source)
+  else:
+    reader = AudioReader(source)
   model, facts = load_released(_MODEL.value)
   speaker = _SPEAKER.value or facts["speakers"][0]
   if speaker not in facts["speakers"]:
@@ -100,5 +100,10 @@ def _content(source):
     raise UserError(f"{source} could not be read ({error.strerror}).") from error
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """Runs the program on the command line's flags."""
   run_program(main, lambda argv: parse_flags(argv, __doc__, (_SPEAKER, _MODEL, _SEED, _TEMPERATURE)))
+
+
+if __name__ == "__main__":
+  run()

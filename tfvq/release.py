@@ -8,19 +8,16 @@ eleven; biases and counts are kept as they are. A JSON file beside it names the 
 
 import io
 import json
-import os
 import pathlib
 import re
 import zipfile
 
 import numpy as np
+from absl import flags
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-from absl import flags  # noqa: E402  TensorFlow reads the environment when it is imported
-
-from tfvq.errors import UserError, parse_flags, run_program  # noqa: E402
-from tfvq.files import atomic_write, check_writable, read_json, write_json  # noqa: E402
+from tfvq.errors import UserError, parse_flags, run_program
+from tfvq.files import atomic_write, check_writable, read_json, write_json
+from tfvq.startup import import_tensorflow
 
 RELEASED = pathlib.Path(__file__).with_name("released") / "speech.keras"
 
@@ -144,6 +141,7 @@ def round_weights(weights, num_bits: int) -> np.ndarray:
 
 def main(argv):
   """Writes the model of a workdir."""
+  import_tensorflow()
   from tfvq.training.stages import open_run
 
   del argv

@@ -1,9 +1,10 @@
 """Encodes speech into a file of codes, and decodes it again, on a device.
 
-  python -m export.device encode in.wav out.codes
-  python -m export.device decode out.codes out.wav [--speaker NAME]
+  tfvq-codec encode in.wav out.codes
+  tfvq-codec decode out.codes out.wav [--speaker NAME]
 
-WAV files have 16 kHz, one channel and 16 bits. A file named - is standard input or output.
+In a checkout, `python -m export.device` is the same program. WAV files have 16 kHz, one channel and 16 bits. A file
+named - is standard input or output.
 """
 
 import argparse
@@ -23,7 +24,7 @@ _LARGEST_SEED = 2**31 - 1
 def main(arguments=None) -> int:
   """Runs a command; returns the exit code."""
   parser = argparse.ArgumentParser(
-    prog="python -m export.device", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="tfvq-codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   commands = parser.add_subparsers(dest="command", required=True)
   encode = commands.add_parser("encode", help="encode a WAV file into a file of codes")

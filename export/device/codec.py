@@ -6,7 +6,6 @@ import json
 import pathlib
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 from .generation import GumbelNoise, StepLoop
 from .quiet import delegate_line_dropped
@@ -286,9 +285,17 @@ def _checked_samples(samples):
 
 
 class Model:
-  """A TFLite file that runs on one thread; arrays go in and out by name."""
+  """A TFLite file that runs on one thread; arrays go in and out by name.
+
+  Raises:
+    CodecError: LiteRT is not installed.
+  """
 
   def __init__(self, content):
+    try:
+      from ai_edge_litert.interpreter import Interpreter
+    except ModuleNotFoundError as error:
+      raise CodecError("LiteRT is not installed: run `pip install ai-edge-litert`.") from error
     interpreter = Interpreter(model_content=content, num_threads=1)
     with delegate_line_dropped():
       interpreter.allocate_tensors()

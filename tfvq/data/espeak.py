@@ -8,6 +8,7 @@ import threading
 import numpy as np
 
 from tfvq.errors import UserError
+from tfvq.extras import extra
 
 _RETRIEVAL = 2  # AUDIO_OUTPUT_RETRIEVAL: the callback gets the samples
 _PHONEME_EVENTS = 1
@@ -53,10 +54,9 @@ class Espeak:
   """
 
   def __init__(self):
-    try:
+    with extra("espeak"):
       import espeakng_loader
-    except ImportError as error:
-      raise UserError("The source `espeak` needs the package espeakng-loader: pip install espeakng-loader.") from error
+
     self._library = ctypes.CDLL(espeakng_loader.get_library_path())
     data_path = espeakng_loader.get_data_path().encode()
     self.sample_rate_hz = self._library.espeak_Initialize(_RETRIEVAL, 0, data_path, _DO_NOT_EXIT | _PHONEME_EVENTS)

@@ -4,10 +4,13 @@ import pathlib
 import re
 
 import numpy as np
-from PIL import Image
 
 from tfvq.errors import UserError
+from tfvq.extras import extra
 from tfvq.files import sha256
+
+with extra("data"):
+  from PIL import Image
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _LEAST_STDDEV = 10.0  # of a tile's values; flatter tiles, such as sky, are left out

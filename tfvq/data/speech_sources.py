@@ -14,6 +14,7 @@ from tfvq.data.debian import unpacked
 from tfvq.data.espeak import espeak, sentences
 from tfvq.data.piano import find_scores, play
 from tfvq.errors import UserError
+from tfvq.extras import extra
 
 
 class Recording(NamedTuple):
@@ -56,7 +57,8 @@ _ASTERISK_SPEAKERS = {"en": "en-es", "es": "en-es", "fr": "fr", "it": "it", "ru"
 
 def _asterisk(data):
   """Telephone prompts of professional speakers, 16 kHz G.722 (Debian; CC-BY-SA 3.0, Russian CC-BY 3.0)."""
-  import G722
+  with extra("speech"):
+    import G722
 
   def reader(path):
     return lambda: (np.asarray(G722.G722(SAMPLE_RATE_HZ, 64_000).decode(path.read_bytes()), np.float32) / 32768, ())
@@ -146,7 +148,8 @@ def _espeak(data):
 
 def _tfds(data):
   """A TFDS set with speech and speakers: `vctk` or `librispeech`; its own test split is not used as such."""
-  import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
+  with extra("data"):
+    import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
 
   try:
     builder = tfds.builder(data.name, data_dir=data.data_dir or None)

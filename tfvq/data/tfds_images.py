@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.errors import UserError
+from tfvq.extras import extra
 
 # Images are resized before they are shuffled: at 128x128x3 the buffer takes 0.5 GB; decoded images of ImageNet, about
 # 0.6 MB each, would take 6 GB.
@@ -26,7 +27,8 @@ class TfdsImages:
   """
 
   def __init__(self, name: str, held_out: str, image_size: int, data_dir: str = "", *, validation_percent: int = 0):
-    import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
+    with extra("data"):
+      import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
 
     try:
       self._builder = tfds.builder(name, data_dir=data_dir or None)

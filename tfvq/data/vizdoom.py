@@ -8,9 +8,12 @@ import tempfile
 import threading
 
 import numpy as np
-from PIL import Image
 
 from tfvq.errors import UserError
+from tfvq.extras import extra
+
+with extra("data"):
+  from PIL import Image
 
 # The policy's actions: (name, buttons held).
 ACTIONS = (
@@ -95,10 +98,8 @@ def _end_with_parent():
 
 
 def _scenario_path(scenario):
-  try:
+  with extra("data"):
     import vizdoom
-  except ImportError as error:
-    raise UserError("ViZDoom frames need the package vizdoom: run `pip install vizdoom`.") from error
   path = os.path.join(vizdoom.scenarios_path, f"{scenario}.cfg")
   if not os.path.exists(path):
     names = sorted(name[:-4] for name in os.listdir(vizdoom.scenarios_path) if name.endswith(".cfg"))

@@ -4,15 +4,18 @@ import base64
 import dataclasses
 import io
 
-import matplotlib
 import numpy as np
-from PIL import Image
 
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav_to
+from tfvq.extras import extra
 from tfvq.files import atomic_write
 
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt  # noqa: E402  after the choice of the backend
+with extra("train"):
+  import matplotlib
+  from PIL import Image
+
+  matplotlib.use("Agg")  # no screen is needed
+  import matplotlib.pyplot as plt
 
 
 @dataclasses.dataclass

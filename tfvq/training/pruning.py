@@ -171,7 +171,7 @@ def shrunk(wavenet: WaveNet) -> WaveNet:
   gate_norms = _gate_norms(wavenet)
   layers = [layer for layer, norms in enumerate(gate_norms) if norms.any()] or [0]
   stream_norms = _stream_norms(wavenet)
-  size = max(1, np.count_nonzero(stream_norms), *(np.count_nonzero(gate_norms[layer]) for layer in layers))
+  size = max(1, *(int(np.count_nonzero(norms)) for norms in (stream_norms, *(gate_norms[layer] for layer in layers))))
   stream = _highest(stream_norms, size)
   gates = {layer: _highest(gate_norms[layer], size) for layer in layers}
   head = type(wavenet.head).from_config(wavenet.head.get_config())

@@ -2,13 +2,15 @@
 
 import pathlib
 
-import jinja2
-import rich.console
-import rich.table
-
 from tfvq.evaluation.sections import curves_section
+from tfvq.extras import extra
 from tfvq.files import atomic_write, read_json
 from tfvq.training.callbacks import read_curves
+
+with extra("train"):
+  import jinja2
+  import rich.console
+  import rich.table
 
 _TITLES = {
   "reconstruction_psnr_db": "reconstruction, PSNR in dB",

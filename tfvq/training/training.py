@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+import tfvq.models  # noqa: F401  Keras loads a model whose classes are imported
 from tfvq.errors import UserError
 from tfvq.ops.product import product_precision
 from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds, steps_done

@@ -7,6 +7,7 @@ import re
 from ml_collections import ConfigDict
 
 from tfvq.errors import UserError
+from tfvq.startup import import_tensorflow
 
 _CHOICES = {
   "task": ("images", "speech", "wavenet"),
@@ -91,7 +92,8 @@ def validate(config: ConfigDict) -> None:
 
 
 def _validate_source(config):
-  # Imported here, and last: the sources start TensorFlow, which no other check waits for.
+  # Imported here, and last: the sources import TensorFlow, which no other check waits for.
+  import_tensorflow()
   from tfvq.data import image_sources, speech_sources
 
   sources = (image_sources if config.task == "images" else speech_sources).SOURCES
