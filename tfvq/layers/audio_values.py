@@ -74,5 +74,10 @@ class AudioValues(keras.layers.Layer):
     """Sub-bands, float32 [B, T / N, N] -> audio, [B, T]."""
     return join_bands(bands) if self.num_bands > 1 else bands[..., 0]
 
+  def load_own_variables(self, store):
+    # Files of WaveNets were once saved without this layer: they leave the levels as they are.
+    if len(store):
+      super().load_own_variables(store)
+
   def get_config(self):
     return {**super().get_config(), "num_bands": self.num_bands, "num_values": self.num_values}

@@ -36,6 +36,8 @@ class WaveNet(LikelihoodModel):
       numbers, else by an embedding.
     condition_dim: E of the local condition; 0 for none.
     num_speakers: Number of speakers of the global condition; 0 for none.
+    audio_values: `tfvq.layers.AudioValues`, saved with the model: what turns audio into its values and back; None where
+      its values are not audio, or another model holds the layer.
     **kwargs: As for `keras.Model`.
 
   Input shape:
@@ -68,6 +70,7 @@ class WaveNet(LikelihoodModel):
     ordinal: bool = True,
     condition_dim: int = 0,
     num_speakers: int = 0,
+    audio_values: keras.layers.Layer | None = None,
     **kwargs,
   ):
     super().__init__(**kwargs)
@@ -79,6 +82,7 @@ class WaveNet(LikelihoodModel):
     self.ordinal = ordinal
     self.condition_dim = condition_dim
     self.num_speakers = num_speakers
+    self.audio_values = audio_values
     policy = self.dtype_policy
     if ordinal:
       self.embedding = keras.layers.Dense(channels, dtype=policy)
@@ -245,11 +249,14 @@ class WaveNet(LikelihoodModel):
       "ordinal": self.ordinal,
       "condition_dim": self.condition_dim,
       "num_speakers": self.num_speakers,
+      "audio_values": keras.saving.serialize_keras_object(self.audio_values),
     }
 
   @classmethod
   def from_config(cls, config):
-    return cls(**{**config, "head": keras.saving.deserialize_keras_object(config["head"])})
+    parts = ("head", "audio_values")
+    deserialize = keras.saving.deserialize_keras_object
+    return cls(**{key: deserialize(value) if key in parts else value for key, value in config.items()})
 
 
 def _unpack(inputs):
