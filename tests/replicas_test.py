@@ -51,7 +51,7 @@ def vimco():
   """A VIMCO that draws the same latents every time."""
   distribution = DiscretizedLogistic()
   model = VIMCO(*image_networks(8, distribution), distribution, 8, 4, num_samples=2)
-  model.encoder.layers[-1].kernel.assign(1000 * model.encoder.layers[-1].kernel)
+  model.encoder.layers[-1].kernel.assign(1e6 * model.encoder.layers[-1].kernel)
   return model
 
 

@@ -59,7 +59,9 @@ class Autoencoder(LikelihoodModel):
   def check_flagged(self, share):
     if not share and not self._warned:
       self._warned = True
-      warnings.warn(f"No value of the images for {self.name} is above 1: give values in 0..255, not 0..1.", stacklevel=2)
+      warnings.warn(
+        f"No value of the images for {self.name} is above 1: give values in 0..255, not 0..1.", stacklevel=2
+      )
 
   def input_signature(self):
     return [keras.InputSpec(shape=self.encoder.input_shape, dtype="float32")]

@@ -21,7 +21,7 @@ class LikelihoodModel(keras.Model):
 
   def __init__(self, **kwargs):
     super().__init__(**kwargs)
-    self._flagged = FlaggedExamples()
+    self._flagged = keras.metrics.Mean(name="flagged_examples")
 
   def example_losses(self, x, y_pred, training: bool) -> tf.Tensor:
     """Updates the metrics with a batch, and returns the loss of each example, float [B]."""
@@ -95,17 +95,3 @@ class LikelihoodModel(keras.Model):
   def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
     input_signature = input_signature or self.input_signature()
     return super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
-
-
-@keras.saving.register_keras_serializable("tfvq")
-class FlaggedExamples(keras.metrics.Mean):
-  """The share of examples that are flagged; no part of saved files, so that older ones can be loaded."""
-
-  def __init__(self, name: str = "flagged_examples", **kwargs):
-    super().__init__(name=name, **kwargs)
-
-  def save_own_variables(self, store):
-    del store
-
-  def load_own_variables(self, store):
-    del store

@@ -10,7 +10,8 @@ from tfvq.layers.categorical_head import CategoricalHead
 from tfvq.layers.gated_block import GatedBlock
 from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.ops.empty_batch import for_any_batch
-from tfvq.ops.value_range import check_range, outside
+from tfvq.ops.value_range import outside
+from tfvq.ops.values import check_values
 
 
 class PixelCNNState(NamedTuple):
@@ -138,9 +139,9 @@ class PixelCNN(LikelihoodModel):
   def log_prob(self, x, condition=None) -> tf.Tensor:
     """Log-likelihood in nats, integers [B, H, W] or [B, H, W, G] -> float [B]."""
     x, condition = self._unpack((x, condition))
-    check_range(x, self.num_values, "values")
+    check_values(x, self.num_values, f"Values of {self.name}")
     if self.num_classes and condition is not None:
-      check_range(condition, self.num_classes, "classes")
+      check_values(tf.convert_to_tensor(condition), self.num_classes, f"Classes of {self.name}")
     logits = self.head(self.features(x, condition), x)
     return tf.reduce_sum(self.head.log_prob(logits, x), axis=[1, 2])
 

@@ -9,7 +9,7 @@ from tfvq.models.sampling import continue_sequence, gumbel_noise, sequence_start
 from tfvq.models.speech_vqvae import SpeechVQVAE
 from tfvq.ops.loudness import frame_powers, gain_to_level
 from tfvq.ops.subbands import CONTEXT_STEPS
-from tfvq.ops.value_range import check_range
+from tfvq.ops.values import check_values
 
 _PART_SAMPLES = 160_000  # that are encoded at once
 
@@ -80,8 +80,8 @@ class SpeechCodec:
       temperature: A scalar, or one for each band, lowest first.
     """
     model, codes = self.model, np.asarray(codes, np.int32)
-    check_range(codes, model.quantizer.num_embeddings, "codes")
-    check_range(speaker, model.spectral.num_speakers, "speakers")
+    check_values(tf.constant(codes), model.quantizer.num_embeddings, "Codes")
+    check_values(tf.constant(speaker), model.spectral.num_speakers, "Speakers")
     batch_size, num_frames, *latents = codes.shape
     if not num_frames:
       return

@@ -8,7 +8,7 @@ from tfvq.models.spectral_vqvae import SpectralVQVAE
 from tfvq.models.speech_networks import context_of
 from tfvq.ops.distributed import num_replicas, replica_seed
 from tfvq.ops.empty_batch import for_any_batch
-from tfvq.ops.value_range import check_range
+from tfvq.ops.values import check_values
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -151,9 +151,9 @@ class SpeechVQVAE(LikelihoodModel):
 
     Training leaves out `conditioner_context_frames` at either end: give so many more codes, and drop their frames.
     """
-    check_range(codes, self.quantizer.num_embeddings, "codes")
-    check_range(speaker, self.spectral.num_speakers, "speakers")
-    return self.conditioner((self.quantizer.decode(codes), tf.convert_to_tensor(speaker)))
+    speaker = tf.convert_to_tensor(speaker)
+    check_values(speaker, self.spectral.num_speakers, f"Speakers of {self.name}")
+    return self.conditioner((self.quantizer.decode(codes), speaker))
 
   def nats_per_sample(self, audio, speaker, z_q=None) -> tf.Tensor:
     """Negative log-likelihood of whole clips in nats per sample.

@@ -8,7 +8,7 @@ from tfvq.models.autoencoder import Autoencoder, Reconstruction, num_values
 from tfvq.ops.distributed import replica_seed
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import to_full_precision
-from tfvq.ops.value_range import check_range
+from tfvq.ops.values import check_values
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -110,7 +110,7 @@ class VIMCO(Autoencoder):
 
   def decode(self, codes) -> tf.Tensor:
     """Data from codes, int32 [B, ...] -> float, mostly in 0..255, not rounded."""
-    check_range(codes, self.num_embeddings, "codes")
+    check_values(tf.convert_to_tensor(codes), self.num_embeddings, f"Codes of {self.name}")
     return self.distribution.mode(self.decoder(self.embedding(codes)))
 
   def reconstruct(self, x) -> tf.Tensor:

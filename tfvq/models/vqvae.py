@@ -7,7 +7,6 @@ import tensorflow as tf
 from tfvq.models.autoencoder import Autoencoder, Reconstruction
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import to_full_precision
-from tfvq.ops.value_range import check_range
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -64,7 +63,6 @@ class VQVAE(Autoencoder):
 
   def decode(self, codes) -> tf.Tensor:
     """Data from codes, int32 [B, ...] -> float, mostly in 0..255, not rounded."""
-    check_range(codes, self.quantizer.num_embeddings, "codes")
     return self.distribution.mode(self.decoder(self.quantizer.decode(codes)))
 
   def reconstruct(self, x) -> tf.Tensor:

@@ -9,7 +9,8 @@ import tensorflow as tf
 from tfvq.layers.dilated_block import DilatedBlock
 from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.ops.mu_law import compress, expand
-from tfvq.ops.value_range import check_range, outside
+from tfvq.ops.value_range import outside
+from tfvq.ops.values import check_values
 
 
 class WaveNetState(NamedTuple):
@@ -132,9 +133,10 @@ class WaveNet(LikelihoodModel):
 
   def log_prob_per_step(self, x, condition=None) -> tf.Tensor:
     """Log-likelihood of each step given those before it in nats, integers [B, T, G] -> float [B, T]."""
-    check_range(x, self.head.num_values, "values")
-    if self.num_speakers and condition:
-      check_range(condition["speaker"], self.num_speakers, "speakers")
+    if self.num_speakers and condition and condition.get("speaker") is not None:
+      check_values(tf.convert_to_tensor(condition["speaker"]), self.num_speakers, f"Speakers of {self.name}")
+    x = tf.convert_to_tensor(x)
+    check_values(x, self.head.num_values, f"Values of {self.name}")
     batch_size, num_steps = tf.shape(x)[0], tf.shape(x)[1]
     x = _time_major(x)
     parameters = self.head(self.features(x, batch_size, condition), x)

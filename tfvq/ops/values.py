@@ -1,0 +1,23 @@
+"""The range of integer inputs."""
+
+import tensorflow as tf
+
+
+def check_values(values: tf.Tensor, num_values: int, name: str) -> None:
+  """Checks that integers are in their range, where that is cheap: in eager mode.
+
+  A compiled graph clips or wraps indices that are out of range, or gives NaN, without a word.
+
+  Args:
+    values: Integers [...]; a symbolic tensor is not checked.
+    num_values: K, the number of values.
+    name: What the values are, in the plural; the error begins with it.
+
+  Raises:
+    ValueError: A value is not in 0..K-1.
+  """
+  if not tf.executing_eagerly() or not hasattr(values, "numpy") or not tf.size(values):
+    return
+  lowest, highest = int(tf.reduce_min(values)), int(tf.reduce_max(values))
+  if lowest < 0 or highest >= num_values:
+    raise ValueError(f"{name} must be in 0..{num_values - 1}, but they are in {lowest}..{highest}.")
