@@ -1,4 +1,4 @@
-"""Every public layer and model under every dtype policy of Keras: made, called, trained for a step, saved and loaded."""
+"""Every public layer and model under every dtype policy of Keras: built, called, trained, saved and loaded."""
 
 import keras
 import numpy as np

@@ -26,25 +26,28 @@ class WaveNetTask(CorpusTask):
   stages = ("data", "prior", "samples", "evaluation")
 
   @functools.cached_property
-  def audio_values(self) -> AudioValues:
-    """What the WaveNet models, its levels set to the training data."""
-    values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
-    self.adapt_levels(values)
-    return values
+  def _levels(self) -> np.ndarray:
+    """Levels of the bands of the training data, float32 [num_bands]."""
+    audio_values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
+    self.adapt_levels(audio_values)
+    return np.array(audio_values.levels)
+
+  def _make_audio_values(self) -> AudioValues:
+    """A layer that turns audio into what the WaveNet models; a strategy's model needs one of its own."""
+    audio_values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
+    audio_values.levels.assign(self._levels)
+    return audio_values
 
   def build_prior(self, manifest):
     del manifest
     num_speakers = len(self.corpus.speakers)
-    # A copy, so that no strategy's variables are used where batches are made.
-    audio_values = AudioValues.from_config(self.audio_values.get_config())
-    audio_values.levels.assign(self.audio_values.levels)
     return build_wavenet(
       self.config.prior,
       self.config.prior.num_values,
       self.config.prior.num_bands,
       condition_dim=3 * len(self.corpus.phones) + 2 if self.config.phones else 0,
       num_speakers=num_speakers if num_speakers > 1 else 0,
-      audio_values=audio_values,
+      audio_values=self._make_audio_values(),
     )
 
   def prior_batches(self, codes, batch_size, step):
@@ -55,7 +58,7 @@ class WaveNetTask(CorpusTask):
       self.config.seed + step,
       with_phones=self.config.phones,
     )
-    audio_values = self.audio_values  # not within the map, where TensorFlow would only note down how to make it
+    audio_values = self._make_audio_values()  # not within the map, where TensorFlow would only note down how to make it
     return batches.map(lambda batch: self._inputs(audio_values(batch["audio"]), batch))
 
   def _inputs(self, values, batch):
