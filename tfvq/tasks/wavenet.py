@@ -32,8 +32,9 @@ class WaveNetTask(CorpusTask):
     self.adapt_levels(audio_values)
     return np.array(audio_values.levels)
 
-  def _make_audio_values(self) -> AudioValues:
-    """A layer that turns audio into what the WaveNet models; a strategy's model needs one of its own."""
+  @property
+  def audio_values(self) -> AudioValues:
+    """A new layer that turns audio into what the WaveNet models; the model of a strategy needs one of its own."""
     audio_values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
     audio_values.levels.assign(self._levels)
     return audio_values
@@ -47,7 +48,7 @@ class WaveNetTask(CorpusTask):
       self.config.prior.num_bands,
       condition_dim=3 * len(self.corpus.phones) + 2 if self.config.phones else 0,
       num_speakers=num_speakers if num_speakers > 1 else 0,
-      audio_values=self._make_audio_values(),
+      audio_values=self.audio_values,
     )
 
   def prior_batches(self, codes, batch_size, step):
@@ -58,7 +59,7 @@ class WaveNetTask(CorpusTask):
       self.config.seed + step,
       with_phones=self.config.phones,
     )
-    audio_values = self._make_audio_values()  # not within the map, where TensorFlow would only note down how to make it
+    audio_values = self.audio_values  # not within the map, where TensorFlow would only note down how to make it
     return batches.map(lambda batch: self._inputs(audio_values(batch["audio"]), batch))
 
   def _inputs(self, values, batch):
