@@ -52,6 +52,7 @@ def vimco():
   distribution = DiscretizedLogistic()
   model = VIMCO(*image_networks(8, distribution), distribution, 8, 4, num_samples=2)
   model.encoder.layers[-1].kernel.assign(1e6 * model.encoder.layers[-1].kernel)
+  model.encoder.layers[-1].bias.assign(100.0 * np.arange(8))  # where all features are zero
   return model
 
 
