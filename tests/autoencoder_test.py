@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -144,3 +146,86 @@ def test_vimco_gradient_is_unbiased():
 def test_vimco_with_one_sample_is_refused():
   with pytest.raises(ValueError, match="num_samples"):
     VIMCO(None, None, DiscretizedLogistic(), 4, 4, num_samples=1)
+
+
+@pytest.mark.parametrize("kind", ["vq", "vae", "vimco"])
+def test_predictions_are_per_image(kind, rng):
+  model = make(kind, DiscretizedLogistic())
+  model.compile("sgd")
+  predicted = model.predict(images(rng, 7), batch_size=3, verbose=0)
+  assert predicted.parameters.shape == (7, *SHAPE[:2], 6) and predicted.latent_nats.shape == (7,)
+
+
+def test_vimco_gives_the_most_probable_latents_and_their_cost(rng):
+  model = make("vimco", DiscretizedLogistic())
+  x = images(rng)
+  output = model(x)
+  np.testing.assert_allclose(model.distribution.mode(output.parameters), model.reconstruct(x), rtol=1e-5)
+  np.testing.assert_allclose(output.latent_nats, [6 * np.log(16)] * 8, rtol=1e-6)
+
+
+def test_vimco_trains_on_all_its_samples(rng):
+  """The loss and the metric of a step against the bound of the same samples in NumPy."""
+  model = make("vimco", DiscretizedLogistic())
+  x = images(rng, 3)
+  model.compile(keras.optimizers.SGD(0.0))
+  state = model.seed_generator.state.numpy()
+  parameters, latent_nats = model._samples(x, True)
+  model.seed_generator.state.assign(state)
+  log_prob = model.distribution.log_prob(parameters, np.tile(x, (5, 1, 1, 1)).astype(np.float32)).numpy()
+  log_weights = log_prob.astype(np.float64).sum(axis=(1, 2, 3)).reshape(5, 3) - latent_nats
+  highest = log_weights.max(axis=0)
+  bound = np.log(np.mean(np.exp(log_weights - highest), axis=0)) + highest
+  figures = model.train_on_batch(x, return_dict=True)
+  np.testing.assert_allclose(figures["bits_per_dim"], -bound.mean() / np.prod(SHAPE) / np.log(2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vq", "vae", "vimco"])
+def test_models_are_exported_after_fit(kind, tmp_path, rng):
+  model = make(kind, DiscretizedLogistic())
+  x = images(rng, 3)
+  model.compile("sgd")
+  model.fit(x, verbose=0)
+  model.export(tmp_path / "exported", verbose=False)
+  served = tf.saved_model.load(str(tmp_path / "exported")).serve(tf.constant(x, tf.float32))
+  parameters, latent_nats = tf.nest.flatten(served)
+  np.testing.assert_allclose(latent_nats, model(x).latent_nats, rtol=1e-4)
+  assert parameters.shape == (3, *SHAPE[:2], 6)
+  if kind != "vae":  # which draws its latents anew
+    np.testing.assert_allclose(parameters, model(x).parameters, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_examples_are_refused(rng):
+  model = make("vq", FixedVarianceGaussian())
+  model.compile("sgd")
+  for run in (model.fit, model.evaluate):
+    with pytest.raises(ValueError, match="leave out sample_weight"):
+      run(images(rng), sample_weight=np.ones(8), verbose=0)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_images_in_0_to_1_are_warned_about_once(jit_compile, rng):
+  model = make("vae", FixedVarianceGaussian())
+  model.compile("sgd", jit_compile=jit_compile)
+  with pytest.warns(UserWarning, match="give values in 0..255, not 0..1"):
+    model.fit(images(rng).astype(np.float32) / 255, verbose=0)
+  with warnings.catch_warnings():
+    warnings.filterwarnings("error", message="No value")
+    model.fit(images(rng).astype(np.float32) / 255, verbose=0)
+    other = make("vae", FixedVarianceGaussian())
+    other.compile("sgd")
+    other.fit(images(rng), verbose=0)
+
+
+@pytest.mark.parametrize("kind", ["vq", "vimco"])
+def test_codes_out_of_range_are_refused(kind):
+  model = make(kind, FixedVarianceGaussian())
+  for code in (-1, 16):
+    with pytest.raises(ValueError, match=r"0\.\.15"):
+      model.decode(np.full([1, 2, 3], code))
+
+
+def test_networks_without_downsampling_never_stride(rng):
+  sizes = {"embedding_dim": 4, "num_downsamplings": 0, **SIZES}
+  encoder, decoder = image_encoder((5, 7, 3), **sizes), image_decoder((5, 7, 3), **sizes)
+  assert encoder.output_shape == (None, 5, 7, 4) and decoder.output_shape == (None, 5, 7, 3)

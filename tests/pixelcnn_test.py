@@ -206,3 +206,52 @@ def test_wrong_use_is_refused():
     PixelCNN(7, (3, 3), filters=4, num_layers=1, num_classes=2).log_prob(np.zeros([1, 3, 3], np.int32))
   with pytest.raises(ValueError, match="needs no condition"):
     PixelCNN(7, (3, 3), filters=4, num_layers=1).log_prob(np.zeros([1, 3, 3], np.int32), np.zeros([1], np.int32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_are_exported_after_fit(kind, tmp_path, rng):
+  model, condition = model_and_condition(kind, 3, rng, num_layers=1)
+  x = rng.integers(0, 7, (3, 5, 4)).astype(np.int32)
+  inputs = x if condition is None else (x, tf.cast(condition, "int32" if kind == "class" else "float32"))
+  model.compile("sgd")
+  model.fit(tf.data.Dataset.from_tensors((inputs,)), verbose=0)
+  signature = None
+  if kind == "spatial":
+    signature = [tuple(keras.InputSpec(shape=(None, *value.shape[1:]), dtype=value.dtype) for value in inputs)]
+  model.export(tmp_path / "exported", verbose=False, input_signature=signature)
+  served = tf.saved_model.load(str(tmp_path / "exported")).serve(tf.nest.map_structure(tf.constant, inputs))
+  np.testing.assert_allclose(served, model(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("run", ["fit", "evaluate"])
+@pytest.mark.parametrize("wrong", [-1, 7])
+def test_values_out_of_range_are_refused(jit_compile, run, wrong, rng):
+  model, _ = model_and_condition("none", 3, rng, num_layers=1)
+  model.compile("sgd", jit_compile=jit_compile)
+  x = rng.integers(0, 7, (4, 5, 4)).astype(np.int32)
+  getattr(model, run)(x, verbose=0)
+  x[1, 2, 3] = wrong
+  try:
+    getattr(model, run)(x, verbose=0)
+  except tf.errors.InvalidArgumentError as error:  # the CPU's look-up of embeddings says so first
+    assert "[0, 7)" in str(error) and not jit_compile
+  except ValueError as error:
+    assert "25.0% of the examples for pixel_cnn" in str(error) and "outside 0..6" in str(error)
+  else:
+    pytest.fail("nothing was said")
+  with pytest.raises(ValueError, match=r"Values of .* must be in 0\.\.6"):
+    model.log_prob(x)
+
+
+def test_classes_out_of_range_are_refused(rng):
+  model, _ = model_and_condition("class", 3, rng)
+  with pytest.raises(ValueError, match=r"Classes of .* must be in 0\.\.2"):
+    model.log_prob(rng.integers(0, 7, (1, 5, 4)), np.array([3]))
+
+
+def test_weights_of_examples_are_refused(rng):
+  model, _ = model_and_condition("none", 3, rng)
+  model.compile("sgd")
+  with pytest.raises(ValueError, match="leave out sample_weight"):
+    model.fit(rng.integers(0, 7, (4, 5, 4)), sample_weight=np.ones(4), verbose=0)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tests.sound import speech_like
 from tests.tiny import config_of, tiny
 from tfvq.data.speech_corpus import Clip
+from tfvq.evaluation.sections import curves_section
 from tfvq.evaluation.speech_figures import likelihoods
 from tfvq.models import (
   SpeechVQVAE,
@@ -21,7 +22,9 @@ from tfvq.models import (
 )
 from tfvq.models.speech_codec import SpeechCodec
 from tfvq.models.speech_networks import context_of
+from tfvq.release import load_released
 from tfvq.tasks.speech import build_speech_vqvae
+from tfvq.training.callbacks import Curves, ProgressBar, read_curves
 from tfvq.training.stages import open_run, run_stages
 from tfvq.training.training import make_optimizer
 
@@ -207,6 +210,78 @@ def test_the_gain_brings_speech_to_the_level_of_training(rng):
   gain = codec.gain_of(audio)
   np.testing.assert_allclose(gain * np.std(audio[20_000:220_000]), 0.08, rtol=0.02)
   assert codec.gain_of(np.zeros(5000, np.float32)) == 1
+
+
+def clips(model, rng, num=4):
+  audio = np.stack([speech_like(64 * (2 * model.margin_frames + 20), rng)] * num)
+  return tf.data.Dataset.from_tensors({"audio": tf.constant(audio), "speaker": tf.zeros([num], tf.int32)})
+
+
+def test_a_figure_without_data_is_absent(rng, tmp_path):
+  model = speech_model(null_rate=0.5)
+  model.compile("sgd")
+  evaluated = model.evaluate(clips(model, rng), verbose=0, return_dict=True)
+  assert "gain_nats" not in evaluated and np.isfinite(evaluated["nats_per_sample"])
+  model.null_rate = 1.0
+  trained = model.fit(clips(model, rng), verbose=0).history
+  assert not {"gain_nats", "nats_per_sample", "mel_error"} & set(trained) and "loss" in trained
+  curves = Curves(tmp_path / "curves.csv", 1)
+  model.make_train_function(force=True)
+  model.fit(clips(model, rng), callbacks=[curves, ProgressBar("speech", 3, curves)], verbose=0)
+  model.null_rate = 0.5
+  model.make_train_function(force=True)
+  model.fit(clips(model, rng, 16), callbacks=[curves, ProgressBar("speech", 3, curves)], verbose=0)
+  first, second = read_curves(tmp_path / "curves.csv")[-2:]
+  assert "gain_nats" not in first and "gain_nats" in second
+  assert curves_section("curves", [first, second]).image
+
+
+def test_the_codec_takes_empty_audio_and_no_codes():
+  model = speech_model(latents_per_position=2)
+  codec = SpeechCodec(model)
+  nothing = np.zeros([0], np.float32)
+  assert codec.gain_of(nothing) == 1
+  codes = codec.encode(nothing)
+  assert codes.shape == (0, 2) and codes.dtype == np.int32
+  audio = codec.decode(codes[np.newaxis], np.array([0]))
+  assert audio.shape == (1, 0) and audio.dtype == np.float32
+
+
+def test_codes_and_speakers_out_of_range_are_refused():
+  model = speech_model()
+  codes = np.zeros([1, 20, *model.frame_shape], np.int32)
+  for decode in (model.condition, SpeechCodec(model).decode):
+    with pytest.raises(ValueError, match=r"must be in 0\.\.15"):
+      decode(codes + 16, np.array([0]))
+    with pytest.raises(ValueError, match=r"Speakers.* must be in 0\.\.1"):
+      decode(codes, np.array([2]))
+
+
+def test_clips_of_unknown_speakers_are_refused(rng):
+  model = speech_model()
+  model.compile("sgd", jit_compile=True)
+  batch = clips(model, rng).map(lambda clip: {**clip, "speaker": clip["speaker"] + 2})
+  for each in (model, model.spectral):
+    each.compile("sgd", jit_compile=True)
+    with pytest.raises(ValueError, match=r"100.0% of the clips for .* have a speaker outside 0\.\.1"):
+      each.fit(batch, verbose=0)
+
+
+def test_a_model_is_exported_after_fit(rng, tmp_path):
+  model = speech_model()
+  model.compile("sgd")
+  model.fit(clips(model, rng), verbose=0)
+  model.export(tmp_path / "exported", verbose=False)
+  clip = next(iter(clips(model, rng)))
+  served = tf.saved_model.load(str(tmp_path / "exported")).serve(clip)
+  np.testing.assert_allclose(served, model(clip), rtol=1e-4)
+
+
+def test_the_released_model_loads(rng):
+  model, facts = load_released()
+  audio = speech_like(64 * 30, rng)[np.newaxis]
+  assert len(facts["temperature"]) == model.audio_values.num_bands
+  assert model.encode(audio).shape == (1, 30, *model.frame_shape)
 
 
 @pytest.mark.slow

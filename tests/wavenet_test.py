@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfvq.layers import CategoricalHead, LogisticMixtureHead
+from tfvq.layers import AudioValues, CategoricalHead, LogisticMixtureHead
 from tfvq.models import (
   WaveNet,
   continue_sequence,
@@ -237,3 +237,61 @@ def test_a_condition_that_does_not_suit_is_refused(rng):
     model((x, {**given, "speaker": tf.constant([0, 1])}))
   with pytest.raises(ValueError, match="dilation_rates"):
     WaveNet(CategoricalHead(4), dilation_rates=())
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_models_are_exported_after_fit(condition, tmp_path, rng):
+  model, given = wavenet(condition, rng=rng)
+  given = given and {key: tf.cast(x, "int32" if key == "speaker" else "float32") for key, x in given.items()}
+  x = tf.constant(rng.integers(0, 6, (2, 12, 2)), tf.int32)
+  inputs = (x, given) if given else x
+  model.compile("sgd")
+  model.fit(tf.data.Dataset.from_tensors((inputs,)), verbose=0)
+  model.export(tmp_path / "exported", verbose=False)
+  served = tf.saved_model.load(str(tmp_path / "exported")).serve(inputs)
+  np.testing.assert_allclose(served, model(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("head_class", [CategoricalHead, LogisticMixtureHead])
+@pytest.mark.parametrize("wrong", [-1, 6])
+def test_values_out_of_range_are_refused(jit_compile, head_class, wrong, rng):
+  model, _ = wavenet(rng=rng, head=head_class(6, 2, hidden_units=4), rates=(1, 2))
+  model.compile("sgd", jit_compile=jit_compile)
+  x = rng.integers(0, 6, (4, 12, 2)).astype(np.int32)
+  model.fit(x, verbose=0)
+  x[1, 2, 0] = wrong
+  if head_class is LogisticMixtureHead or jit_compile:  # without XLA the CPU's look-up of embeddings says so first
+    with pytest.raises(ValueError, match=r"25.0% of the examples for .* outside 0\.\.5"):
+      model.fit(x, verbose=0)
+  with pytest.raises(ValueError, match=r"Values of .* must be in 0\.\.5"):
+    model.log_prob(x)
+  with pytest.raises(ValueError, match=r"Values of .* must be in 0\.\.5"):
+    model.head.log_prob(model.head(tf.zeros([1, 24]), tf.zeros([1, 2], tf.int32)), [[0, wrong]])
+
+
+def test_speakers_out_of_range_are_refused(rng):
+  model, _ = wavenet("speaker", rng=rng)
+  with pytest.raises(ValueError, match=r"Speakers of .* must be in 0\.\.3"):
+    model.log_prob(np.zeros([1, 12, 2], np.int32), {"speaker": np.array([4])})
+
+
+def test_the_levels_of_the_bands_are_saved_with_the_model(tmp_path, rng):
+  audio_values = AudioValues(2, 256)
+  audio_values.levels.assign([0.5, 0.25])
+  arguments = {"channels": 4, "dilation_rates": (1, 2)}
+  model = WaveNet(CategoricalHead(256, 2, hidden_units=8), audio_values=audio_values, **arguments)
+  model.save(tmp_path / "model.keras")
+  loaded = keras.saving.load_model(tmp_path / "model.keras")
+  np.testing.assert_array_equal(loaded.audio_values.levels, [0.5, 0.25])
+  audio = rng.uniform(-0.1, 0.1, (2, 64)).astype(np.float32)
+  np.testing.assert_array_equal(loaded.audio_values(audio), audio_values(audio))
+
+
+def test_weights_saved_without_levels_leave_them_as_they_are(tmp_path):
+  arguments = {"channels": 4, "dilation_rates": (1, 2)}
+  WaveNet(CategoricalHead(256, 2, hidden_units=8), **arguments).save(tmp_path / "model.keras")
+  model = WaveNet(CategoricalHead(256, 2, hidden_units=8), audio_values=AudioValues(2, 256), **arguments)
+  model.audio_values.levels.assign([0.5, 0.25])
+  model.load_weights(tmp_path / "model.keras")
+  np.testing.assert_array_equal(model.audio_values.levels, [0.5, 0.25])

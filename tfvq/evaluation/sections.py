@@ -70,12 +70,13 @@ def usage_section(codes: np.ndarray, num_embeddings: int) -> Section:
 
 def curves_section(title: str, rows: list[dict[str, float]]) -> Section:
   """A panel per metric over the steps of a training, see `tfvq.training.callbacks.Curves`."""
-  names = [name for name in rows[0] if name not in ("step", "seconds")]
+  names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("step", "seconds")]
   figure, panels = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), layout="constrained", squeeze=False)
   for axes, name in zip(panels[0], names, strict=True):
-    axes.plot([row["step"] for row in rows], [row[name] for row in rows])
+    known = [row for row in rows if name in row]
+    axes.plot([row["step"] for row in known], [row[name] for row in known])
     axes.set(xlabel="step", title=name.replace("_", " "))
-    if name == "loss" and min(row[name] for row in rows) > 0:
+    if name == "loss" and min(row[name] for row in known) > 0:
       axes.set_yscale("log")
     axes.grid(alpha=0.3)
   return Section(title, image=_figure_url(figure))

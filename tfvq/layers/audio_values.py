@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.ops.mu_law import mu_law_decode, mu_law_encode
+from tfvq.ops.precision import full_precision
 from tfvq.ops.subbands import join_bands, split_into_bands
 
 _CLIPPED_SHARE = 1e-4  # the few loudest steps of a band, which would take resolution from all others
@@ -34,7 +35,7 @@ class AudioValues(keras.layers.Layer):
 
   def __init__(self, num_bands: int = 1, num_values: int = 256, **kwargs):
     # Audio in low precision would be noise, also where networks compute in it.
-    dtype = keras.config.dtype_policy().variable_dtype
+    dtype = full_precision(keras.config.dtype_policy().variable_dtype)
     super().__init__(**{"dtype": dtype, **kwargs, "trainable": False})
     if num_bands < 1 or num_values < 2:
       raise ValueError(f"num_bands must be positive and num_values 2 or more, not {num_bands}, {num_values}.")
@@ -73,6 +74,11 @@ class AudioValues(keras.layers.Layer):
   def join(self, bands) -> tf.Tensor:
     """Sub-bands, float32 [B, T / N, N] -> audio, [B, T]."""
     return join_bands(bands) if self.num_bands > 1 else bands[..., 0]
+
+  def load_own_variables(self, store):
+    # Files of WaveNets were once saved without this layer: they leave the levels as they are.
+    if len(store):
+      super().load_own_variables(store)
 
   def get_config(self):
     return {**super().get_config(), "num_bands": self.num_bands, "num_values": self.num_values}

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tfvq.layers.dense import Dense
+from tfvq.ops.values import check_values
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -93,6 +94,7 @@ class CategoricalHead(keras.layers.Layer):
 
   def log_prob(self, logits, x) -> tf.Tensor:
     """Log-probability of the values of each position in nats, float [..., G, K], integers [..., G] -> float [...]."""
+    check_values(tf.convert_to_tensor(x), self.num_values, f"Values of {self.name}")
     return -tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=x, logits=logits), axis=-1)
 
   def _next_logits(self, pending, g):

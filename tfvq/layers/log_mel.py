@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfvq.ops.precision import full_precision
+
 LOWEST_HZ = 40.0  # where the first band begins; the last one ends at half the sample rate
 _FLOOR = 1e-5  # of a mel band's magnitude: some 20 dB below the noise of a quiet studio
 
@@ -41,7 +43,7 @@ class LogMel(keras.layers.Layer):
     **kwargs,
   ):
     # Audio in low precision would be noise, also where networks compute in it.
-    dtype = keras.config.dtype_policy().variable_dtype
+    dtype = full_precision(keras.config.dtype_policy().variable_dtype)
     super().__init__(**{"dtype": dtype, **kwargs, "trainable": False})
     window_samples = window_samples or max(400, hop_samples + hop_samples % 2)
     if window_samples < hop_samples or window_samples % 2:

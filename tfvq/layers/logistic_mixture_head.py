@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.layers.dense import Dense
+from tfvq.ops.values import check_values
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -94,6 +95,7 @@ class LogisticMixtureHead(keras.layers.Layer):
     """Log-probability of a step's values in nats, float [..., G, 3M], integers [..., G] -> float [...]."""
     import tensorflow_probability as tfp  # takes seconds to import: only where it is used
 
+    check_values(tf.convert_to_tensor(x), self.num_values, f"Values of {self.name}")
     logits, means, log_scales = self._parts(parameters)
     half = (self.num_values - 1) / 2
     # Quantised values are ceilings: the bin of value v is (v - 1, v], hence the shift by half a value.

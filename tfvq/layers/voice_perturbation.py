@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.layers.log_mel import LOWEST_HZ
+from tfvq.ops.distributed import replica_seed
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -61,10 +62,12 @@ class VoicePerturbation(keras.layers.Layer):
     if not (training and self.trainable):
       return spectra
     batch_size, num_bands = tf.shape(spectra)[0], spectra.shape[-1]
-    scale = keras.random.uniform([batch_size, 1], -self.scale, self.scale, seed=self._seeds)
+    seed = replica_seed(self._seeds)
+    scale = tf.random.stateless_uniform([batch_size, 1], seed, -self.scale, self.scale, spectra.dtype)
     scaled = tf.einsum("bfi,boi->bfo", spectra, self._interpolation(num_bands, tf.exp(scale)))
     cosines = np.cos(np.pi * np.outer(np.arange(4), np.arange(num_bands) + 0.5) / num_bands)
-    levels = keras.random.normal([batch_size, 4], stddev=self.level, seed=self._seeds)
+    seed = replica_seed(self._seeds)
+    levels = self.level * tf.random.stateless_normal([batch_size, 4], seed, dtype=spectra.dtype)
     return scaled + tf.matmul(levels, tf.constant(cosines, levels.dtype))[:, tf.newaxis]
 
   def _interpolation(self, num_bands, factors):

@@ -3,6 +3,7 @@
 import keras
 
 from tfvq.layers.residual_block import ResidualBlock
+from tfvq.ops.precision import full_precision
 
 
 def image_encoder(
@@ -28,7 +29,7 @@ def image_encoder(
       `hidden_units` with every further convolution.
     residual_units: Channels inside a residual block; None means `hidden_units`.
     num_residual_blocks: Residual blocks; 2 in the paper.
-    num_downsamplings: Convolutions of stride 2; 2 in the paper, for 4 x 4 pixels per position.
+    num_downsamplings: Convolutions of stride 2, >= 0; 2 in the paper, for 4 x 4 pixels per position.
     latents_per_position: G, latents at each position; the paper's CIFAR-10 model has 10.
 
   Returns:
@@ -45,7 +46,8 @@ def image_encoder(
   names = iter(["stem"])  # of the first convolution, by which an export knows it
   for units in upper_units:
     h = keras.layers.Conv2D(units, 4, strides=2, padding="same", activation="relu", name=next(names, None))(h)
-  h = keras.layers.Conv2D(last_units, 4, strides=2, padding="same", name=next(names, None))(h)
+  last_stride = 2 if num_downsamplings else 1
+  h = keras.layers.Conv2D(last_units, 4, strides=last_stride, padding="same", name=next(names, None))(h)
   for _ in range(num_residual_blocks):
     h = ResidualBlock(hidden_units, residual_units)(h)
   if num_residual_blocks:
@@ -101,7 +103,11 @@ def image_decoder(
   *upper_units, _ = _units_per_scale(hidden_units, stem_units, num_downsamplings)
   for units in reversed(upper_units):
     h = keras.layers.Conv2DTranspose(units, 4, strides=2, padding="same", activation="relu")(h)
-  h = keras.layers.Conv2DTranspose(num_parameters * image_shape[-1], 4, strides=2, padding="same", dtype="float32")(h)
+  last_stride = 2 if num_downsamplings else 1
+  # The distribution needs full precision, whatever the other layers compute in.
+  dtype = full_precision(keras.config.dtype_policy().compute_dtype)
+  channels = num_parameters * image_shape[-1]
+  h = keras.layers.Conv2DTranspose(channels, 4, strides=last_stride, padding="same", dtype=dtype)(h)
   return keras.Model(inputs, h, name="decoder")
 
 

@@ -8,7 +8,10 @@ import tensorflow as tf
 
 from tfvq.layers.categorical_head import CategoricalHead
 from tfvq.layers.gated_block import GatedBlock
-from tfvq.ops.distributed import share_of_loss
+from tfvq.models.likelihood_model import LikelihoodModel
+from tfvq.ops.empty_batch import for_any_batch
+from tfvq.ops.value_range import outside
+from tfvq.ops.values import check_values
 
 
 class PixelCNNState(NamedTuple):
@@ -22,7 +25,7 @@ class PixelCNNState(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("tfvq")
-class PixelCNN(keras.Model):
+class PixelCNN(LikelihoodModel):
   """Autoregressive model over a grid of K-way values in raster order, with cached generation.
 
   Reference: arXiv 1606.05328; as the prior over codes: arXiv 1711.00937, section 3.3.
@@ -130,12 +133,15 @@ class PixelCNN(keras.Model):
 
   def call(self, inputs, training=False):
     x, condition = self._unpack(inputs)
-    logits = self.head(self.features(x, condition, training), x)
+    logits = for_any_batch(lambda x, condition: self.head(self.features(x, condition, training), x), x, condition)
     return logits if len(self.grid_shape) == 3 else logits[..., 0, :]
 
   def log_prob(self, x, condition=None) -> tf.Tensor:
     """Log-likelihood in nats, integers [B, H, W] or [B, H, W, G] -> float [B]."""
     x, condition = self._unpack((x, condition))
+    check_values(x, self.num_values, f"Values of {self.name}")
+    if self.num_classes and condition is not None:
+      check_values(tf.convert_to_tensor(condition), self.num_classes, f"Classes of {self.name}")
     logits = self.head(self.features(x, condition), x)
     return tf.reduce_sum(self.head.log_prob(logits, x), axis=[1, 2])
 
@@ -214,13 +220,33 @@ class PixelCNN(keras.Model):
       horizontal_past.append(past)
     return tf.concat(skips, axis=-1), state._replace(horizontal_past=tuple(horizontal_past))
 
-  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-    del y, sample_weight
+  def example_losses(self, x, y_pred, training):
+    """Negative log-likelihood of each example in nats per value, float [B]."""
+    del training
     x, _ = self._unpack(x)
     logits = y_pred if len(self.grid_shape) == 3 else y_pred[..., tf.newaxis, :]
     nll_nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=x, logits=logits)
+    nll_nats = tf.reduce_mean(nll_nats, axis=[1, 2, 3])
     self._bits_per_dim.update_state(nll_nats / np.log(2))
-    return share_of_loss(tf.reduce_mean(nll_nats))
+    return nll_nats
+
+  def is_flagged(self, x):
+    x, condition = self._unpack(x)
+    flagged = outside(x, self.num_values)
+    return flagged | outside(condition, self.num_classes) if self.num_classes else flagged
+
+  def check_flagged(self, share):
+    if share:
+      classes = f", or a class outside 0..{self.num_classes - 1}" if self.num_classes else ""
+      raise ValueError(
+        f"{share:.1%} of the examples for {self.name} have a value outside 0..{self.num_values - 1}{classes}."
+      )
+
+  def input_signature(self):
+    x = keras.InputSpec(shape=(None, *self.grid_shape), dtype="int32")
+    if self.num_classes:
+      return [(x, keras.InputSpec(shape=(None,), dtype="int32"))]
+    return [(x, keras.InputSpec(shape=(None, self.condition_dim), dtype="float32"))] if self.condition_dim else [x]
 
   def get_config(self):
     return {

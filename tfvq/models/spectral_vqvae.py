@@ -4,12 +4,14 @@ import keras
 import tensorflow as tf
 
 from tfvq.layers.log_mel import LogMel
+from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.models.speech_networks import context_of
-from tfvq.ops.distributed import share_of_loss
+from tfvq.ops.empty_batch import for_any_batch
+from tfvq.ops.value_range import outside
 
 
 @keras.saving.register_keras_serializable("tfvq")
-class SpectralVQVAE(keras.Model):
+class SpectralVQVAE(LikelihoodModel):
   """Encoder, vector quantiser and conditioner; a linear map of the condition predicts the log-mel spectra.
 
   A step of it costs a fiftieth of one with a WaveNet, so that codes can be learned before a decoder listens to them.
@@ -49,16 +51,24 @@ class SpectralVQVAE(keras.Model):
     self._mel_error = keras.metrics.Mean(name="mel_error")
     self.built = True
 
+  @property
+  def num_speakers(self) -> int:
+    """Number of speakers, or the largest int32 where the conditioner has no layer `speaker_embedding` to tell it."""
+    sizes = [layer.input_dim for layer in self.conditioner.layers if layer.name == "speaker_embedding"]
+    return sizes[0] if sizes else tf.int32.max
+
   def call(self, inputs, training=False):
     z_q = self.codebook_vectors(inputs["audio"], training)
-    mel_error = self.mel_error(inputs["audio"], self.conditioner((z_q, inputs["speaker"]), training=training))
-    self._mel_error.update_state(mel_error)
-    return mel_error
+    return self.mel_error(inputs["audio"], self.condition(z_q, inputs["speaker"], training))
 
   def codebook_vectors(self, audio, training=False) -> tf.Tensor:
     """Audio, float [B, T] -> z_q, of the shape of z_e, or z_e itself while nothing is quantised."""
-    z_e = self.encoder(audio, training=training)
+    z_e = for_any_batch(lambda audio: self.encoder(audio, training=training), audio)
     return self.quantizer(z_e, training=training) if self.quantizing else z_e
+
+  def condition(self, z_q, speaker, training=False) -> tf.Tensor:
+    """The decoder's local condition, z_q as `codebook_vectors` gives it and integers [B] -> float [B, F, E]."""
+    return for_any_batch(lambda z_q, speaker: self.conditioner((z_q, speaker), training=training), z_q, speaker)
 
   def mel_error(self, audio, condition) -> tf.Tensor:
     """Mean squared error of the spectra of audio [B, T] as a condition [B, F, E] predicts them, [B].
@@ -76,9 +86,22 @@ class SpectralVQVAE(keras.Model):
     predicted = tf.cast(self.mel_prediction(condition[:, inside]), log_mel.dtype)
     return tf.reduce_mean(tf.math.squared_difference(predicted, log_mel), axis=[1, 2])
 
-  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-    del x, y, sample_weight
-    return share_of_loss(tf.reduce_mean(y_pred) + sum(self.losses))
+  def example_losses(self, x, y_pred, training):
+    """Mean squared error of each clip's spectra, float [B]."""
+    del x, training
+    self._mel_error.update_state(y_pred)
+    return y_pred
+
+  def is_flagged(self, x):
+    return outside(x["speaker"], self.num_speakers)
+
+  def check_flagged(self, share):
+    if share:
+      raise ValueError(f"{share:.1%} of the clips for {self.name} have a speaker outside 0..{self.num_speakers - 1}.")
+
+  def input_signature(self):
+    audio, speaker = keras.InputSpec(shape=(None, None), dtype="float32"), keras.InputSpec(shape=(None,), dtype="int32")
+    return [{"audio": audio, "speaker": speaker}]
 
   def get_config(self):
     serialize = keras.saving.serialize_keras_object

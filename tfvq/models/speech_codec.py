@@ -9,6 +9,7 @@ from tfvq.models.sampling import continue_sequence, gumbel_noise, sequence_start
 from tfvq.models.speech_vqvae import SpeechVQVAE
 from tfvq.ops.loudness import frame_powers, gain_to_level
 from tfvq.ops.subbands import CONTEXT_STEPS
+from tfvq.ops.values import check_values
 
 _PART_SAMPLES = 160_000  # that are encoded at once
 
@@ -40,7 +41,8 @@ class SpeechCodec:
     """
     reader = _as_reader(audio)
     starts = range(0, reader.num_samples, _PART_SAMPLES)
-    return gain_to_level(np.concatenate([frame_powers(reader.read(start, start + _PART_SAMPLES)) for start in starts]))
+    powers = [frame_powers(reader.read(start, start + _PART_SAMPLES)) for start in starts]
+    return gain_to_level(np.concatenate(powers)) if powers else 1.0
 
   def encode(self, audio, gain: float = 1.0) -> np.ndarray:
     """Codes of audio, int32 [F] or [F, G], F = ceil(num_samples / hop_samples).
@@ -61,11 +63,12 @@ class SpeechCodec:
       begin, end = max(0, start - context), min(reader.num_samples, stop + context)
       audio = np.pad(gain * reader.read(begin, end), [begin - (start - context), stop + context - end])
       codes.append(self._encode(tf.constant(audio[np.newaxis]))[0].numpy())
-    return np.concatenate(codes)
+    return np.concatenate(codes) if codes else np.zeros([0, *self.model.frame_shape], np.int32)
 
   def decode(self, codes, speaker, seed: int = 0, temperature=1.0) -> np.ndarray:
     """Speech from codes and speakers, float32 [B, F * hop_samples]; see `decode_parts`."""
-    return np.concatenate(list(self.decode_parts(codes, speaker, seed, temperature)), axis=1)
+    parts = list(self.decode_parts(codes, speaker, seed, temperature))
+    return np.concatenate([np.zeros([len(codes), 0], np.float32), *parts], axis=1)
 
   def decode_parts(self, codes, speaker, seed: int = 0, temperature=1.0) -> Iterator[np.ndarray]:
     """The same part by part, float32 [B, T] each.
@@ -77,7 +80,11 @@ class SpeechCodec:
       temperature: A scalar, or one for each band, lowest first.
     """
     model, codes = self.model, np.asarray(codes, np.int32)
+    check_values(tf.constant(codes), model.quantizer.num_embeddings, "Codes")
+    check_values(tf.constant(speaker), model.spectral.num_speakers, "Speakers")
     batch_size, num_frames, *latents = codes.shape
+    if not num_frames:
+      return
     temperature = tf.broadcast_to(tf.cast(temperature, tf.float32), [model.decoder.head.num_variables])
     num_parts = -(-num_frames // self.frames_per_part)
     # Before the first frame and after the last there is more of them; every part has the shape that was compiled for.

@@ -3,13 +3,16 @@
 import keras
 import tensorflow as tf
 
+from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.models.spectral_vqvae import SpectralVQVAE
 from tfvq.models.speech_networks import context_of
-from tfvq.ops.distributed import share_of_loss
+from tfvq.ops.distributed import num_replicas, replica_seed
+from tfvq.ops.empty_batch import for_any_batch
+from tfvq.ops.values import check_values
 
 
 @keras.saving.register_keras_serializable("tfvq")
-class SpeechVQVAE(keras.Model):
+class SpeechVQVAE(LikelihoodModel):
   """Encoder, vector quantiser, and a WaveNet conditioned on codes and speaker, trained together.
 
   A decoder this strong can learn to ignore its codes. So that one sees whether it does, the codes of some training
@@ -95,17 +98,18 @@ class SpeechVQVAE(keras.Model):
   def call(self, inputs, training=False):
     audio, speaker = inputs["audio"], inputs["speaker"]
     z_q = self.spectral.codebook_vectors(audio, training)
-    is_null = keras.random.uniform(tf.shape(speaker), seed=self._seeds) < (self.null_rate if training else 0.0)
+    chance = tf.random.stateless_uniform(tf.shape(speaker), replica_seed(self._seeds))
+    is_null = chance < (self.null_rate if training else 0.0)
     is_null_everywhere = tf.reshape(is_null, [-1, *[1] * (len(z_q.shape) - 1)])
-    z_q = tf.where(is_null_everywhere, tf.convert_to_tensor(self.null), z_q)
-    condition = self.conditioner((z_q, speaker), training=training)
+    z_q = tf.where(is_null_everywhere, tf.cast(self.null, z_q.dtype), z_q)
+    condition = self.spectral.condition(z_q, speaker, training)
     mel_error = self.spectral.mel_error(audio, condition)
     heard = tf.cast(~is_null, mel_error.dtype)
+    self._mel_error.update_state(mel_error, sample_weight=heard)
     mel_error = tf.math.divide_no_nan(tf.reduce_sum(mel_error * heard), tf.reduce_sum(heard))
     self.add_loss(self.mel_weight * mel_error)
-    self._mel_error.update_state(mel_error)
     margin, steps = self.margin_frames, self.margin_frames * self.steps_per_frame
-    values = self.audio_values(audio)[:, steps : -steps or None]
+    values = for_any_batch(self.audio_values, audio)[:, steps : -steps or None]
     nats_per_sample = self._nats(values, condition[:, margin : -margin or None])
     self._nats_per_sample.update_state(nats_per_sample, sample_weight=heard)
     self._null_nats.update_state(nats_per_sample, sample_weight=1 - heard)
@@ -116,14 +120,27 @@ class SpeechVQVAE(keras.Model):
     log_prob = self.decoder.log_prob(values, {"local": condition})
     return -log_prob / tf.cast(tf.size(values[0]), log_prob.dtype)
 
-  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-    del x, y, sample_weight
-    return share_of_loss(tf.reduce_mean(y_pred) + sum(self.losses))
+  def example_losses(self, x, y_pred, training):
+    """Negative log-likelihood of each clip in nats per sample, float [B]."""
+    del x, training
+    return y_pred
+
+  def is_flagged(self, x):
+    return self.spectral.is_flagged(x)
+
+  def check_flagged(self, share):
+    self.spectral.check_flagged(share)
+
+  def input_signature(self):
+    return self.spectral.input_signature()
 
   def get_metrics_result(self):
     results = super().get_metrics_result()
-    null_nats = results.pop("null_nats")
-    return {**results, "gain_nats": null_nats - results["nats_per_sample"]} if self.null_rate else results
+    null_nats = results.pop("null_nats", None)
+    # Inside a step it is not known whether there have been clips of both kinds.
+    if null_nats is None or "nats_per_sample" not in results or not tf.executing_eagerly() or num_replicas() > 1:
+      return results
+    return {**results, "gain_nats": null_nats - results["nats_per_sample"]}
 
   def encode(self, audio) -> tf.Tensor:
     """Codes of audio, float [B, T] -> int32 [B, T / hop_samples], or [B, T / hop_samples, G]."""
@@ -134,7 +151,9 @@ class SpeechVQVAE(keras.Model):
 
     Training leaves out `conditioner_context_frames` at either end: give so many more codes, and drop their frames.
     """
-    return self.conditioner((self.quantizer.decode(codes), tf.convert_to_tensor(speaker)))
+    speaker = tf.convert_to_tensor(speaker)
+    check_values(speaker, self.spectral.num_speakers, f"Speakers of {self.name}")
+    return self.conditioner((self.quantizer.decode(codes), speaker))
 
   def nats_per_sample(self, audio, speaker, z_q=None) -> tf.Tensor:
     """Negative log-likelihood of whole clips in nats per sample.

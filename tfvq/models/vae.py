@@ -1,10 +1,12 @@
 """The variational autoencoder with Gaussian latents: the continuous baseline of the paper's likelihood table."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfvq.models.autoencoder import Autoencoder, Reconstruction
+from tfvq.models.autoencoder import Autoencoder, Reconstruction, num_values
+from tfvq.ops.distributed import replica_seed
+from tfvq.ops.empty_batch import for_any_batch
+from tfvq.ops.precision import to_full_precision
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -34,14 +36,20 @@ class VAE(Autoencoder):
   def call(self, x, training=False):
     import tensorflow_probability as tfp  # takes seconds to import: only where it is used
 
-    mean, log_stddev = tf.split(self.encoder(x, training=training), 2, axis=-1)
+    moments = to_full_precision(for_any_batch(lambda x: self.encoder(x, training=training), x))
+    mean, log_stddev = tf.split(moments, 2, axis=-1)
     posterior = tfp.distributions.Normal(mean, tf.exp(log_stddev))
     prior = tfp.distributions.Normal(tf.zeros_like(mean), 1.0)
     latent_nats = posterior.kl_divergence(prior)
     latent_nats = tf.reduce_sum(latent_nats, axis=list(range(1, latent_nats.shape.rank)))
-    self.add_loss(tf.reduce_mean(latent_nats) / np.prod(x.shape[1:]))
-    noise = keras.random.normal(tf.shape(mean), seed=self.seed_generator)
-    return Reconstruction(self.decoder(mean + tf.exp(log_stddev) * noise, training=training), latent_nats)
+    noise = tf.random.stateless_normal(tf.shape(mean), replica_seed(self.seed_generator), dtype=mean.dtype)
+    latents = mean + tf.exp(log_stddev) * noise
+    parameters = for_any_batch(lambda latents: self.decoder(latents, training=training), latents)
+    return Reconstruction(to_full_precision(parameters), latent_nats)
+
+  def example_losses(self, x, y_pred, training):
+    losses = super().example_losses(x, y_pred, training)
+    return losses + tf.cast(y_pred.latent_nats, losses.dtype) / num_values(x)
 
   def reconstruct(self, x) -> tf.Tensor:
     """Data from the mean of their latents, float, mostly in 0..255, not rounded."""

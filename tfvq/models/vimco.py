@@ -4,8 +4,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfvq.models.autoencoder import Autoencoder, Reconstruction
-from tfvq.ops.distributed import share_of_loss
+from tfvq.models.autoencoder import Autoencoder, Reconstruction, num_values
+from tfvq.ops.distributed import replica_seed
+from tfvq.ops.empty_batch import for_any_batch
+from tfvq.ops.precision import to_full_precision
+from tfvq.ops.values import check_values
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -27,6 +30,9 @@ class VIMCO(Autoencoder):
   Raises:
     ValueError: There are fewer than two samples.
 
+  Output shape:
+    A `Reconstruction` from the most probable latents of each datum, with what they cost under a uniform prior.
+
   Training behaviour:
     `compile(optimizer)` and `fit(x)` maximise the multi-sample bound
     log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x), z_s ~ q, with a uniform prior; the metric `bits_per_dim` is the
@@ -44,36 +50,59 @@ class VIMCO(Autoencoder):
     self.num_samples = num_samples
     self.seed = seed
     self.seed_generator = keras.random.SeedGenerator(seed)
-    self.embedding = keras.layers.Embedding(num_embeddings, embedding_dim)
+    self.embedding = keras.layers.Embedding(num_embeddings, embedding_dim, dtype=self.dtype_policy)
     self.embedding.build()
     self.built = True
 
   def call(self, x, training=False):
-    logits = self.encoder(x, training=training)  # [B, ..., K]
+    logits = self._logits(x, training)
+    codes = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    return Reconstruction(self._parameters(codes, training), tf.fill([tf.shape(x)[0]], -self._log_prior(logits.dtype)))
+
+  def _logits(self, x, training):
+    """Logits of the latents, float [B, ..., K]."""
+    return to_full_precision(for_any_batch(lambda x: self.encoder(x, training=training), x))
+
+  def _parameters(self, codes, training):
+    """Parameters of the output distribution, int32 [B, ...] -> float [B, ...]."""
+    decode = lambda codes: self.decoder(self.embedding(codes), training=training)
+    return to_full_precision(for_any_batch(decode, codes))
+
+  def _log_prior(self, dtype):
+    """Log-probability of any latents of a datum in nats, float scalar."""
+    return tf.constant(-np.prod(self.encoder.output_shape[1:-1]) * np.log(self.num_embeddings), dtype)
+
+  def _samples(self, x, training):
+    """Draws S latents for each datum.
+
+    Returns:
+      `(parameters [S B, ...], latent_nats [S, B])`, the latter log q(z | x) - log p(z) in nats.
+    """
+    logits = self._logits(x, training)
     repeated = tf.repeat(logits[tf.newaxis], self.num_samples, axis=0)
     flat = tf.reshape(repeated, [-1, self.num_embeddings])
-    codes = keras.random.categorical(flat, 1, dtype="int32", seed=self.seed_generator)
+    codes = tf.random.stateless_categorical(flat, 1, replica_seed(self.seed_generator), dtype=tf.int32)
     codes = tf.reshape(codes, tf.shape(repeated)[:-1])  # [S, B, ...]
     log_q = -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=codes, logits=repeated)
-    per_datum = list(range(2, log_q.shape.rank))
-    log_q = tf.reduce_sum(log_q, axis=per_datum)
-    latents = self.embedding(tf.reshape(codes, tf.concat([[-1], tf.shape(codes)[2:]], axis=0)))
-    log_prior = -np.prod(self.encoder.output_shape[1:-1]) * np.log(self.num_embeddings)
-    return Reconstruction(self.decoder(latents, training=training), log_q - log_prior)  # [S B, ...], [S, B]
+    log_q = tf.reduce_sum(log_q, axis=list(range(2, log_q.shape.rank)))
+    codes = tf.reshape(codes, tf.concat([[-1], tf.shape(codes)[2:]], axis=0))
+    return self._parameters(codes, training), log_q - self._log_prior(log_q.dtype)
 
-  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-    del y, sample_weight
-    parameters, latent_nats = y_pred
-    num_values = np.prod(x.shape[1:])
+  def example_losses(self, x, y_pred, training):
+    """The negative surrogate of each example's bound, in nats per data value, float [B]."""
+    # The bound needs samples, where `call` gives the most probable latents; a graph leaves out what `call` did.
+    del y_pred
+    parameters, latent_nats = self._samples(x, training)
     repeated = tf.repeat(tf.cast(x, parameters.dtype)[tf.newaxis], self.num_samples, axis=0)
     repeated = tf.reshape(repeated, tf.concat([[-1], tf.shape(x)[1:]], axis=0))
     log_prob = self.distribution.log_prob(parameters, repeated)
     log_prob = tf.reduce_sum(log_prob, axis=list(range(1, log_prob.shape.rank)))
+    latent_nats = tf.cast(latent_nats, log_prob.dtype)
     log_weights = tf.reshape(log_prob, tf.shape(latent_nats)) - latent_nats
     bound, surrogate = vimco_objective(log_weights, latent_nats)
-    parameters = parameters[: tf.shape(x)[0]]  # the first sample of each datum stands for all in the PSNR
-    self.update_metrics(x, parameters, tf.reduce_mean(bound) / num_values, tf.constant(0.0))
-    return share_of_loss(-tf.reduce_mean(surrogate) / num_values)
+    # The first sample of each datum stands for all in the PSNR.
+    self.update_metrics(x, parameters[: tf.shape(x)[0]], bound / num_values(x))
+    return -surrogate / num_values(x)
 
   def encode(self, x) -> tf.Tensor:
     """Most probable codes, int32 [B, ...]."""
@@ -81,6 +110,7 @@ class VIMCO(Autoencoder):
 
   def decode(self, codes) -> tf.Tensor:
     """Data from codes, int32 [B, ...] -> float, mostly in 0..255, not rounded."""
+    check_values(tf.convert_to_tensor(codes), self.num_embeddings, f"Codes of {self.name}")
     return self.distribution.mode(self.decoder(self.embedding(codes)))
 
   def reconstruct(self, x) -> tf.Tensor:

@@ -5,6 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.models.autoencoder import Autoencoder, Reconstruction
+from tfvq.ops.empty_batch import for_any_batch
+from tfvq.ops.precision import to_full_precision
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -47,10 +49,13 @@ class VQVAE(Autoencoder):
     self.built = True
 
   def call(self, x, training=False):
-    z_q = self.quantizer(self.encoder(x, training=training), training=training)
+    z_e = for_any_batch(lambda x: self.encoder(x, training=training), x)
+    z_q = self.quantizer(z_e, training=training)
+    parameters = for_any_batch(lambda z_q: self.decoder(z_q, training=training), z_q)
+    parameters = to_full_precision(parameters)
     # The prior is uniform while the autoencoder trains: log K for each of a datum's codes.
     latent_nats = np.prod(self.encoder.output_shape[1:-1]) * np.log(self.quantizer.num_embeddings)
-    return Reconstruction(self.decoder(z_q, training=training), tf.constant(latent_nats, tf.float32))
+    return Reconstruction(parameters, tf.fill([tf.shape(x)[0]], tf.constant(latent_nats, parameters.dtype)))
 
   def encode(self, x) -> tf.Tensor:
     """Codes of data, int32 [B, ...]."""

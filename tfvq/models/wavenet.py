@@ -7,8 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.layers.dilated_block import DilatedBlock
-from tfvq.ops.distributed import share_of_loss
+from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.ops.mu_law import compress, expand
+from tfvq.ops.value_range import outside
+from tfvq.ops.values import check_values
 
 
 class WaveNetState(NamedTuple):
@@ -19,7 +21,7 @@ class WaveNetState(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("tfvq")
-class WaveNet(keras.Model):
+class WaveNet(LikelihoodModel):
   """Autoregressive model of a sequence, with cached generation.
 
   Reference: arXiv 1609.03499; as decoder and prior: arXiv 1711.00937, sections 4.3 and 3.3.
@@ -35,18 +37,21 @@ class WaveNet(keras.Model):
       numbers, else by an embedding.
     condition_dim: E of the local condition; 0 for none.
     num_speakers: Number of speakers of the global condition; 0 for none.
+    audio_values: `tfvq.layers.AudioValues`, saved with the model: what turns audio into its values and back; None where
+      its values are not audio, or another model holds the layer.
     **kwargs: As for `keras.Model`.
 
   Input shape:
-    `(x, condition)`: integers [B, T, G]; None, or a dict of what the model is conditioned on: "local", float [B, F, E]
-    with T a multiple of F, each of its frames holding for T / F steps; "speaker", integers [B].
+    x: integers [B, T, G]; or a pair (x, condition), the condition a dict of what the model is conditioned on: "local",
+    float [B, F, E] with T a multiple of F, each of its frames holding for T / F steps; "speaker", integers [B].
+    The condition may be None, but not under a `tf.distribute` strategy, which takes x alone.
 
   Output shape:
     Parameters of the output distribution, float [B, T, ...].
 
   Training behaviour:
-    `compile(optimizer)` and `fit` on `((x, condition),)` minimise the negative log-likelihood in nats per value; the
-    metric `bits_per_value` is the same in bits.
+    `compile(optimizer)` and `fit` on `x` or `((x, condition),)` minimise the negative log-likelihood in nats per
+    value; the metric `bits_per_value` is the same in bits.
 
   Raises:
     ValueError: An argument is out of its range, or a condition does not suit.
@@ -66,6 +71,7 @@ class WaveNet(keras.Model):
     ordinal: bool = True,
     condition_dim: int = 0,
     num_speakers: int = 0,
+    audio_values: keras.layers.Layer | None = None,
     **kwargs,
   ):
     super().__init__(**kwargs)
@@ -77,6 +83,7 @@ class WaveNet(keras.Model):
     self.ordinal = ordinal
     self.condition_dim = condition_dim
     self.num_speakers = num_speakers
+    self.audio_values = audio_values
     policy = self.dtype_policy
     if ordinal:
       self.embedding = keras.layers.Dense(channels, dtype=policy)
@@ -113,7 +120,7 @@ class WaveNet(keras.Model):
 
   def call(self, inputs, training=False):
     del training
-    x, condition = inputs
+    x, condition = _unpack(inputs)
     batch_size, num_steps = tf.shape(x)[0], tf.shape(x)[1]
     x = _time_major(x)
     parameters = self.head(self.features(x, batch_size, condition), x)
@@ -126,6 +133,10 @@ class WaveNet(keras.Model):
 
   def log_prob_per_step(self, x, condition=None) -> tf.Tensor:
     """Log-likelihood of each step given those before it in nats, integers [B, T, G] -> float [B, T]."""
+    if self.num_speakers and condition and condition.get("speaker") is not None:
+      check_values(tf.convert_to_tensor(condition["speaker"]), self.num_speakers, f"Speakers of {self.name}")
+    x = tf.convert_to_tensor(x)
+    check_values(x, self.head.num_values, f"Values of {self.name}")
     batch_size, num_steps = tf.shape(x)[0], tf.shape(x)[1]
     x = _time_major(x)
     parameters = self.head(self.features(x, batch_size, condition), x)
@@ -202,11 +213,34 @@ class WaveNet(keras.Model):
       skips.append(skip)
     return tf.concat(skips, axis=-1), inputs
 
-  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-    del y, sample_weight
-    nll_nats = -tf.reduce_mean(self.head.log_prob(y_pred, x[0])) / self.head.num_variables
+  def example_losses(self, x, y_pred, training):
+    """Negative log-likelihood of each example in nats per value, float [B]."""
+    del training
+    x, _ = _unpack(x)
+    nll_nats = -tf.reduce_mean(self.head.log_prob(y_pred, x), axis=1) / self.head.num_variables
     self._bits_per_value.update_state(nll_nats / np.log(2))
-    return share_of_loss(nll_nats)
+    return nll_nats
+
+  def is_flagged(self, x):
+    x, condition = _unpack(x)
+    flagged = outside(x, self.head.num_values)
+    return flagged | outside(condition["speaker"], self.num_speakers) if self.num_speakers else flagged
+
+  def check_flagged(self, share):
+    if share:
+      speakers = f", or a speaker outside 0..{self.num_speakers - 1}" if self.num_speakers else ""
+      raise ValueError(
+        f"{share:.1%} of the examples for {self.name} have a value outside 0..{self.head.num_values - 1}{speakers}."
+      )
+
+  def input_signature(self):
+    x = keras.InputSpec(shape=(None, None, self.head.num_variables), dtype="int32")
+    condition = {}
+    if self.condition_dim:
+      condition["local"] = keras.InputSpec(shape=(None, None, self.condition_dim), dtype="float32")
+    if self.num_speakers:
+      condition["speaker"] = keras.InputSpec(shape=(None,), dtype="int32")
+    return [(x, condition)] if condition else [x]
 
   def get_config(self):
     return {
@@ -217,11 +251,19 @@ class WaveNet(keras.Model):
       "ordinal": self.ordinal,
       "condition_dim": self.condition_dim,
       "num_speakers": self.num_speakers,
+      "audio_values": keras.saving.serialize_keras_object(self.audio_values),
     }
 
   @classmethod
   def from_config(cls, config):
-    return cls(**{**config, "head": keras.saving.deserialize_keras_object(config["head"])})
+    parts = ("head", "audio_values")
+    deserialize = keras.saving.deserialize_keras_object
+    return cls(**{key: deserialize(value) if key in parts else value for key, value in config.items()})
+
+
+def _unpack(inputs):
+  """The values and the condition or None."""
+  return inputs if isinstance(inputs, (tuple, list)) else (inputs, None)
 
 
 def _time_major(x):

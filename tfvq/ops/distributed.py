@@ -9,9 +9,32 @@ def num_replicas() -> int:
   return 1 if context is None else context.num_replicas_in_sync
 
 
-def share_of_loss(loss: tf.Tensor) -> tf.Tensor:
-  """A replica's mean loss as its share in the global batch's: Keras adds up the gradients of all replicas."""
-  return loss / tf.distribute.get_strategy().num_replicas_in_sync
+def share_of_loss(loss: tf.Tensor, num_examples: tf.Tensor, training: bool = True) -> tf.Tensor:
+  """A replica's mean loss as its share of the global batch's: Keras adds up the gradients of all replicas.
+
+  Args:
+    loss: Mean over this replica's examples, float scalar.
+    num_examples: How many they are, float scalar; replicas may have different numbers, or none.
+    training: Whether the gradient is needed.
+
+  Returns:
+    The loss divided by the number of replicas, by which Keras's own metric multiplies it again. Its gradient is
+    weighted by the replica's share of the examples.
+  """
+  if num_replicas() == 1:
+    return loss
+  share = loss / num_replicas()
+  if not training:
+    return share
+  (total,) = sum_over_replicas(num_examples)
+  weighted = tf.math.divide_no_nan(loss * num_examples, total)
+  return weighted + tf.stop_gradient(share - weighted)
+
+
+def replica_seed(generator) -> tf.Tensor:
+  """The next seed of a `keras.random.SeedGenerator` for `tf.random.stateless_*`, int32 [2], different per replica."""
+  seed = tf.cast(tf.math.floormod(generator.next(), tf.int32.max - 1), tf.int32)
+  return seed if num_replicas() == 1 else tf.random.experimental.stateless_fold_in(seed, replica_id())
 
 
 def one_hot_replica(value: tf.Tensor) -> tf.Tensor:

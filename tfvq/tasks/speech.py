@@ -152,7 +152,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     speakers = np.arange(num, dtype=np.int32) % self.num_classes
     noise_shape = models.sequence_noise_shape(run.prior, self.config.prior.window_frames, num)
     sample = tf.function(models.sample_sequence, jit_compile=True)
-    noise = models.gumbel_noise(self.config.seed, noise_shape)
+    noise = models.gumbel_noise(self.config.seed, noise_shape, part=-1)  # the decoder's parts count from 0
     condition = {"speaker": tf.constant(speakers)}
     codes = sample(run.prior, noise, condition, self.config.samples.prior_temperature).numpy()
     codes = codes.reshape(*codes.shape[:2], *run.autoencoder.frame_shape)

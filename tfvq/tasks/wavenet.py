@@ -26,11 +26,18 @@ class WaveNetTask(CorpusTask):
   stages = ("data", "prior", "samples", "evaluation")
 
   @functools.cached_property
+  def _levels(self) -> np.ndarray:
+    """Levels of the bands of the training data, float32 [num_bands]."""
+    audio_values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
+    self.adapt_levels(audio_values)
+    return np.array(audio_values.levels)
+
+  @property
   def audio_values(self) -> AudioValues:
-    """What the WaveNet models."""
-    values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
-    self.adapt_levels(values)
-    return values
+    """A new layer that turns audio into what the WaveNet models; the model of a strategy needs one of its own."""
+    audio_values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
+    audio_values.levels.assign(self._levels)
+    return audio_values
 
   def build_prior(self, manifest):
     del manifest
@@ -41,6 +48,7 @@ class WaveNetTask(CorpusTask):
       self.config.prior.num_bands,
       condition_dim=3 * len(self.corpus.phones) + 2 if self.config.phones else 0,
       num_speakers=num_speakers if num_speakers > 1 else 0,
+      audio_values=self.audio_values,
     )
 
   def prior_batches(self, codes, batch_size, step):
@@ -52,7 +60,12 @@ class WaveNetTask(CorpusTask):
       with_phones=self.config.phones,
     )
     audio_values = self.audio_values  # not within the map, where TensorFlow would only note down how to make it
-    return batches.map(lambda batch: ((audio_values(batch["audio"]), self._condition(batch)),))
+    return batches.map(lambda batch: self._inputs(audio_values(batch["audio"]), batch))
+
+  def _inputs(self, values, batch):
+    """A batch as the WaveNet's `fit` takes it: the values, or a pair with their condition."""
+    condition = self._condition(batch)
+    return ((values, condition),) if condition else values
 
   def _condition(self, batch):
     """The condition of {"speaker": [B], "phones": [B, F, 5]}, as `WaveNet` takes it."""
@@ -108,17 +121,17 @@ class WaveNetTask(CorpusTask):
       noise = models.gumbel_noise(self.config.seed, models.sequence_noise_shape(model, steps, num), second)
       values, start = proceed(start, noise, model.project_condition(part or None))
       parts.append(tf.transpose(values, [1, 0, 2]))
-    return self.audio_values.decode(tf.concat(parts, axis=1)).numpy()
+    return model.audio_values.decode(tf.concat(parts, axis=1)).numpy()
 
   def measure(self, run, split):
-    return {"bits_per_sample": figures.bits_per_value(run.prior, self._measured_inputs(split))}
+    return {"bits_per_sample": figures.bits_per_value(run.prior, self._measured_inputs(run.prior, split))}
 
-  def _measured_inputs(self, split):
+  def _measured_inputs(self, model, split):
     for clip in self.corpus.clips(split):
       num_frames = min(len(clip.audio) // FRAME_SAMPLES, _MAX_MEASURED_SECONDS * SAMPLE_RATE_HZ // FRAME_SAMPLES)
       audio = tf.constant(clip.audio[np.newaxis, : num_frames * FRAME_SAMPLES])
       batch = {"speaker": tf.constant([clip.speaker]), "phones": tf.constant(clip.phones[np.newaxis, :num_frames])}
-      yield ((self.audio_values(audio), self._condition(batch)),)
+      yield self._inputs(model.audio_values(audio), batch)
 
   def report_sections(self, run):
     paths = sorted(run.workdir.folder("samples").glob("[0-9]*.wav"), key=lambda path: int(path.name.split("-")[0]))

@@ -47,6 +47,8 @@ class Checkpoint(keras.callbacks.Callback):
 class Curves(keras.callbacks.Callback):
   """Writes the metrics over every so many steps to a CSV file: step, seconds spent training so far, and the metrics.
 
+  A metric without data leaves its field empty.
+
   Args:
     path: The file. Rows of steps after the one that training starts at are dropped: they will come again.
     every_steps: Steps between two rows; the metrics are reset after each.
@@ -71,28 +73,33 @@ class Curves(keras.callbacks.Callback):
 
   def on_train_batch_end(self, batch, logs=None):
     if steps_done(self.model) % self.every_steps == 0:
-      self._write_row(logs)
+      self._write_row()
       self.model.reset_metrics()
 
   def on_train_end(self, logs=None):
     if not self.rows or self.rows[-1]["step"] < steps_done(self.model):
-      self._write_row(logs)
+      self._write_row()
 
-  def _write_row(self, logs):
-    metrics = {name: float(value) for name, value in logs.items()}
+  def _write_row(self):
+    # Not the logs, which are those of one step: they cannot leave out metrics without data, and replicas differ.
+    metrics = {name: float(value) for name, value in self.model.get_metrics_result().items()}
     self.rows.append({"step": steps_done(self.model), "seconds": self.seconds, **metrics})
+    names = dict.fromkeys(name for row in self.rows for name in row)
     with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
-      writer = csv.DictWriter(file, self.rows[-1].keys())
+      writer = csv.DictWriter(file, names)
       writer.writeheader()
       writer.writerows(self.rows)
 
 
 def read_curves(path) -> list[dict[str, float]]:
-  """Rows of a file that `Curves` wrote, oldest first; none if there is no such file."""
+  """Rows of a file that `Curves` wrote, oldest first; none if there is no such file.
+
+  A metric without data is absent from a row.
+  """
   if not path.exists():
     return []
   with open(path, newline="") as file:
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def read_seconds(path) -> float:

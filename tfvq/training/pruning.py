@@ -176,7 +176,7 @@ def shrunk(wavenet: WaveNet) -> WaveNet:
   gates = {layer: _highest(gate_norms[layer], size) for layer in layers}
   head = type(wavenet.head).from_config(wavenet.head.get_config())
   config = {**wavenet.get_config(), "channels": size, "dilation_rates": [wavenet.dilation_rates[i] for i in layers]}
-  small = WaveNet(**{**config, "head": head})
+  small = WaveNet(**{**config, "head": head, "audio_values": wavenet.audio_values})
   for target, source in zip(small.embedding.variables, wavenet.embedding.variables, strict=True):
     target.assign(np.array(source)[..., stream])
   pre_activations = []

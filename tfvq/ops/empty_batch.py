@@ -1,0 +1,30 @@
+"""Networks on batches that may be empty, as a replica's share of a last batch is."""
+
+import tensorflow as tf
+
+
+def for_any_batch(network, *inputs):
+  """Runs a network on a batch that may be empty.
+
+  TensorFlow's convolutions with oneDNN give an empty batch the wrong shape: such a batch is run as one example of
+  zeros, whose output is dropped.
+
+  Args:
+    network: Function of `inputs`, each example by itself.
+    *inputs: Tensors [B, ...], or None.
+
+  Returns:
+    The network's output, [B, ...].
+  """
+  if inputs[0].shape[0]:
+    return network(*inputs)
+  batch_size = tf.shape(inputs[0])[0]
+  num_missing = tf.cast(batch_size == 0, tf.int32)
+
+  def padded(x):
+    if x is None:
+      return None
+    filled = tf.pad(x, [[0, num_missing], *[[0, 0]] * (x.shape.rank - 1)])
+    return tf.ensure_shape(filled, [None, *x.shape[1:]])
+
+  return network(*map(padded, inputs))[:batch_size]
