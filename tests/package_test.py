@@ -32,7 +32,7 @@ FOLDERS = {"tfvq": "tfvq", "export": "tfvq/export"}
 # h5py comes with Keras; the source `piano` has a list of requirements of its own.
 UNDECLARED = {"h5py", "music21", "tinysoundfont"}
 # The second backend of audio files reports by itself why it does not load.
-REPORTED_BY_ITSELF = {"tensorflow_io"}
+REPORTED_BY_ITSELF = {"tensorflow_serving", "tensorflow_io"}
 
 
 def requirements(texts):

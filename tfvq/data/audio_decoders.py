@@ -4,10 +4,13 @@ A decoder has `rate_hz`, `num_channels`, `num_frames` and `read(start, stop)`. A
 """
 
 import numpy as np
-import soundfile
 
 from tfvq.data.audio_headers import checked
 from tfvq.errors import UserError
+from tfvq.extras import extra
+
+with extra("speech"):
+  import soundfile
 
 _BLOCK_SAMPLES = 2**18
 _KEPT_SECONDS = 10  # of what was decoded last, because the parts that are read overlap

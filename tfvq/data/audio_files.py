@@ -6,11 +6,14 @@ import pathlib
 import wave
 
 import numpy as np
-import soxr
 
 from tfvq.data.audio_decoders import SoundfileDecoder
 from tfvq.errors import UserError
+from tfvq.extras import extra
 from tfvq.files import atomic_write
+
+with extra("speech"):
+  import soxr
 
 SAMPLE_RATE_HZ = 16_000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
