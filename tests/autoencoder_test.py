@@ -170,7 +170,7 @@ def test_vimco_trains_on_all_its_samples(rng):
   x = images(rng, 3)
   model.compile(keras.optimizers.SGD(0.0))
   state = model.seed_generator.state.numpy()
-  parameters, latent_nats = model._samples(x, True)
+  parameters, latent_nats = (np.array(value) for value in model._samples(x, True))
   model.seed_generator.state.assign(state)
   log_prob = model.distribution.log_prob(parameters, np.tile(x, (5, 1, 1, 1)).astype(np.float32)).numpy()
   log_weights = log_prob.astype(np.float64).sum(axis=(1, 2, 3)).reshape(5, 3) - latent_nats
