@@ -170,7 +170,7 @@ def test_vimco_trains_on_all_its_samples(rng):
   x = images(rng, 3)
   model.compile(keras.optimizers.SGD(0.0))
   state = model.seed_generator.state.numpy()
-  parameters, latent_nats = model._samples(x, True)
+  parameters, latent_nats = (np.array(value) for value in model._samples(x, True))
   model.seed_generator.state.assign(state)
   log_prob = model.distribution.log_prob(parameters, np.tile(x, (5, 1, 1, 1)).astype(np.float32)).numpy()
   log_weights = log_prob.astype(np.float64).sum(axis=(1, 2, 3)).reshape(5, 3) - latent_nats
@@ -187,7 +187,8 @@ def test_models_are_exported_after_fit(kind, tmp_path, rng):
   model.compile("sgd")
   model.fit(x, verbose=0)
   model.export(tmp_path / "exported", verbose=False)
-  served = tf.saved_model.load(str(tmp_path / "exported")).serve(tf.constant(x, tf.float32))
+  loaded = tf.saved_model.load(str(tmp_path / "exported"))
+  served = loaded.serve(tf.constant(x, tf.float32))
   parameters, latent_nats = tf.nest.flatten(served)
   np.testing.assert_allclose(latent_nats, model(x).latent_nats, rtol=1e-4)
   assert parameters.shape == (3, *SHAPE[:2], 6)

@@ -219,7 +219,8 @@ def test_models_are_exported_after_fit(kind, tmp_path, rng):
   if kind == "spatial":
     signature = [tuple(keras.InputSpec(shape=(None, *value.shape[1:]), dtype=value.dtype) for value in inputs)]
   model.export(tmp_path / "exported", verbose=False, input_signature=signature)
-  served = tf.saved_model.load(str(tmp_path / "exported")).serve(tf.nest.map_structure(tf.constant, inputs))
+  loaded = tf.saved_model.load(str(tmp_path / "exported"))
+  served = loaded.serve(tf.nest.map_structure(tf.constant, inputs))
   np.testing.assert_allclose(served, model(inputs), atol=1e-5)
 
 

@@ -273,13 +273,14 @@ def test_a_model_is_exported_after_fit(rng, tmp_path):
   model.fit(clips(model, rng), verbose=0)
   model.export(tmp_path / "exported", verbose=False)
   clip = next(iter(clips(model, rng)))
-  served = tf.saved_model.load(str(tmp_path / "exported")).serve(clip)
+  loaded = tf.saved_model.load(str(tmp_path / "exported"))
+  served = loaded.serve(clip)
   np.testing.assert_allclose(served, model(clip), rtol=1e-4)
 
 
 def test_the_released_model_loads(rng):
   model, facts = load_released()
-  audio = speech_like(64 * 30, rng)[np.newaxis]
+  audio = speech_like(model.hop_samples * 30, rng)[np.newaxis]
   assert len(facts["temperature"]) == model.audio_values.num_bands
   assert model.encode(audio).shape == (1, 30, *model.frame_shape)
 

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tfvq.layers.dense import Dense
+from tfvq.ops.precision import full_precision
 from tfvq.ops.values import check_values
 
 
@@ -54,6 +55,10 @@ class CategoricalHead(keras.layers.Layer):
     """Shape of the Gumbel noise that one position's sample takes: (G, K)."""
     return self.num_variables, self.num_values
 
+  @property
+  def _output_dtype(self):
+    return full_precision(self.compute_dtype)
+
   def build(self, features_shape):
     self.hidden.build(features_shape)
     for embedding in self.earlier:
@@ -83,6 +88,7 @@ class CategoricalHead(keras.layers.Layer):
       Values, int32 [..., G].
     """
     pending = self.hidden(features)
+    noise = tf.cast(noise, self._output_dtype)
     temperature = tf.broadcast_to(tf.cast(temperature, noise.dtype), [self.num_variables])
     values = []
     for g, scaled_noise in enumerate(tf.unstack(temperature[:, tf.newaxis] * noise, axis=-2)):
@@ -108,7 +114,7 @@ class CategoricalHead(keras.layers.Layer):
     # A split, not two slices: strided ones are slow in TFLite.
     hidden, rest = tf.split(pending, [self.hidden_units, num_after * self.hidden_units], axis=-1)
     logits = self.outputs[g](tf.nn.relu(hidden))
-    return tf.cast(logits, "float64" if self.compute_dtype == "float64" else "float32"), rest
+    return tf.cast(logits, self._output_dtype), rest
 
   def _observe(self, pending, g, value):
     """Adds what the value of variable g tells the variables after it."""

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.layers.dense import Dense
+from tfvq.ops.precision import to_full_precision
 from tfvq.ops.values import check_values
 
 
@@ -66,7 +67,7 @@ class LogisticMixtureHead(keras.layers.Layer):
   def call(self, features, x=None):
     del x
     parameters = self.output_projection(self.hidden(features))
-    parameters = tf.cast(parameters, "float64" if self.compute_dtype == "float64" else "float32")
+    parameters = to_full_precision(parameters)
     shape = tf.concat([tf.shape(parameters)[:-1], [self.num_variables, 3 * self.num_mixtures]], axis=0)
     parameters = tf.reshape(parameters, shape)
     return tf.ensure_shape(parameters, [*features.shape[:-1], self.num_variables, 3 * self.num_mixtures])
@@ -83,6 +84,7 @@ class LogisticMixtureHead(keras.layers.Layer):
       Values, int32 [..., G].
     """
     logits, means, log_scales = self._parts(self(features))
+    noise = tf.cast(noise, logits.dtype)
     noise *= tf.broadcast_to(tf.cast(temperature, noise.dtype), [self.num_variables])[:, tf.newaxis]
     component = tf.argmax(logits + noise[..., : self.num_mixtures], axis=-1, output_type=tf.int32)
     pick = lambda values: tf.gather(values, component, batch_dims=component.shape.rank)

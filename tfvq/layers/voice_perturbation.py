@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfvq.layers.log_mel import LOWEST_HZ
 from tfvq.ops.distributed import replica_seed
+from tfvq.ops.precision import to_full_precision
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -61,6 +62,7 @@ class VoicePerturbation(keras.layers.Layer):
   def call(self, spectra, training=False):
     if not (training and self.trainable):
       return spectra
+    dtype, spectra = spectra.dtype, to_full_precision(spectra)
     batch_size, num_bands = tf.shape(spectra)[0], spectra.shape[-1]
     seed = replica_seed(self._seeds)
     scale = tf.random.stateless_uniform([batch_size, 1], seed, -self.scale, self.scale, spectra.dtype)
@@ -68,7 +70,7 @@ class VoicePerturbation(keras.layers.Layer):
     cosines = np.cos(np.pi * np.outer(np.arange(4), np.arange(num_bands) + 0.5) / num_bands)
     seed = replica_seed(self._seeds)
     levels = self.level * tf.random.stateless_normal([batch_size, 4], seed, dtype=spectra.dtype)
-    return scaled + tf.matmul(levels, tf.constant(cosines, levels.dtype))[:, tf.newaxis]
+    return tf.cast(scaled + tf.matmul(levels, tf.constant(cosines, levels.dtype))[:, tf.newaxis], dtype)
 
   def _interpolation(self, num_bands, factors):
     """Weights of the bands that each band is read from, float [B, 1] -> [B, num_bands, num_bands]."""

@@ -39,10 +39,21 @@ class LikelihoodModel(keras.Model):
     """Shapes and dtypes of the inputs of `call`, as `export` takes them."""
     raise NotImplementedError
 
-  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-    del y
+  def fit(self, *args, sample_weight=None, **kwargs):
+    self._refuse_weights(sample_weight)  # which Keras drops where there is no y
+    return super().fit(*args, **kwargs)
+
+  def evaluate(self, *args, sample_weight=None, **kwargs):
+    self._refuse_weights(sample_weight)
+    return super().evaluate(*args, **kwargs)
+
+  def _refuse_weights(self, sample_weight):
     if sample_weight is not None:
       raise ValueError(f"{self.name} weighs all examples alike: leave out sample_weight and class_weight.")
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    del y
+    self._refuse_weights(sample_weight)
     self._flagged.update_state(self.is_flagged(x))
     losses = self.example_losses(x, y_pred, training)
     num_examples = tf.cast(tf.shape(losses)[0], losses.dtype)

@@ -7,6 +7,7 @@ from tfvq.layers.log_mel import LogMel
 from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.models.speech_networks import context_of
 from tfvq.ops.empty_batch import for_any_batch
+from tfvq.ops.precision import full_precision
 from tfvq.ops.value_range import outside
 
 
@@ -45,8 +46,8 @@ class SpectralVQVAE(LikelihoodModel):
     self.quantizing = True
     # Within a recording no code stands beside silence: so far from a training clip's ends nothing is learned.
     self.margin_frames = context_of(encoder) + context_of(conditioner)
-    self.log_mel = LogMel(hop_samples=hop_samples)
-    self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands)
+    self.log_mel = LogMel(hop_samples=hop_samples, dtype=full_precision(self.variable_dtype))
+    self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands, dtype=self.dtype_policy)
     self.mel_prediction.build((None, None, conditioner.output_shape[-1]))
     self._mel_error = keras.metrics.Mean(name="mel_error")
     self.built = True

@@ -70,7 +70,7 @@ class SpeechVQVAE(LikelihoodModel):
     self.null_rate = null_rate
     self.mel_weight = mel_weight
     self.seed = seed
-    self.spectral = SpectralVQVAE(encoder, quantizer, conditioner, hop_samples)
+    self.spectral = SpectralVQVAE(encoder, quantizer, conditioner, hop_samples, dtype=self.dtype_policy)
     self.encoder_context_frames = context_of(encoder)
     self.conditioner_context_frames = context_of(conditioner)
     self.null = self.add_weight(shape=(quantizer.embedding_dim,), initializer="zeros", name="null")
