@@ -13,6 +13,7 @@ import zipfile
 import h5py
 import pytest
 
+from tests.processes import default_signals
 from tests.tiny import NAMES, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -105,6 +106,7 @@ def test_a_program_that_is_stopped_says_so_and_leaves_no_file(number, code, tmp_
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    preexec_fn=default_signals,
   )
   assert process.stdout.readline() == "started\n" and len(list(tmp_path.iterdir())) == 1
   process.send_signal(number)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from export.device import CodecError, SpeechCodec, codes_file, files
 from export.device.codec import GumbelNoise
 from export.exporter import export
+from tests.processes import default_signals
 from tfvq.models import gumbel_noise
 from tfvq.models import speech_codec as keras_codec
 from tfvq.release import load_released
@@ -328,7 +329,8 @@ def test_links_modes_and_devices_are_left_as_they_are(tmp_path):
 def test_a_command_that_is_stopped_leaves_no_file(number, code, tmp_path, rng):
   write_wav(tmp_path / "in.wav", speech(16_000 * 600, rng))
   command = [sys.executable, "-m", "export.device", "encode", str(tmp_path / "in.wav"), str(tmp_path / "out")]
-  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+  process = subprocess.Popen(command, cwd=ROOT, preexec_fn=default_signals, **pipes)
   assert process.stderr.read(1)  # the progress bar
   process.send_signal(number)
   out, told = process.communicate()
