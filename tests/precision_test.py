@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests import replicas_test
 from tests.replicas_test import batches, images
 from tfvq import layers
+from tfvq.training.muon import ConvMuon
 
 POLICIES = ("float32", "float64", "mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 
@@ -73,7 +74,7 @@ def test_models(name, policy, rng, tmp_path):
   build, make_data = MODELS[name]
   data = make_data(4, rng)
   model = build()
-  model.compile(keras.optimizers.SGD(1e-3))
+  model.compile(ConvMuon(1e-3) if name == "speech" else keras.optimizers.SGD(1e-3))
   history = model.fit(batches(data, 4), verbose=0).history
   assert all(np.isfinite(values).all() for values in history.values()), history
   predicted = model.predict(batches(data, 4), verbose=0)

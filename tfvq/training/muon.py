@@ -17,8 +17,9 @@ class ConvMuon(keras.optimizers.Muon):
 
   def _muon_update_step(self, gradient, variable, lr, m):
     self.assign_add(m, ops.add(gradient, m * (self.momentum - 1)))
-    matrix = ops.reshape(gradient + self.momentum * m, (-1, variable.shape[-1]))
-    update = self.lr_adjust(lr * self.zeropower_via_newtonschulz5(matrix, self.ns_steps))
+    # The learning rate is float32, whatever the variable is.
+    matrix = ops.cast(ops.reshape(gradient + self.momentum * m, (-1, variable.shape[-1])), "float32")
+    update = ops.cast(self.lr_adjust(lr * self.zeropower_via_newtonschulz5(matrix, self.ns_steps)), variable.dtype)
     self.assign_sub(variable, ops.reshape(update, variable.shape))
 
 
