@@ -34,9 +34,8 @@ test-newest: .venv-newest/.installed-dev
 test-all: .venv/.installed-dev
 	@$(BIN)/python -m pytest -n 2
 
-# TensorFlow itself aborts at products of 16 bits where oneDNN is held to less than the CPU has.
 test-avx2: .venv/.installed-dev
-	@ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 -m "not slow" -k "not float16 and not products_round" \
+	@ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 -m "not slow" \
 	  tests/ops_test.py tests/vector_quantizer_test.py tests/pixelcnn_test.py tests/fast_wavenet_test.py
 
 lint: .venv/.installed-dev

@@ -4,9 +4,9 @@
   tfvq-export --workdir=runs/speech --out=exported --formats=tflite --quantize=none,dynamic
   tfvq-export --workdir=runs/speech --model=runs/speech/prune/model.keras --out=exported
 
-`out` gets tflite/QUANTISATION/*.tflite, onnx/*.onnx, saved_model/, and export.json, which tells of every file its
-signature, its checksum, and how far it is from the trained model on recordings or images not trained on. Each folder of
-TFLite files of a speech system is a codec that `export.device` runs.
+`out` gets tflite/QUANTISATION/*.tflite, onnx/*.onnx, saved_model/, and export.json, which lists each file's
+signature and checksum, and how far its outputs are from those of the trained model on held-out recordings or images.
+Each folder of TFLite files of a speech system is a codec that `tfvq-codec` runs.
 In a checkout, `python -m export.export_main` is the same program.
 """
 

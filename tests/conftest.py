@@ -1,7 +1,6 @@
-import os
+from tfvq.startup import set_environment
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+set_environment()
 
 import keras
 import numpy as np

@@ -28,7 +28,7 @@ def check_shards(folder: pathlib.Path, shards: list[dict], stage: str) -> None:
 
   Args:
     folder: Where they are.
-    shards: What `write_shard` told of each.
+    shards: What `write_shard` returned for each.
     stage: The stage that writes them.
 
   Raises:

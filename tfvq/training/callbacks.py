@@ -103,7 +103,7 @@ def read_curves(path) -> list[dict[str, float]]:
 
 
 def read_seconds(path) -> float:
-  """Seconds of training that a file of `Curves` tells of; 0 if there is no such file."""
+  """Seconds of training in a file that `Curves` wrote; 0 if there is no such file."""
   rows = read_curves(path)
   return rows[-1]["seconds"] if rows else 0.0
 
