@@ -1,3 +1,6 @@
+import fcntl
+import os
+
 from tfvq.startup import set_environment
 
 set_environment()
@@ -38,40 +41,51 @@ def two_replicas():
 @pytest.fixture(scope="session")
 def frames_run(tmp_path_factory):
   """A tiny run of the frames system, all stages done."""
-  return tiny_run("frames", tmp_path_factory)
+  return open_run(shared_folder("frames", tmp_path_factory, lambda folder: tiny_run("frames", folder)))
 
 
 @pytest.fixture(scope="session")
 def speech_run_folder(tmp_path_factory):
   """The folder of a tiny run of the speech system, all stages done."""
-  return tiny_run("speech", tmp_path_factory).workdir.path
+  return shared_folder("speech", tmp_path_factory, lambda folder: tiny_run("speech", folder))
 
 
 @pytest.fixture(scope="session")
 def exported_frames(frames_run, tmp_path_factory):
-  from export import tflite  # takes seconds to import: only where it is used
-  from export.exporter import export
-
-  folder = tmp_path_factory.mktemp("export") / "frames"
-  export(frames_run, folder, ("tflite", "saved_model", "onnx"), tflite.MODES)
-  return folder
+  return shared_folder("exported_frames", tmp_path_factory, lambda folder: export_all(frames_run, folder))
 
 
 @pytest.fixture(scope="session")
 def exported_speech(speech_run_folder, tmp_path_factory):
-  from export import tflite  # takes seconds to import: only where it is used
-  from export.exporter import export
+  return shared_folder(
+    "exported_speech", tmp_path_factory, lambda folder: export_all(open_run(speech_run_folder), folder)
+  )
 
-  folder = tmp_path_factory.mktemp("export") / "speech"
-  export(open_run(speech_run_folder), folder, ("tflite", "saved_model", "onnx"), tflite.MODES)
+
+def shared_folder(name, tmp_path_factory, make):
+  """A folder that the first of pytest-xdist's workers to need it makes, and that no test changes."""
+  root = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    root = root.parent  # of all workers
+  folder, marker = root / name, root / f"{name}.done"
+  with open(root / f"{name}.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not marker.exists():
+      make(folder)
+      marker.touch()
   return folder
 
 
-def tiny_run(name, tmp_path_factory):
+def tiny_run(name, folder):
   """Runs all stages of a tiny version of a system."""
   keras.utils.set_random_seed(0)
   config = tiny(name)
-  workdir = Workdir(tmp_path_factory.mktemp(name), config.to_dict())
-  run = Run(config, workdir, command=f"python train_main.py --config={name}")
-  run_stages(run, "all")
-  return run
+  run_stages(Run(config, Workdir(folder, config.to_dict()), command=f"python train_main.py --config={name}"), "all")
+
+
+def export_all(run, folder):
+  """Exports a run in every format."""
+  from export import tflite  # takes seconds to import: only where it is used
+  from export.exporter import export
+
+  export(run, folder, ("tflite", "saved_model", "onnx"), tflite.MODES)
