@@ -69,6 +69,11 @@ def test_layers(name, policy):
   assert again.compute_dtype == layer.compute_dtype
 
 
+FAST = ("float64", "mixed_float16")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in (*POLICIES, "floatx") if name not in FAST]
+
+
+@pytest.mark.parametrize("policy", [*FAST, *SLOW], indirect=True)
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name, policy, rng, tmp_path):
   build, make_data = MODELS[name]

@@ -132,7 +132,8 @@ def figures(strategy, build, data):
   return evaluated, predicted, trained, [np.array(value) for value in model.get_weights()]
 
 
-@pytest.mark.parametrize("num", [13, 15])  # the last batch leaves one replica without an example, or with fewer
+# The last batch leaves one replica without an example, or with fewer.
+@pytest.mark.parametrize("num", [13, pytest.param(15, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_two_replicas_give_the_figures_of_one(name, num, two_replicas, rng):
   build, make_data = MODELS[name]

@@ -10,8 +10,7 @@ from tfvq.layers.categorical_head import CategoricalHead
 from tfvq.layers.gated_block import GatedBlock
 from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.ops.empty_batch import for_any_batch
-from tfvq.ops.value_range import outside
-from tfvq.ops.values import check_values
+from tfvq.ops.values import check_values, outside
 
 
 class PixelCNNState(NamedTuple):

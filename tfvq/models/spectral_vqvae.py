@@ -8,7 +8,7 @@ from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.models.speech_networks import context_of
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import full_precision
-from tfvq.ops.value_range import outside
+from tfvq.ops.values import outside
 
 
 @keras.saving.register_keras_serializable("tfvq")

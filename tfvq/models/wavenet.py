@@ -9,8 +9,7 @@ import tensorflow as tf
 from tfvq.layers.dilated_block import DilatedBlock
 from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.ops.mu_law import compress, expand
-from tfvq.ops.value_range import outside
-from tfvq.ops.values import check_values
+from tfvq.ops.values import check_values, outside
 
 
 class WaveNetState(NamedTuple):

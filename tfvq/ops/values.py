@@ -21,3 +21,9 @@ def check_values(values: tf.Tensor, num_values: int, name: str) -> None:
   lowest, highest = int(tf.reduce_min(values)), int(tf.reduce_max(values))
   if lowest < 0 or highest >= num_values:
     raise ValueError(f"{name} must be in 0..{num_values - 1}, but they are in {lowest}..{highest}.")
+
+
+def outside(values: tf.Tensor, num_values: int) -> tf.Tensor:
+  """Which examples have a value outside 0..num_values-1, integers [B, ...] -> boolean [B]."""
+  values = tf.convert_to_tensor(values)
+  return tf.reduce_any((values < 0) | (values >= num_values), axis=list(range(1, values.shape.rank)))
