@@ -45,7 +45,7 @@ def main(argv):
   from .exporter import export
 
   del argv
-  logging.set_verbosity(logging.WARNING)  # converters tell of every step
+  logging.set_verbosity(logging.WARNING)  # the converters log every step
   out = pathlib.Path(_OUT.value).resolve()
   if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _WRITTEN):
     raise UserError(f"{_OUT.value} is not an export, which alone would be replaced: choose another --out.")

@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 if not __package__:
-  # Started as a file: Python looks for modules beside it first, where onnx.py would hide the package of that name.
+  # Started as a file: Python searches this folder first, and would import onnx.py for the package onnx.
   sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 from export.__main__ import run  # noqa: E402

@@ -171,7 +171,7 @@ def _copy_to(target, source):
 
 
 def _status(path):
-  """The status of a file, or None if there is no such file."""
+  """The status of a file, or None if it does not exist."""
   try:
     return path.stat()
   except FileNotFoundError:

@@ -105,7 +105,7 @@ class SpeechCodec:
         ones, float32 [steps, *noise_shape].
 
     Raises:
-      CodecError: There is no such speaker, the seed is negative, or the temperature has a wrong shape or value.
+      CodecError: The speaker is unknown, the seed is negative, or the temperature has a wrong shape or value.
     """
     speaker = speaker or self.speakers[0]
     if speaker not in self.speakers:

@@ -85,7 +85,7 @@ def _path(target):
 
 
 def _status(path):
-  """The status of a file, or None if there is no such file."""
+  """The status of a file, or None if it does not exist."""
   try:
     return path.stat()
   except FileNotFoundError:

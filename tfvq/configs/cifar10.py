@@ -14,8 +14,6 @@ Source: arXiv 1711.00937, section 4.1. The paper's bounds on the test set, in bi
 The VQ-VAE row goes on to a PixelCNN prior over the codes. `small` (default) is the same with small layers.
 """
 
-from ml_collections import ConfigDict
-
 from tfvq.configs import common
 
 
@@ -42,16 +40,7 @@ def small():
 
 def paper():
   config = common.run_settings()
-  config.data = ConfigDict(
-    {
-      "source": "tfds",
-      "name": "cifar10",
-      "held_out": "test",
-      "validation_percent": 5,  # of the training images
-      "image_size": 32,
-      "data_dir": "",
-    }
-  )
+  config.data = common.cifar10_data()
   config.autoencoder = common.autoencoder(distribution="logistic", latents_per_position=10)
   config.prior = common.pixelcnn(num_layers=10, kernel_size=3)
   config.train.autoencoder = common.training(

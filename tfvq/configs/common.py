@@ -121,6 +121,20 @@ def pruning(**changes) -> ConfigDict:
   return settings
 
 
+def cifar10_data() -> ConfigDict:
+  """CIFAR-10 from TensorFlow Datasets."""
+  return ConfigDict(
+    {
+      "source": "tfds",
+      "name": "cifar10",
+      "held_out": "test",
+      "validation_percent": 5,  # of the training images
+      "image_size": 32,
+      "data_dir": "",
+    }
+  )
+
+
 def speech_data(**changes) -> ConfigDict:
   """Settings of a corpus of speech; which of them matter depends on `source`."""
   settings = ConfigDict(

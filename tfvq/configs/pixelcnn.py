@@ -49,16 +49,7 @@ def small():
 
 def paper():
   config = common.run_settings()
-  config.data = ConfigDict(
-    {
-      "source": "tfds",
-      "name": "cifar10",
-      "held_out": "test",
-      "validation_percent": 5,  # of the training images
-      "image_size": 32,
-      "data_dir": "",
-    }
-  )
+  config.data = common.cifar10_data()
   config.prior = common.pixelcnn(num_layers=15, kernel_size=5, class_conditional=True)
   config.train.prior = common.training(steps=200_000, batch_size=128, learning_rate=4e-4)
   return config
