@@ -1,17 +1,10 @@
-import pathlib
-import pickle
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
 
-from tfvq.layers import CodebookUsage, VectorQuantizer
-
-ROOT = pathlib.Path(__file__).parent.parent
+from tfvq.layers import VectorQuantizer
 
 
 def moving_average_recursion(codebook, batches, decay):
@@ -186,108 +179,6 @@ def test_saved_and_loaded_in_a_sequential_model(tmp_path, rng):
   assert loaded.layers[1].get_config() == model.layers[1].get_config()
 
 
-def model_of_two_quantizers(decay):
-  """A model whose layers add losses before, between and after its quantisers."""
-  keras.utils.set_random_seed(1)
-  dense = lambda units, name: keras.layers.Dense(units, name=name, activity_regularizer=MeanSquare())
-  model = keras.Sequential(
-    [
-      keras.Input((8,)),
-      dense(4, "first"),
-      VectorQuantizer(16, 4, decay=decay, name="top"),
-      dense(5, "second"),
-      VectorQuantizer(8, 5, decay=decay, name="bottom"),
-      dense(8, "third"),
-    ]
-  )
-  model.compile(keras.optimizers.SGD(0.1), loss="mse", jit_compile=False)
-  return model
-
-
-@keras.saving.register_keras_serializable("tests")
-class MeanSquare(keras.regularizers.Regularizer):
-  def __call__(self, x):
-    return tf.cast(tf.shape(x)[0], x.dtype) * tf.reduce_mean(tf.square(x))  # Keras divides by the batch size
-
-  def get_config(self):
-    return {}
-
-
-def trained_on(strategy, decay, x):
-  """Figures, and weights after two steps of a model of two quantisers."""
-  with strategy.scope():
-    model = model_of_two_quantizers(decay)
-  history = model.fit(x, x, batch_size=len(x) // 2, shuffle=False, verbose=0).history
-  evaluated = model.evaluate(x, x, batch_size=len(x), verbose=0, return_dict=True)
-  return {**history, **evaluated}, {weight.path.split("/", 1)[1]: np.array(weight) for weight in model.weights}
-
-
-def assert_equal_training(got, expected):
-  for figures, other in zip(got, expected, strict=True):
-    assert figures.keys() == other.keys()
-    for name in figures:
-      np.testing.assert_allclose(figures[name], other[name], rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.parametrize("decay", [None, 0.9])
-def test_two_replicas_train_a_model_as_one_does(decay, rng, two_replicas):
-  x = rng.normal(size=(48, 8)).astype(np.float32)
-  one = trained_on(tf.distribute.get_strategy(), decay, x)
-  assert {"top_perplexity", "bottom_perplexity", "top_codebook_usage", "bottom_nonfinite_vectors"} <= one[0].keys()
-  assert_equal_training(trained_on(two_replicas, decay, x), one)
-
-
-_THREE_REPLICAS = """if True:
-  import pickle, sys
-  import numpy as np
-  import tensorflow as tf
-  devices = [tf.config.LogicalDeviceConfiguration()] * 3
-  tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
-  from tests.vector_quantizer_test import trained_on
-  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
-  x = np.random.default_rng(0).normal(size=(48, 8)).astype(np.float32)
-  pickle.dump(trained_on(strategy, 0.9, x), open(sys.argv[1], "wb"))
-"""
-
-
-def test_three_replicas_train_a_model_as_one_does(rng, tmp_path):
-  """In a process of its own, which has three devices."""
-  subprocess.run([sys.executable, "-c", _THREE_REPLICAS, tmp_path / "trained"], cwd=ROOT, check=True)
-  x = rng.normal(size=(48, 8)).astype(np.float32)
-  expected = trained_on(tf.distribute.get_strategy(), 0.9, x)
-  assert_equal_training(pickle.loads((tmp_path / "trained").read_bytes()), expected)
-
-
-@pytest.mark.parametrize("names", [(None, None), ("top", "bottom"), ("top", None)])
-def test_quantizers_of_one_model_have_metrics_of_their_own(names, rng):
-  quantizers = [VectorQuantizer(8, 4, **({"name": name} if name else {})) for name in names]
-  model = keras.Sequential([keras.Input((4,)), *quantizers])
-  model.compile("adam", "mse")
-  x = rng.normal(size=(32, 4)).astype(np.float32)
-  figures = model.fit(x, x, verbose=0).history
-  for quantizer in quantizers:
-    assert f"{quantizer.name}_perplexity" in figures
-
-
-def test_a_single_quantizer_reports_perplexity_whatever_number_keras_gives_it(rng):
-  VectorQuantizer(8, 4)
-  model = keras.Sequential([keras.Input((4,)), VectorQuantizer(8, 4)])
-  model.compile("adam", "mse")
-  x = rng.normal(size=(32, 4)).astype(np.float32)
-  assert {"perplexity", "codebook_usage", "nonfinite_vectors"} <= model.fit(x, x, verbose=0).history.keys()
-
-
-def test_validation_has_a_perplexity_of_its_own():
-  model = keras.Sequential([keras.Input((2,)), VectorQuantizer(16, 2, decay=0.9)])
-  model.compile("adam", "mse")
-  x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
-  one_code = np.repeat(x[:1], 50, axis=0)
-  history = model.fit(x, x, epochs=2, validation_data=(one_code, one_code), verbose=0).history
-  np.testing.assert_allclose(history["val_perplexity"], 1, rtol=1e-6)
-  assert min(history["perplexity"]) > 5
-  assert model.evaluate(one_code, one_code, verbose=0, return_dict=True)["perplexity"] == pytest.approx(1)
-
-
 def holed(x):
   """The same vectors with one of NaN and one of infinity among them."""
   return np.insert(x, [3, 17], [[np.nan] * x.shape[-1], [np.inf] * x.shape[-1]], axis=0)
@@ -408,54 +299,6 @@ def test_a_plain_model_runs_in_onnx_with_any_batch_size(num_embeddings, rng, tmp
   for size in (0, 1, 5):
     (given,) = session.run(None, {session.get_inputs()[0].name: x[:size]})
     np.testing.assert_allclose(given, expected[:size], atol=1e-5)
-
-
-@pytest.mark.parametrize("revival_threshold", [0, 0.5])
-def test_two_replicas_learn_what_one_learns(revival_threshold, rng, two_replicas):
-  batches = rng.normal(size=(6, 32, 3)).astype(np.float32)
-  codebook = rng.normal(size=(16, 3)).astype(np.float32)
-  one = VectorQuantizer(16, 3, decay=0.7, revival_threshold=revival_threshold)
-  one.set_codebook(codebook)
-  for batch in batches:
-    one(batch, training=True)
-
-  with two_replicas.scope():
-    two = VectorQuantizer(16, 3, decay=0.7, revival_threshold=revival_threshold)
-    two.set_codebook(codebook)
-
-  @tf.function
-  def step(batch):
-    two_replicas.run(lambda z: two(z, training=True), args=(batch,))
-
-  dataset = tf.data.Dataset.from_tensor_slices(batches).unbatch().batch(32)
-  for batch in two_replicas.experimental_distribute_dataset(dataset):
-    step(batch)
-  np.testing.assert_allclose(two.codebook, one.codebook, rtol=1e-4, atol=1e-6)
-  assert two.usage.result()["perplexity"].numpy() == pytest.approx(one.usage.result()["perplexity"].numpy(), rel=1e-5)
-
-
-def test_perplexity_is_that_of_the_window_whatever_the_batch_size(rng):
-  codes = np.concatenate([rng.integers(0, 2, 1000), rng.integers(0, 8, 2000)])
-  results = []
-  for batch_size in (1, 8, 250):
-    usage = CodebookUsage(8, window=500)
-    for start in range(0, len(codes), batch_size):
-      usage.update_state(np.bincount(codes[start : start + batch_size], minlength=8).astype(np.float32))
-    results.append(float(usage.result()["perplexity"]))
-    assert usage.result()["codebook_usage"] == 1
-  np.testing.assert_allclose(results, 8, rtol=0.02)
-  np.testing.assert_allclose(results, results[0], rtol=0.005)
-
-
-def test_perplexity_by_hand():
-  usage = CodebookUsage(4)
-  assert usage.result()["perplexity"] == 0
-  usage.update_state([3.0, 3.0, 0.0, 0.0])
-  np.testing.assert_allclose(usage.result()["perplexity"], 2, rtol=1e-6)
-  usage.update_state([0.0, 0.0, 3.0, 3.0])
-  np.testing.assert_allclose(usage.result()["perplexity"], 4, rtol=1e-6)
-  usage.reset_state()
-  assert usage.result()["perplexity"] == 0
 
 
 @pytest.mark.parametrize(
