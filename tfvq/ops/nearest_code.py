@@ -1,19 +1,22 @@
 """The search for the nearest codebook vector, exact and in bounded memory."""
 
 import functools
+from typing import NamedTuple
 
 import tensorflow as tf
 
 # Size of one float32 table of scores, and its codes. Some tables fit the last-level cache of a server core complex
 # together, and they bound the memory of a search in a codebook of any size.
-_TABLE_BYTES = 16 * 2**20
+_TABLE_BYTES = 8 * 2**20
 _TABLE_CODES = 2048
 
 # The best code is found in its group first: a maximum within groups is several times as fast as one argmax.
 _GROUP = 32
 
-# Vectors with a close call that are settled at once, and the codes that are compared for each of them.
+# Close calls are settled for some vectors at a time, by exact distances to the codes of the best scores. So many scores
+# are computed for them anew.
 _SETTLED_ROWS = 64
+_SETTLED_SCORES = 2**20
 _CANDIDATES = 64
 
 
@@ -46,19 +49,22 @@ def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor, exact: bool = True) -> tf.
   tables = _Tables(codebook)
   search = functools.partial(_search, tables=tables, exact=exact)
   rows = _TABLE_BYTES // (dtype.size * tables.table_codes)
-  if vectors.shape[0] is not None and vectors.shape[0] <= rows:
-    codes = search(vectors)
+  num_vectors = vectors.shape[0]
+  if num_vectors is not None and num_vectors <= rows:
+    found = search(vectors)
   else:
     num_vectors = tf.shape(vectors)[0]
     padding = (rows - num_vectors % rows) % rows  # ONNX has no other remainder of a negative number
     # Padding is not finite: then it has no close calls to settle.
-    chunks = tf.reshape(tf.pad(vectors, [[0, padding], [0, 0]], constant_values=float("nan")), [-1, rows, dim])
+    vectors = tf.pad(vectors, [[0, padding], [0, 0]], constant_values=float("nan"))
+    chunks = tf.reshape(vectors, [-1, rows, dim])
     # Two at a time in a graph: one is multiplied while another is searched.
     iterations = 1 if tf.executing_eagerly() else 2
-    spec = tf.TensorSpec([rows], tf.int32)
-    codes = tf.map_fn(search, chunks, fn_output_signature=spec, parallel_iterations=iterations)
-    codes = tf.reshape(codes, [-1])[:num_vectors]
-  codes = tf.reshape(codes, leading_shape)
+    spec = _Found(*(tf.TensorSpec([rows], kind) for kind in (tf.int32, tf.bool, tf.bool)))
+    found = tf.map_fn(search, chunks, fn_output_signature=spec, parallel_iterations=iterations)
+    found = _Found(*(tf.reshape(values, [-1]) for values in found))
+  codes = _settle(vectors, tables, found) if exact else found.codes
+  codes = tf.reshape(codes[:num_vectors], leading_shape)
   codes.set_shape(z_e.shape[:-1])
   return codes
 
@@ -111,12 +117,19 @@ def _centre(codebook, weights):
   return mean + tf.math.divide_no_nan(tf.reduce_sum(weights * (codebook - mean), axis=0), tf.reduce_sum(weights))
 
 
+class _Found(NamedTuple):
+  """What a search finds for each vector, all [N]."""
+
+  codes: tf.Tensor  # int32, the code with the best score
+  is_close: tf.Tensor  # bool, whether rounding may have decided
+  finite: tf.Tensor  # bool
+
+
 def _search(vectors, tables, exact):
-  """Nearest codes over all tables, [N, D] -> int32 [N]."""
+  """Nearest codes over all tables as the scores have it, [N, D] -> `_Found`; close calls are found only if `exact`."""
   centred = vectors - tables.centre
-  extended = tf.concat([centred, tf.ones_like(centred[:, :1])], axis=-1)
+  extended = _with_one(centred)
   squares = tf.reduce_sum(tf.square(centred), axis=-1)
-  finite = squares <= vectors.dtype.max
   norms = tf.sqrt(squares)
 
   def tolerance_of(scores):
@@ -127,74 +140,79 @@ def _search(vectors, tables, exact):
     # The error grows like the square root of the number of terms.
     return 4 * _epsilon(vectors.dtype) * (vectors.shape[1] + 1) ** 0.5 * longest * (norms + longest / 2)
 
-  def search_table(table, codes, best_scores):
-    """Takes the best codes so far and their scores; gives those with one more table."""
+  def search_table(table, codes, best, is_close):
+    """Takes what the tables before this one gave; gives the same with this one."""
     scores = _exact_matmul(extended, tables.scores[table])
     groups = tf.reshape(scores, [-1, tables.table_codes // _GROUP, _GROUP])
     group_scores = tf.reduce_max(groups, axis=-1)
     group = tf.argmax(group_scores, axis=-1, output_type=tf.int32)
     best_group = tf.gather(groups, group, axis=1, batch_dims=1)
     table_codes = group * _GROUP + tf.argmax(best_group, axis=-1, output_type=tf.int32) + table * tables.table_codes
-    table_scores = tf.reduce_max(group_scores, axis=-1)
-    new_scores = tf.maximum(table_scores, best_scores)
-    new_codes = tf.where(table_scores > best_scores, table_codes, codes)
-    if exact and vectors.shape[0]:
-      threshold = (new_scores - tolerance_of(new_scores))[:, tf.newaxis]
+    table_best = tf.reduce_max(group_scores, axis=-1)
+    codes = tf.where(table_best > best, table_codes, codes)
+    if exact:
+      new_best = tf.maximum(table_best, best)
+      threshold = new_best - tolerance_of(new_best)
+      was_near = best >= threshold
       # A clear winner is counted as a code of its group and as a group, or as the best code so far.
       num_near = sum(
-        tf.reduce_sum(tf.cast(found >= threshold, tf.int32), axis=-1)
-        for found in (best_group, group_scores, best_scores[:, tf.newaxis])
+        tf.reduce_sum(tf.cast(found >= threshold[:, tf.newaxis], tf.int32), axis=-1)
+        for found in (best_group, group_scores)
       )
-      is_close = finite & (num_near > 2)
-      new_codes = _settle(vectors, tables, table, scores, (codes, best_scores), new_codes, is_close)
-    return table + 1, new_codes, new_scores
+      is_close = (was_near & is_close) | (num_near + tf.cast(was_near, tf.int32) > 2)
+    return table + 1, codes, tf.maximum(table_best, best), is_close
 
-  begin = (0, tf.zeros_like(vectors[:, 0], tf.int32), tf.fill(tf.shape(vectors)[:1], tables.lowest))
+  lowest = tf.fill(tf.shape(vectors)[:1], tables.lowest)
+  begin = (0, tf.zeros_like(lowest, tf.int32), lowest, tf.zeros_like(lowest, tf.bool))
   if tables.num_tables == 1:
-    _, codes, _ = search_table(*begin)
+    _, codes, _, is_close = search_table(*begin)
   else:
-    _, codes, _ = tf.while_loop(lambda table, *_: table < tables.num_tables, search_table, begin, parallel_iterations=1)
-  return tf.where(finite, codes, -1) if exact else codes
+    _, codes, _, is_close = tf.while_loop(
+      lambda table, *_: table < tables.num_tables, search_table, begin, parallel_iterations=1
+    )
+  return _Found(codes, is_close, squares <= vectors.dtype.max)
 
 
-def _settle(vectors, tables, table, scores, best_before, codes, is_close):
-  """Chooses again where scores do not tell codes apart, by exact distances.
+def _with_one(vectors):
+  return tf.concat([vectors, tf.ones_like(vectors[:, :1])], axis=-1)
+
+
+def _settle(vectors, tables, found):
+  """Chooses again where scores do not tell codes apart, by exact distances; -1 for a vector that is not finite.
 
   Args:
     vectors: [N, D].
     tables: The codebook.
-    table: Index of the table.
-    scores: Scores of the table's codes, [N, table_codes].
-    best_before: Best codes of the tables before this one, int32 [N], and their scores, [N].
-    codes: Best codes as the scores have it, int32 [N].
-    is_close: Boolean [N].
+    found: What the search found.
 
   Returns:
     Codes, int32 [N].
   """
-  num_vectors = vectors.shape[0]
-  num_rows = min(_SETTLED_ROWS, num_vectors)
-  num_candidates = min(_CANDIDATES, tables.table_codes)
+  is_close = tf.cast(found.is_close & found.finite, tf.int32)
+  num_codes = tables.num_tables * tables.table_codes
+  num_rows = max(min(_SETTLED_ROWS, _SETTLED_SCORES // num_codes), 1)
+  if vectors.shape[0] is not None:
+    num_rows = min(num_rows, vectors.shape[0])
+  num_candidates = min(_CANDIDATES, num_codes)
 
   def settle_rows(codes, is_close):
-    # The first vectors with a close call. Any others among these rows gain nothing and lose nothing.
-    rows = tf.math.top_k(is_close, num_rows).indices
-    candidate_scores, candidates = tf.math.top_k(tf.gather(scores, rows), num_candidates)
-    codes_before, scores_before = (tf.gather(values, rows)[:, tf.newaxis] for values in best_before)
-    candidates = tf.concat([candidates + table * tables.table_codes, codes_before], axis=-1)
-    is_code = tf.concat([candidate_scores, scores_before], axis=-1) > tables.lowest / 2
-    differences = tf.gather(tables.codebook, candidates) - tf.gather(vectors, rows)[:, tf.newaxis]
-    distances = tf.where(is_code, tf.reduce_sum(tf.square(differences), axis=-1), vectors.dtype.max)
-    nearest = tf.reduce_min(distances, axis=-1, keepdims=True)
-    chosen = tf.reduce_min(tf.where(distances == nearest, candidates, tf.int32.max), axis=-1)
+    # The first vectors with a close call. Any others among these rows stay as they are.
+    is_open, rows = tf.math.top_k(is_close, num_rows)
+    chosen_vectors = tf.gather(vectors, rows)
+    scores = _exact_matmul(_with_one(chosen_vectors - tables.centre), tables.scores)
+    scores = tf.reshape(tf.transpose(scores, [1, 0, 2]), [num_rows, num_codes])
+    candidate_scores, candidates = tf.math.top_k(scores, num_candidates)
+    differences = tf.gather(tables.codebook, candidates) - chosen_vectors[:, tf.newaxis]
+    distances = tf.reduce_sum(tf.square(differences), axis=-1)
+    distances = tf.where(candidate_scores > tables.lowest / 2, distances, vectors.dtype.max)
+    is_nearest = distances == tf.reduce_min(distances, axis=-1, keepdims=True)
+    nearest = tf.reduce_min(tf.where(is_nearest, candidates, tf.int32.max), axis=-1)
     # Additions, as TensorFlow Lite has no operation that sets some elements.
-    change = lambda values: tf.scatter_nd(rows[:, tf.newaxis], values, [num_vectors])
-    return codes + change(chosen - tf.gather(codes, rows)), is_close - change(tf.gather(is_close, rows))
+    change = lambda values: tf.scatter_nd(rows[:, tf.newaxis], values, tf.shape(codes))
+    return codes + change(is_open * (nearest - tf.gather(codes, rows))), is_close - change(is_open)
 
-  settled = tf.while_loop(
-    lambda codes, is_close: tf.reduce_max(is_close) > 0, settle_rows, (codes, tf.cast(is_close, tf.int32))
-  )
-  return settled[0]
+  codes, _ = tf.while_loop(lambda codes, is_close: tf.reduce_max(is_close) > 0, settle_rows, (found.codes, is_close))
+  return tf.where(found.finite, codes, -1)
 
 
 def _epsilon(dtype):
