@@ -78,7 +78,7 @@ _THREE_REPLICAS = """if True:
 
 
 def test_three_replicas_train_a_model_as_one_does(rng, tmp_path):
-  """In a process of its own, which has three devices."""
+  """Runs in its own process, with three devices."""
   subprocess.run([sys.executable, "-c", _THREE_REPLICAS, tmp_path / "trained"], cwd=ROOT, check=True)
   x = rng.normal(size=(48, 8)).astype(np.float32)
   expected = trained_on(tf.distribute.get_strategy(), 0.9, x)

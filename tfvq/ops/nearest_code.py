@@ -13,8 +13,8 @@ _TABLE_CODES = 2048
 # The best code is found in its group first: a maximum within groups is several times as fast as one argmax.
 _GROUP = 32
 
-# Close calls are settled for some vectors at a time, by exact distances to the codes of the best scores. So many scores
-# are computed for them anew.
+# Close calls are settled in batches: exact distances to the codes with the best scores. A batch has at most this many
+# vectors, computes at most this many scores (one vector may need more), and compares this many codes for each vector.
 _SETTLED_ROWS = 64
 _SETTLED_SCORES = 2**20
 _CANDIDATES = 64
@@ -126,7 +126,7 @@ class _Found(NamedTuple):
 
 
 def _search(vectors, tables, exact):
-  """Nearest codes over all tables as the scores have it, [N, D] -> `_Found`; close calls are found only if `exact`."""
+  """Codes with the best scores over all tables, [N, D] -> `_Found`; close calls are flagged only if `exact`."""
   centred = vectors - tables.centre
   extended = _with_one(centred)
   squares = tf.reduce_sum(tf.square(centred), axis=-1)
@@ -141,7 +141,7 @@ def _search(vectors, tables, exact):
     return 4 * _epsilon(vectors.dtype) * (vectors.shape[1] + 1) ** 0.5 * longest * (norms + longest / 2)
 
   def search_table(table, codes, best, is_close):
-    """Takes what the tables before this one gave; gives the same with this one."""
+    """Updates the codes, their scores and the flags of close calls [N] with one more table."""
     scores = _exact_matmul(extended, tables.scores[table])
     groups = tf.reshape(scores, [-1, tables.table_codes // _GROUP, _GROUP])
     group_scores = tf.reduce_max(groups, axis=-1)
@@ -149,9 +149,9 @@ def _search(vectors, tables, exact):
     best_group = tf.gather(groups, group, axis=1, batch_dims=1)
     table_codes = group * _GROUP + tf.argmax(best_group, axis=-1, output_type=tf.int32) + table * tables.table_codes
     table_best = tf.reduce_max(group_scores, axis=-1)
+    new_best = tf.maximum(table_best, best)
     codes = tf.where(table_best > best, table_codes, codes)
     if exact:
-      new_best = tf.maximum(table_best, best)
       threshold = new_best - tolerance_of(new_best)
       was_near = best >= threshold
       # A clear winner is counted as a code of its group and as a group, or as the best code so far.
@@ -160,7 +160,7 @@ def _search(vectors, tables, exact):
         for found in (best_group, group_scores)
       )
       is_close = (was_near & is_close) | (num_near + tf.cast(was_near, tf.int32) > 2)
-    return table + 1, codes, tf.maximum(table_best, best), is_close
+    return table + 1, codes, new_best, is_close
 
   lowest = tf.fill(tf.shape(vectors)[:1], tables.lowest)
   begin = (0, tf.zeros_like(lowest, tf.int32), lowest, tf.zeros_like(lowest, tf.bool))
@@ -178,7 +178,7 @@ def _with_one(vectors):
 
 
 def _settle(vectors, tables, found):
-  """Chooses again where scores do not tell codes apart, by exact distances; -1 for a vector that is not finite.
+  """Decides close calls by exact distances, and marks vectors that are not finite with -1.
 
   Args:
     vectors: [N, D].
