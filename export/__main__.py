@@ -40,7 +40,7 @@ _WRITTEN = {"tflite", "saved_model", "onnx", "export.json"}
 def main(argv):
   """Reads a workdir and writes `out`."""
   import_tensorflow()
-  from tfvq.training.stages import open_run
+  from tfvq.tasks.stages import open_task
 
   from .exporter import export
 
@@ -49,10 +49,10 @@ def main(argv):
   out = pathlib.Path(_OUT.value).resolve()
   if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _WRITTEN):
     raise UserError(f"{_OUT.value} is not an export, which alone would be replaced: choose another --out.")
-  run = open_run(_WORKDIR.value)
+  task = open_task(_WORKDIR.value)
   partial, old = (out.with_name(f".{word}-{os.getpid()}-{out.name}") for word in ("partial", "old"))
   try:
-    rows = export(run, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value, _MODEL.value)
+    rows = export(task, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value, _MODEL.value)
     if out.exists():
       out.rename(old)
     partial.rename(out)

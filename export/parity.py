@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from .endpoint import Endpoint
+from tfvq.endpoints.endpoint import Endpoint
 
 _VECTORS_PER_CHUNK = 1024  # whose distances to every codebook vector are in memory at once
 

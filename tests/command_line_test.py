@@ -226,8 +226,8 @@ def test_the_cores_of_the_cpu_share_the_batches(frames_run, tmp_path):
   (tmp_path / "run" / "config.json").write_text(json.dumps(config))
   code = """if True:
     import sys, tensorflow as tf
-    from tfvq.training.stages import open_run, run_stages
-    run = open_run(sys.argv[1])
+    from tfvq.tasks.stages import open_task, run_stages
+    run = open_task(sys.argv[1])
     print(run.strategy.num_replicas_in_sync, tf.config.threading.get_intra_op_parallelism_threads())
     run_stages(run, "prior")
   """

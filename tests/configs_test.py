@@ -11,11 +11,10 @@ from tests.tiny import IMAGES, NAMES, WAVENETS, config_of, tiny
 from tfvq.data.image_sources import ImageArrays, open_image_source
 from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
+from tfvq.tasks import validate
 from tfvq.tasks.corpus_task import build_wavenet
-from tfvq.training.stages import Run, run_stages
+from tfvq.tasks.stages import make_task, run_stages
 from tfvq.training.training import make_optimizer
-from tfvq.training.validation import validate
-from tfvq.training.workdir import Workdir
 
 
 @pytest.fixture
@@ -28,9 +27,8 @@ def pictures(tmp_path, rng):
 
 
 def run(config, tmp_path):
-  workdir = Workdir(tmp_path / "run", config.to_dict())
   with tfds.testing.mock_data(num_examples=12):
-    run_stages(Run(config, workdir, command=""), "all")
+    run_stages(make_task(config, tmp_path / "run"), "all")
   return json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
@@ -49,7 +47,7 @@ def test_a_tiny_version_runs_through_every_stage(name, tmp_path, pictures):
 def test_a_wavenet_learns_bands_at_the_levels_that_it_is_sampled_at(tmp_path):
   """Whichever comes first, the batches or the levels: a workdir that is opened again has the latter."""
   config = tiny("wavenet")
-  made, opened = (Run(config, Workdir(tmp_path / "run", config.to_dict()), command="").task for _ in range(2))
+  made, opened = (make_task(config, tmp_path / "run") for _ in range(2))
   made.prepare_data()
   ((values, _),) = next(iter(made.prior_batches(None, 128, 0)))
   levels = np.array(opened.audio_values.levels)
@@ -102,7 +100,7 @@ def source_like(config):
 def test_every_paper_config_of_images_builds_and_takes_a_step(name, tmp_path, capsys):
   config = config_of(name, "paper")
   validate(config)
-  task = Run(config, Workdir(tmp_path, config.to_dict()), command="").task
+  task = make_task(config, tmp_path)
   task.source = source_like(config)
   images = task.source.splits["train"]["image"][:2]
   sizes = {}
@@ -158,7 +156,7 @@ def test_scenarios_are_classes(tmp_path):
 def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
   config = tiny("wavenet")
   validate(config)
-  task = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="").task
+  task = make_task(config, tmp_path / "run")
   task.prepare_data()
   assert task.corpus.phones and not task.build_prior(None).condition_dim
   ((_, condition),) = next(iter(task.prior_batches(None, 4, 0)))
@@ -172,7 +170,7 @@ def test_two_replicas_train_as_one(two_replicas, tmp_path):
   results = []
   for strategy in (tf.distribute.get_strategy(), two_replicas):
     keras.utils.set_random_seed(0)
-    task = Run(config, Workdir(tmp_path, config.to_dict()), command="").task
+    task = make_task(config, tmp_path)
     task.source = ImageArrays({"train": {"image": images}})
     with strategy.scope():
       model = task.build_autoencoder()

@@ -11,14 +11,14 @@ import pytest
 import tensorflow as tf
 
 from export import tflite
-from export.endpoint import Endpoint, integers
-from export.exporter import device_endpoints, export
+from export.exporter import export
 from export.parity import measure_parity, sure_codes
 from export.saved_model import WARMUP_REQUESTS
+from tfvq.endpoints.endpoint import Endpoint, integers
 from tfvq.errors import UserError
 from tfvq.files import sha256
+from tfvq.tasks.stages import make_task, open_task
 from tfvq.training.loading import load_model
-from tfvq.training.stages import Run, open_run
 from tfvq.training.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -120,22 +120,22 @@ def test_a_run_in_low_precision_is_exported_in_float32(frames_run, exported_fram
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
   config = json.loads((tmp_path / "run" / "config.json").read_text())
   (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "precision": "mixed_bfloat16"}))
-  run = open_run(tmp_path / "run")
+  run = open_task(tmp_path / "run")
   run.autoencoder.save(tmp_path / "model.keras")  # whose layers compute in bfloat16
   assert load_model(tmp_path / "model.keras").encoder.layers[-1].compute_dtype == "float32"
   for model_path in ("", str(tmp_path / "model.keras")):
     out = tmp_path / f"out {bool(model_path)}"
-    export(open_run(tmp_path / "run"), out, ("tflite", "onnx"), ("none",), model_path)
+    export(open_task(tmp_path / "run"), out, ("tflite", "onnx"), ("none",), model_path)
     for file in json.loads((out / "export.json").read_text())["files"]:
       for figures in file["parity"].values():
         assert_agrees(figures, file["file"])
-    images = frames_run.task.source.splits["held_out"]["image"][:1].astype(np.float32)
+    images = frames_run.source.splits["held_out"]["image"][:1].astype(np.float32)
     runners = [tflite.Runner((folder / "tflite/none/encoder.tflite").read_bytes()) for folder in (out, exported_frames)]
     np.testing.assert_array_equal(*(runner(image=images)["codes"] for runner in runners))
 
 
 def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
-  other = frames_run.task.build_autoencoder()
+  other = frames_run.build_autoencoder()
   other.save(tmp_path / "other.keras")
   with pytest.raises(UserError, match="other.keras uses a different codebook from the model in"):
     export(frames_run, tmp_path / "out", ("tflite",), ("none",), str(tmp_path / "other.keras"))
@@ -144,7 +144,7 @@ def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
 @pytest.mark.parametrize("xnnpack", [True, False])
 @pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])
 def test_quantised_codes_differ_only_where_the_error_allows_it(mode, xnnpack, frames_run, exported_frames):
-  endpoint = device_endpoints(frames_run)[0]
+  endpoint = frames_run.device_endpoints()[0]
   runner = tflite.Runner((exported_frames / "tflite" / mode / "encoder.tflite").read_bytes(), xnnpack)
   codebook = np.array(frames_run.autoencoder.quantizer.codebook)
   num_equal = num_codes = 0
@@ -235,14 +235,14 @@ def test_what_is_not_trained_is_not_exported(frames_run, tmp_path):
     if trained:
       shutil.copytree(frames_run.workdir.folder(trained), folder / trained)
     with pytest.raises(UserError, match=f"has no finished stage `{missing}`"):
-      export(Run(config, workdir, ""), tmp_path / "out", ("saved_model",), ())
+      export(make_task(config, workdir.path), tmp_path / "out", ("saved_model",), ())
   with pytest.raises(UserError, match="There is no model nothing.keras"):
     export(frames_run, tmp_path / "out", ("tflite",), ("none",), "nothing.keras")
   assert not (tmp_path / "out").exists()
 
 
 def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
-  endpoint = device_endpoints(frames_run)[1]
+  endpoint = frames_run.device_endpoints()[1]
   content = (exported_frames / "tflite" / "dynamic" / "decoder.tflite").read_bytes()
   found = measure_parity(endpoint, tflite.Runner(content), endpoint.some_examples("held_out", 100))
   files = json.loads((exported_frames / "export.json").read_text())["files"]

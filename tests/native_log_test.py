@@ -39,7 +39,7 @@ def test_a_compiled_function_and_conversions_add_no_lines():
     import numpy as np
     import tensorflow as tf
     from export import onnx, tflite
-    from export.endpoint import Endpoint, floats
+    from tfvq.endpoints.endpoint import Endpoint, floats
     start_xla()
     assert tf.function(lambda x: 3 * x, jit_compile=True)(tf.constant(2)) == 6
     layer = keras.layers.Dense(8)

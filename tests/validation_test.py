@@ -5,9 +5,8 @@ from PIL import Image
 from tests.tiny import NAMES, config_of, tiny
 from tfvq.data.image_sources import open_image_source
 from tfvq.errors import UserError
-from tfvq.training.stages import Run, run_stages
-from tfvq.training.validation import validate
-from tfvq.training.workdir import Workdir
+from tfvq.tasks import validate
+from tfvq.tasks.stages import make_task, run_stages
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +57,7 @@ def test_an_unknown_source_is_refused_before_anything_starts(name, expected):
       {"train.prior.initial_weights": "gone.keras"},
       "config.train.prior.initial_weights is 'gone.keras', and ",
     ),
-    ("frames", {"autoencoder.num_embeddings": 2**17}, "it must be 65536 or less"),
+    ("frames", {"autoencoder.num_embeddings": 2**17}, "it must be less than 65537"),
     ("tts", {"data.source": "asterisk"}, "config.phones needs a source whose phones are known: .* is asterisk"),
     ("tts", {"data.crop_samples": 8192}, "config.data.crop_samples is 8192; with config.phones it must be a multiple"),
     ("wavenet", {"prior.num_bands": 3}, "config.prior.num_bands is 3; it must divide both 160"),
@@ -99,7 +98,7 @@ def test_a_speech_config_need_not_be_pruned(tmp_path):
   config = tiny("speech")
   del config.pruning, config.train.prune
   validate(config)
-  run = Run(config, Workdir(tmp_path, config.to_dict()), command="")
+  run = make_task(config, tmp_path)
   with pytest.raises(UserError, match="This system has no stage 'prune'"):
     run_stages(run, "prune")
 
@@ -113,7 +112,7 @@ def test_an_autoencoder_of_images_needs_no_prior():
 def test_windows_of_codes_longer_than_all_recordings_are_refused_before_training(tmp_path):
   config = tiny("speech")
   config.prior.window_frames = 100_000
-  run = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="")
+  run = make_task(config, tmp_path / "run")
   with pytest.raises(
     UserError, match="No speaker has 100000 frames in the split 'train': lower config.prior.window_fra"
   ):
@@ -121,10 +120,10 @@ def test_windows_of_codes_longer_than_all_recordings_are_refused_before_training
 
 
 def test_batches_that_the_replicas_cannot_share_are_refused_before_the_first_stage(tmp_path, two_replicas, monkeypatch):
-  monkeypatch.setattr("tfvq.training.stages.make_strategy", lambda name: two_replicas)
+  monkeypatch.setattr("tfvq.tasks.task.make_strategy", lambda name: two_replicas)
   config = tiny("frames")
   config.train.prior.batch_size = 3
-  run = Run(config, Workdir(tmp_path, config.to_dict()), command="")
+  run = make_task(config, tmp_path)
   with pytest.raises(UserError, match="2 replicas cannot share the batches of 3 of 'prior'"):
     run_stages(run, "all")
   assert not run.workdir.folder("data").exists()
@@ -149,7 +148,7 @@ def test_a_prior_of_classes_needs_classes(tmp_path, rng):
     Image.fromarray(rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(folder / f"{index}.png")
   config = tiny("photos", folder)
   config.prior.class_conditional = True
-  run = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="")
+  run = make_task(config, tmp_path / "run")
   with pytest.raises(UserError, match="class_conditional needs classes, and .*source=photos have none"):
     run_stages(run, "data")
 

@@ -4,7 +4,65 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from tfvq.configs.rules import Rules
 from tfvq.errors import UserError
+
+RUN_RULES = Rules(
+  choices={
+    "strategy": ("auto", "default", "cores", "mirrored", "tpu"),
+    "precision": ("float32", "float64", "mixed_bfloat16", "mixed_float16"),
+    "train.*.optimizer": ("adam", "muon", "pruning_muon"),
+    "train.*.schedule": ("cosine", "constant"),
+    "pruning.method": ("blocks", "channels", "layers"),
+  },
+  may_be_zero=(
+    "seed",
+    "samples.temperature",
+    "samples.prior_temperature",
+    "train.*.warmup_steps",
+    "train.*.clipnorm",
+    "train.*.checkpoint_seconds",
+  ),
+  below={"seed": 2**32, "train.*.beta_2": 1, "pruning.sparsity": 1, "pruning.ramp": 1},
+)
+_QUANTIZER_RULES = Rules(
+  choices={"autoencoder.codebook_update": ("moving_average", "loss")},
+  may_be_zero=("autoencoder.commitment_cost", "autoencoder.revival_threshold"),
+  # A code is stored in 16 bits.
+  below={"autoencoder.decay": 1, "autoencoder.revival_threshold": 1, "autoencoder.num_embeddings": 2**16 + 1},
+  at_least={"autoencoder.num_embeddings": 2},
+)
+IMAGE_RULES = _QUANTIZER_RULES | Rules(
+  choices={
+    "autoencoder.bottleneck": ("vq", "gaussian", "vimco"),
+    "autoencoder.distribution": ("gaussian", "logistic"),
+  },
+  may_be_zero=(
+    "data.num_validation_episodes",
+    "data.validation_percent",
+    "autoencoder.num_encoder_blocks",
+    "autoencoder.num_decoder_blocks",
+    "prior.dropout",
+  ),
+  below={"prior.dropout": 1},
+  at_least={"autoencoder.num_vimco_samples": 2},  # its bound compares each sample with the others
+)
+WAVENET_RULES = Rules(
+  choices={"prior.distribution": ("categorical", "logistic_mixture")}, at_least={"prior.num_values": 2}
+)
+SPEECH_RULES = (
+  _QUANTIZER_RULES
+  | WAVENET_RULES
+  | Rules(
+    choices={
+      "autoencoder.encoder": ("waveform", "log_mel"),
+      "autoencoder.decoder.distribution": ("categorical", "logistic_mixture"),
+    },
+    may_be_zero=("autoencoder.mel_weight", "autoencoder.null_rate", "autoencoder.voice_perturbation"),
+    below={"autoencoder.null_rate": 1, "autoencoder.voice_perturbation": 1},
+    at_least={"autoencoder.decoder.num_values": 2},
+  )
+)
 
 
 def choose(variant: str | None, variants: dict[str, Callable[[], ConfigDict]]) -> ConfigDict:
@@ -19,10 +77,14 @@ def choose(variant: str | None, variants: dict[str, Callable[[], ConfigDict]]) -
   return variants[variant]()
 
 
-def run_settings(task: str = "images") -> ConfigDict:
-  """The fields that every config has, with their defaults."""
+def run_settings(task: str) -> ConfigDict:
+  """The fields that every config has, with their defaults.
+
+  Args:
+    task: The class of the system, "module:Class" or "path/to/file.py:Class"; see `tfvq.tasks.find_task`.
+  """
   config = ConfigDict()
-  config.task = task  # see tfvq/tasks
+  config.task = task
   config.seed = 0
   # auto | default | cores | mirrored | tpu. auto: tpu, or mirrored where there are several accelerators. cores: each
   # core of the CPU takes a part of every batch.

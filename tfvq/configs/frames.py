@@ -19,7 +19,7 @@ def get_config(variant=None):
 
 
 def small():
-  config = common.run_settings()
+  config = common.run_settings("tfvq.tasks.images:ImageTask")
   config.data = ConfigDict(
     {
       "source": "vizdoom",

@@ -31,7 +31,7 @@ def small():
 
 
 def paper():
-  config = common.run_settings()
+  config = common.run_settings("tfvq.tasks.images:ImageTask")
   config.data = ConfigDict(
     {
       "source": "tfds",

@@ -22,7 +22,7 @@ def get_config(variant=None):
 
 
 def small():
-  config = common.run_settings("speech")
+  config = common.run_settings("tfvq.tasks.speech:SpeechTask")
   config.data = common.speech_data(source="asterisk")
   config.autoencoder = common.speech_autoencoder(
     encoder="log_mel",

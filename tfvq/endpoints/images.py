@@ -3,20 +3,20 @@
 import numpy as np
 import tensorflow as tf
 
-from .endpoint import LOOK_UP, Endpoint, floats, integers
+from tfvq.endpoints.endpoint import LOOK_UP, Endpoint, floats, integers
 
 # The first convolution of either network: its rounding in static int8 costs more than that of all others together.
 _FIRST = ".*stem.*"
 _EXAMPLES_PER_BATCH = 50
 
 
-def image_endpoints(run) -> list[Endpoint]:
+def image_endpoints(model, source) -> list[Endpoint]:
   """Encoder and decoder.
 
   Args:
-    run: `tfvq.training.stages.Run`.
+    model: A `tfvq.models.VQVAE`.
+    source: Data set to take examples from, see `tfvq.data.image_sources`.
   """
-  model, source = run.autoencoder, run.task.source
 
   def batches(split):
     for batch in source.batches(split, _EXAMPLES_PER_BATCH):

@@ -1,4 +1,4 @@
-"""Figures of speech models, measured on recordings that no training has seen."""
+"""Metrics of speech models, measured on recordings that no training has seen."""
 
 import numpy as np
 import tensorflow as tf
