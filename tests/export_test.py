@@ -70,7 +70,8 @@ def test_rounding_does_not_change_a_sure_code(offset, centred, rng):
 
 def test_the_list_tells_of_every_file(exported_frames, frames_run):
   facts = json.loads((exported_frames / "export.json").read_text())
-  assert facts["task"] == "images" and facts["num_embeddings"] == 16 and facts["code_shape"] == [4, 4]
+  assert facts["task"] == "tfvq.tasks.images:ImageTask"
+  assert facts["num_embeddings"] == 16 and facts["code_shape"] == [4, 4]
   files = {file["file"]: file for file in facts["files"]}
   assert set(files) == {
     "saved_model",
@@ -208,7 +209,7 @@ def test_the_command_gives_the_same_bytes_again_and_replaces_an_export(speech_ru
     result = export_main(*flags, f"--out={tmp_path / seed}", hash_seed=seed)
     assert result.returncode == 0 and "% of codes equal" in result.stdout, result.stderr
   assert_same_files(tmp_path / "1", tmp_path / "2")
-  assert json.loads((tmp_path / "1" / "export.json").read_text())["task"] == "speech"
+  assert json.loads((tmp_path / "1" / "export.json").read_text())["task"] == "tfvq.tasks.speech:SpeechTask"
   assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 

@@ -15,6 +15,7 @@ from tfvq.data.arrays import ArraySource
 from tfvq.data.speech_corpus import Clip
 from tfvq.endpoints.image_signatures import image_signatures
 from tfvq.endpoints.prior import pixelcnn_endpoints
+from tfvq.endpoints.speech_signatures import speech_signatures
 from tfvq.layers import CategoricalHead
 from tfvq.models import PixelCNN, WaveNet, gumbel_noise, sample_grid
 from tfvq.models.speech_codec import SpeechCodec
@@ -79,27 +80,26 @@ def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_fo
 
 @pytest.fixture(scope="module")
 def served_speech(tmp_path_factory):
-  """A small speech model and its prior, untrained, as a SavedModel loaded again: (run, signatures)."""
+  """A small speech model, untrained, and the signatures of its SavedModel loaded again."""
   keras.utils.set_random_seed(0)
   config, rng = tiny("speech"), np.random.default_rng(0)
   model = build_speech_vqvae(config.autoencoder, num_speakers=2)
   prior = WaveNet(CategoricalHead(16, 2, hidden_units=8), channels=8, dilation_rates=(1, 2), num_speakers=2)
   clip = Clip("a", 1, (0.1 * rng.normal(size=3000)).astype(np.float32), np.zeros([0, 4], np.int32))
-  task = types.SimpleNamespace(corpus=types.SimpleNamespace(clips=lambda split: iter([clip]), speakers=["a", "b"]))
-  run = types.SimpleNamespace(autoencoder=model, prior=prior, task=task, config=config)
+  corpus = types.SimpleNamespace(clips=lambda split: iter([clip]), speakers=["a", "b"])
   folder = tmp_path_factory.mktemp("speech") / "saved_model"
-  write_saved_model(run, folder)
-  return run, tf.saved_model.load(str(folder)).signatures
+  write_saved_model(speech_signatures(model, prior, corpus, config.samples.temperature), folder)
+  return model, tf.saved_model.load(str(folder)).signatures
 
 
 @pytest.mark.parametrize("batch_size", [0, 1, 2])
 @pytest.mark.parametrize("num_samples", [0, 1, 64, 65, 2000])
 def test_served_codes_of_any_number_of_samples(batch_size, num_samples, served_speech, rng):
-  run, served = served_speech
+  model, served = served_speech
   audio = (0.1 * rng.normal(size=[batch_size, num_samples])).astype(np.float32)
   codes = served["encode"](audio=tf.constant(audio))["codes"].numpy()
   assert codes.shape == (batch_size, -(-num_samples // 64), 2) and codes.dtype == np.int32
-  codec = SpeechCodec(run.autoencoder)
+  codec = SpeechCodec(model)
   for found, samples in zip(codes, audio if num_samples else [], strict=False):
     np.testing.assert_array_equal(found, codec.encode(samples))
 
@@ -107,7 +107,7 @@ def test_served_codes_of_any_number_of_samples(batch_size, num_samples, served_s
 @pytest.mark.parametrize("batch_size", [0, 1, 2])
 @pytest.mark.parametrize("num_frames", [0, 1, 26])
 def test_served_speech_of_any_number_of_frames(batch_size, num_frames, served_speech, rng):
-  run, served = served_speech
+  model, served = served_speech
   codes = rng.integers(0, 16, [batch_size, num_frames, 2]).astype(np.int32)
   speaker = np.arange(batch_size, dtype=np.int32)
   drawn = {"speaker": speaker, "seed": np.int32(5), "temperature": np.full([8], 0.8, np.float32)}
@@ -115,7 +115,7 @@ def test_served_speech_of_any_number_of_frames(batch_size, num_frames, served_sp
   audio = served["decode"](codes=tf.constant(codes), **drawn)["audio"].numpy()
   assert audio.shape == (batch_size, 64 * num_frames) and np.isfinite(audio).all()
   if audio.size:
-    expected = SpeechCodec(run.autoencoder, frames_per_part=25, jit_compile=False).decode(codes, speaker, 5, 0.8)
+    expected = SpeechCodec(model, frames_per_part=25, jit_compile=False).decode(codes, speaker, 5, 0.8)
     np.testing.assert_allclose(audio[:, :64], expected[:, :64], atol=1e-4)
   more = {"num_frames": tf.constant(num_frames), "prior_temperature": tf.constant(0.9)}
   sampled = served["sample"](**drawn, **more)
