@@ -63,6 +63,17 @@ def test_each_layer_imports_only_those_before_it(layer):
       assert not (parts[0] == "tfvq" and len(parts) > 1 and parts[1] in above), f"{path} imports {module}"
 
 
+def test_nothing_outside_of_tasks_and_configs_knows_systems_by_name():
+  names = set()
+  for path in (ROOT / "tfvq" / "configs").glob("*.py"):
+    names |= set(re.findall(r'run_settings\("[\w.]+:(\w+)"\)', path.read_text()))
+  assert len(names) >= 3
+  for path in (*(ROOT / "tfvq").rglob("*.py"), *(ROOT / "export").rglob("*.py"), ROOT / "train_main.py"):
+    if path.parent.name not in ("tasks", "configs") and path.name != "release.py":  # which is for speech models
+      for name in names:
+        assert not re.search(rf"\b{name}\b", path.read_text()), f"{path} knows {name}"
+
+
 def test_configs_import_nothing_heavy():
   for path in (ROOT / "tfvq" / "configs").glob("*.py"):
     assert set(imported_modules(path)).isdisjoint({"tensorflow", "keras", "numpy"}), path
