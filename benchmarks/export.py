@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
 from benchmarks.timing import medians
 from export import tflite
@@ -25,6 +25,7 @@ from export.device.generation import GumbelNoise, StepLoop
 from export.endpoint import Endpoint
 from export.exporter import device_endpoints
 from export.wavenet_endpoints import step_endpoint
+from tfvq.errors import parse_flags, run_program
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
 from tfvq.training.loading import load_model
@@ -164,4 +165,4 @@ def _time_codec():
 
 
 if __name__ == "__main__":
-  app.run(main)
+  run_program(main, lambda argv: parse_flags(argv, __doc__, (_WORKDIR, _MODEL, _SECONDS)))

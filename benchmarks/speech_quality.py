@@ -18,6 +18,7 @@ import json
 import math
 import pathlib
 import re
+import signal
 import subprocess
 import tempfile
 
@@ -33,6 +34,7 @@ MAX_DELAY = 800  # samples that a codec may be late or early
 
 
 def main():
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends silently in `| head`
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("clips", type=pathlib.Path)
   parser.add_argument("--transcripts", type=pathlib.Path)

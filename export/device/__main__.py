@@ -8,6 +8,7 @@ named - is standard input or output.
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,22 @@ _LARGEST_SEED = 2**31 - 1
 
 
 def main(arguments=None) -> int:
-  """Runs a command; returns the exit code."""
+  """Runs a command; returns the exit code.
+
+  It is 141, and nothing is printed, if the reader of a pipe that the program prints to has closed it, as `head` does.
+  """
+  try:
+    try:
+      return _run(arguments)
+    finally:
+      if sys.stdout is not None:
+        sys.stdout.flush()  # otherwise Python would flush it at exit, and print the error
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at exit
+    return 128 + 13  # 13 is SIGPIPE, which ends programs that are not written in Python
+
+
+def _run(arguments):
   parser = argparse.ArgumentParser(
     prog="tfvq-codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
