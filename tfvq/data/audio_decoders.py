@@ -3,9 +3,11 @@
 A decoder has `rate_hz`, `num_channels`, `num_frames` and `read(start, stop)`. A frame is one sample of each channel.
 """
 
+import contextlib
+
 import numpy as np
 
-from tfvq.data.audio_headers import checked
+from tfvq.data.audio_headers import checked, flac_of_unknown_length
 from tfvq.errors import UserError
 from tfvq.extras import extra
 
@@ -42,6 +44,8 @@ class SoundfileDecoder:
     self._name = name
     self.kind, self.stream = checked(file, name)
     self._open()
+    if self.kind == "flac":
+      self._ignore_short_length()
     self.rate_hz, self.num_channels, self.num_frames = self._file.samplerate, self._file.channels, self._file.frames
     self.subtype = self._file.subtype
     length_is_known = self.num_frames < _MAX_FRAMES
@@ -90,6 +94,14 @@ class SoundfileDecoder:
     except soundfile.SoundFileError as error:
       raise UserError(f"{self._name} is not a WAV, FLAC, MP3 or Ogg Vorbis file that can be decoded.") from error
     self._position, self._kept = 0, np.zeros([0, self._file.channels], np.float32)
+
+  def _ignore_short_length(self):
+    """Decodes a FLAC file to its end, even if its header claims fewer samples than there are."""
+    stream = flac_of_unknown_length(self.stream)
+    with contextlib.suppress(soundfile.SoundFileError):  # raised if the file has no sample at this position
+      _ForwardFile(stream).seek(self._file.frames)
+      self.stream = stream
+    self._open()
 
   def _seek(self, position):
     try:

@@ -80,6 +80,15 @@ def checked(file, name: str) -> CheckedFile:
   return CheckedFile("mp3", _Spliced(parts[0], file, *parts[1:]))
 
 
+def flac_of_unknown_length(stream) -> io.IOBase:
+  """A FLAC stream without the number of samples in its header, which may be wrong."""
+  stream.seek(0)
+  head = bytearray(stream.read(26))
+  head[21] &= 0xF0  # the number has 36 bits
+  head[22:26] = bytes(4)
+  return _Spliced(bytes(head), stream, 26, stream.seek(0, os.SEEK_END))
+
+
 def _rewound(file):
   file.seek(0)
   return file
