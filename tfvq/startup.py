@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -37,27 +38,43 @@ def start_xla() -> None:
     tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(0))
 
 
-@contextlib.contextmanager
 def stderr_held_back():
-  """Drops what the block writes to stderr, native libraries included, unless it raises an exception.
+  """Context that drops what is written to stderr, also by native libraries, unless the block raises an exception.
 
-  One thread at a time is in such a block; what other threads write meanwhile is dropped too.
+  One thread at a time is in such a block, and what other threads write meanwhile is dropped too.
   """
-  if sys.stderr is None:  # the program was started with stderr closed
-    yield
-    return
-  with _STDERR_LOCK, tempfile.TemporaryFile() as held_back:
+  return _redirected_stderr(lambda written, failed: written if failed else b"")
+
+
+def stderr_without(pattern: bytes):
+  """Context that drops what matches a regular expression from what is written to stderr, also by native libraries.
+
+  One thread at a time is in such a block, and what is written meanwhile appears at its end.
+  """
+  return _redirected_stderr(lambda written, failed: re.sub(pattern, b"", written))
+
+
+@contextlib.contextmanager
+def _redirected_stderr(kept):
+  """Collects what is written to stderr, and writes `kept(written, failed)` at the end of the block."""
+  with _STDERR_LOCK, tempfile.TemporaryFile() as collected:
+    try:
+      stderr = None if sys.stderr is None else os.dup(2)
+    except OSError:
+      stderr = None
+    if stderr is None:  # stderr is closed
+      yield
+      return
     sys.stderr.flush()
-    stderr = os.dup(2)
-    os.dup2(held_back.fileno(), 2)
+    os.dup2(collected.fileno(), 2)
+    failed = True
     try:
       yield
-    except BaseException:
-      sys.stderr.flush()
-      held_back.seek(0)
-      os.write(stderr, held_back.read())
-      raise
+      failed = False
     finally:
       sys.stderr.flush()
       os.dup2(stderr, 2)
       os.close(stderr)
+      collected.seek(0)
+      if rest := kept(collected.read(), failed):
+        os.write(2, rest)

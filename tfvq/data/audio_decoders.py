@@ -10,12 +10,14 @@ import numpy as np
 from tfvq.data.audio_headers import checked, flac_of_unknown_length
 from tfvq.errors import UserError
 from tfvq.extras import extra
+from tfvq.startup import stderr_without
 
 with extra("speech"):
   import soundfile
 
 _BLOCK_SAMPLES = 2**18
 _KEPT_SECONDS = 10  # of what was decoded last, because the parts that are read overlap
+_MPG123_LINES = rb"\[src/libmpg123/.*\n"  # libsndfile's MP3 decoder prints its errors
 _MAX_FRAMES = 2**40  # libsndfile gives a larger number where the length is not known
 
 
@@ -90,7 +92,8 @@ class SoundfileDecoder:
   def _open(self):
     self.stream.seek(0)
     try:
-      self._file = _ForwardFile(self.stream)
+      with self._quietly():
+        self._file = _ForwardFile(self.stream)
     except soundfile.SoundFileError as error:
       raise UserError(f"{self._name} is not a WAV, FLAC, MP3 or Ogg Vorbis file that can be decoded.") from error
     self._position, self._kept = 0, np.zeros([0, self._file.channels], np.float32)
@@ -114,11 +117,15 @@ class SoundfileDecoder:
     """The next frames, some of those that are left."""
     try:
       num_frames = min(num_frames, max(1, _BLOCK_SAMPLES // self.num_channels))
-      block = self._file.read(num_frames, dtype="float32", always_2d=True)
+      with self._quietly():
+        block = self._file.read(num_frames, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
       raise self._damaged() from error
     self._position += len(block)
     return block
+
+  def _quietly(self):
+    return stderr_without(_MPG123_LINES) if self.kind == "mp3" else contextlib.nullcontext()
 
   def _damaged(self):
     return UserError(f"{self._name} breaks off or is damaged: it could not be decoded to its end.")
