@@ -12,6 +12,7 @@ In a checkout, `python -m export.export_main` is the same program.
 
 import os
 import pathlib
+import secrets
 import shutil
 
 from absl import flags, logging
@@ -47,11 +48,12 @@ def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)  # the converters log every step
   out = pathlib.Path(_OUT.value).resolve()
-  if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _WRITTEN):
-    raise UserError(f"{_OUT.value} is not an export, which alone would be replaced: choose another --out.")
-  run = open_run(_WORKDIR.value)
-  partial, old = (out.with_name(f".{word}-{os.getpid()}-{out.name}") for word in ("partial", "old"))
+  suffix = f"{os.getpid()}-{secrets.token_hex(4)}"  # without the name of `out`, which may be as long as a name can be
+  partial, old = out.with_name(f".partial-{suffix}"), out.with_name(f".old-{suffix}")
   try:
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _WRITTEN):
+      raise UserError(f"{_OUT.value} is not an export, and only an export is replaced: choose another --out.")
+    run = open_run(_WORKDIR.value)
     rows = export(run, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value, _MODEL.value)
     if out.exists():
       out.rename(old)
