@@ -251,7 +251,7 @@ def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
     (("decode", "text.codes", "out"), "text.codes cannot be decoded. It is not a file of codes"),
     (("decode", "other.codes", "out"), "was made with another model"),
     (("decode", "larger.codes", "out"), "was made with another model"),
-    (("decode", "cut.codes", "out"), "cut.codes cannot be decoded. It is cut short or altered"),
+    (("decode", "cut.codes", "out"), "cut.codes cannot be decoded. It is truncated or altered"),
     (("decode", "nothing.codes", "out"), "nothing.codes could not be read"),
     (("decode", "own.codes", "out", "--speaker=nobody"), "The model has no speaker 'nobody'"),
     *((seed, "give a whole number from 0 to 2147483647") for seed in seeds),

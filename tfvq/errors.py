@@ -16,9 +16,9 @@ class UserError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-  """A signal has asked the program to end.
+  """A signal asked the program to stop.
 
-  It is handled as Ctrl-C is: `finally` blocks remove partial files, and training saves a checkpoint.
+  It is handled like Ctrl-C: `finally` blocks remove partial files, and training saves a checkpoint.
 
   Args:
     signal_number: The signal.
@@ -71,12 +71,12 @@ def _terminate(signal_number, frame):
 
 
 def parse_flags(argv: list[str], doc: str, holders) -> list[str]:
-  """Parses flags; --help prints the program's own flags and ends it.
+  """Parses flags; --help prints the program's own flags and exits.
 
   Args:
     argv: The command line.
     doc: The text that --help prints first.
-    holders: The program's flags.
+    holders: The program's flags, as `flags.DEFINE_string` and its like return them.
 
   Returns:
     The command line without the flags.

@@ -1,4 +1,4 @@
-"""How a program starts TensorFlow: with its fastest CPU kernels, and without log lines of its own."""
+"""Starts TensorFlow for a program: with its fastest CPU kernels and without its log lines."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ _STDERR_LOCK = threading.RLock()
 
 
 def set_environment() -> None:
-  """Sets the variables that TensorFlow reads when it is imported; those that are set already stay as they are."""
+  """Sets environment variables that TensorFlow reads when it is imported, unless they are already set."""
   # oneDNN's convolutions are the fastest on every x86 core measured; TensorFlow enables them by default on some only.
-  # Where oneDNN is held to fewer instructions than the CPU has, TensorFlow still calls its kernels for 16-bit floats,
-  # which then end the process.
+  # If ONEDNN_MAX_CPU_ISA restricts oneDNN's instruction set, TensorFlow still calls its kernels for 16-bit floats,
+  # which then crash.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0" if "ONEDNN_MAX_CPU_ISA" in os.environ else "1")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -22,15 +22,15 @@ def set_environment() -> None:
 def import_tensorflow() -> None:
   """Imports TensorFlow for a program; call it before anything that imports TensorFlow."""
   set_environment()
-  # TensorFlow 2.18 and later write log lines while they are imported, whatever the log level is.
+  # TensorFlow 2.18 and later print log lines at import, whatever the log level.
   with stderr_held_back():
     import tensorflow  # noqa: F401
 
 
 def start_xla() -> None:
-  """Starts XLA's compiler; call it before anything is compiled, and after the devices and the strategy are set up.
+  """Starts XLA's compiler; call it after devices and strategy are set up and before anything is compiled.
 
-  TensorFlow 2.17 logs some lines when XLA compiles for the first time in a process, whatever the log level is.
+  TensorFlow 2.17 prints log lines when XLA first compiles in a process, whatever the log level.
   """
   import tensorflow as tf
 

@@ -167,7 +167,7 @@ class Encoder:
     """Takes the next samples, float [T] in -1..1; returns the codes that they complete, int32 [F, *frame_shape].
 
     Raises:
-      CodecError: The samples are not finite, or have more than one dimension; the stream is as it was before.
+      CodecError: The samples are not finite, or have more than one dimension; the stream is unchanged.
     """
     samples = _checked_samples(samples)
     self._num_samples += len(samples)
@@ -208,7 +208,7 @@ class Decoder:
     """Takes the next codes, integers [F, *frame_shape]; returns the speech that they complete, float32 [T] in -1..1.
 
     Raises:
-      CodecError: The codes have another shape, are not integers, or not in 0..K-1; the stream is as it was before.
+      CodecError: The codes have another shape, are not integers, or not in 0..K-1; the stream is unchanged.
     """
     codes = np.asarray(codes)
     if not codes.ndim or codes.shape[1:] != self._pending.shape[1:]:

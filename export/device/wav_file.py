@@ -58,7 +58,7 @@ def read_wav(file, name: str, sample_rate_hz: int) -> np.ndarray:
   elif (size >= _STREAM_BYTES and size > num_left) or (size == 0 and not _are_chunks(file, start, num_bytes)):
     size = num_left
   if not 2 <= size <= num_left:
-    refuse("it is empty or breaks off")
+    refuse("it is empty or truncated")
   file.seek(start)
   return np.frombuffer(file.read(size - size % 2), "<i2").astype(np.float32) / 2**15
 
