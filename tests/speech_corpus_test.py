@@ -67,9 +67,7 @@ def test_a_corpus_of_an_earlier_version_is_refused(tmp_path):
   prepare_corpus(tmp_path / "data", fake_recordings())
   manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
   (tmp_path / "data" / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
-  sentence = (
-    f"contains a corpus of version 2, but this program reads version 3: delete {tmp_path}/data and run the stage"
-  )
+  sentence = f"contains a corpus of version 2, but this program reads version 3: delete {tmp_path}/data and run"
   with pytest.raises(UserError, match=sentence):
     SpeechCorpus(tmp_path / "data")
 

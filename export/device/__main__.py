@@ -3,8 +3,8 @@
   tfvq-codec encode in.wav out.codes
   tfvq-codec decode out.codes out.wav [--speaker NAME]
 
-In a checkout, `python -m export.device` is the same program. WAV files have 16 kHz, one channel and 16 bits. A file
-named - is standard input or output.
+In a checkout, `python -m export.device` is the same program. WAV files must have 16 kHz, one channel and 16 bits.
+A file named - is standard input or output.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def _run(arguments):
 
 
 def _terminate(signal_number, frame):
-  """Ends the program as Ctrl-C does, so that no partial file is left."""
+  """Ends the program like Ctrl-C, so that no partial file is left."""
   del frame
   signal.signal(signal_number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
   raise KeyboardInterrupt(signal_number)
@@ -121,7 +121,7 @@ def _decode(codec, source, target, speaker, seed):
 
 
 class _Progress:
-  """A progress bar on the terminal; at its end the speed, as a multiple of real time."""
+  """A progress bar on the terminal that ends with the speed, as a multiple of real time."""
 
   def __init__(self, title, seconds):
     self._title, self._seconds, self._done = title, seconds, 0.0
