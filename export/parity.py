@@ -1,11 +1,11 @@
-"""How much an exported file differs from its model on real data."""
+"""Measures how much an exported file differs from its model on real data."""
 
 import numpy as np
 import tensorflow as tf
 
 from tfvq.endpoints.endpoint import Endpoint
 
-_VECTORS_PER_CHUNK = 1024  # whose distances to every codebook vector are in memory at once
+_VECTORS_PER_CHUNK = 1024  # bounds the memory for distances to every codebook vector
 
 
 def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, float]]:
@@ -14,13 +14,13 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
   Args:
     endpoint: The endpoint.
     runner: `tflite.Runner` or `onnx.Runner` of the file.
-    examples: Inputs to compare on, one after another from the state's beginning.
+    examples: Inputs to compare on; if there is a state, in order from its initial value.
 
   Returns:
-    For each output its figures. Integers: "share_equal". Floats: "max_error", and "relative_rms_error", the root mean
-    square of the error divided by that of the output. Codes beside an output "z_e", the vectors that they are codes
-    of, have two more: "share_sure", the share of codes that the error cannot have changed (see `sure_codes`), and
-    "share_equal_of_sure", the share of these that are equal.
+    Metrics of each output. Integers: "share_equal", the fraction of equal values. Floats: "max_error", and
+    "relative_rms_error", the root mean square of the error divided by that of the output. If there is an output "z_e",
+    the vectors before quantisation, "codes" also has "share_sure", the fraction of codes that the error cannot have
+    changed (see `sure_codes`), and "share_equal_of_sure", the fraction of these that are equal.
   """
   function = endpoint.concrete
   expected, given = {}, {}
@@ -45,10 +45,10 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
 
 
 def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
-  """Where an error cannot have changed the code: every border to another code's cell is further away than the error.
+  """Marks the vectors whose code an error cannot have changed: the error is smaller than the distance to other cells.
 
-  The look-up of either code may round: the bound holds for scores z.e - ||e||^2 / 2 in float32, of the vectors as they
-  are. A look-up that centres the vectors first, or computes close distances exactly, rounds less.
+  The bound allows for rounding in the search for either code, with scores z.e - ||e||^2 / 2 in float32 and without
+  centring. A search that centres the vectors first, or computes close distances exactly, rounds less.
 
   Args:
     z_e: The vectors, float [N, D].
@@ -58,18 +58,18 @@ def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
   Returns:
     Boolean [N].
   """
-  # Float64 and centred: the products below lose nothing that matters.
+  # In float64 and centred, the products below are accurate enough.
   codebook = np.asarray(codebook, np.float64)
   centre = codebook.mean(axis=0)
   centred = codebook - centre
   sizes = np.sum(np.square(centred), axis=-1)
   largest = np.max(np.sum(np.square(codebook), axis=-1))
-  identities = np.unique(codebook, axis=0, return_inverse=True)[1].reshape(-1)  # equal for equal vectors
+  identities = np.unique(codebook, axis=0, return_inverse=True)[1].reshape(-1)  # the same for equal vectors
   sure = np.zeros(len(z_e), bool)
   for start in range(0, len(z_e), _VECTORS_PER_CHUNK):
     chunk = slice(start, start + _VECTORS_PER_CHUNK)
     vectors = np.asarray(z_e[chunk], np.float64)
-    distances = sizes - 2 * (vectors - centre) @ centred.T  # squared, less what is the same for every code
+    distances = sizes - 2 * (vectors - centre) @ centred.T  # squared, without the term that is the same for every code
     nearest = np.argmin(distances, axis=-1)
     between = sizes[nearest, np.newaxis] - 2 * centred[nearest] @ centred.T + sizes  # squared
     # An error e moves the difference of two squared distances by at most 2 ||e|| times the distance of the codes.
@@ -83,7 +83,7 @@ def sure_codes(z_e, z_e_given, codebook) -> np.ndarray:
 
 
 def compare(expected, given) -> dict[str, float]:
-  """Figures of an output against the expected one, see `measure_parity`."""
+  """Metrics of an output compared with the expected one, see `measure_parity`."""
   if np.issubdtype(expected.dtype, np.integer):
     return {"share_equal": float(np.mean(expected == given))}
   error = np.abs(expected.astype(np.float64) - given)

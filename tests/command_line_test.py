@@ -84,6 +84,29 @@ def test_a_config_is_found_by_its_name(config):
   assert returncode == 0 and f"--config.data.num_train_episodes={episodes}\n" in output, output
 
 
+@pytest.mark.parametrize(
+  "command",
+  [
+    ("train_main.py",),
+    ("train_main.py", FRAMES),
+    ("-m", "tfvq.reconstruct"),
+    ("-m", "tfvq.release"),
+    ("-m", "export"),
+    ("-m", "export.device"),
+    ("-m", "benchmarks.export"),
+    ("-m", "benchmarks.speech_clips"),
+  ],
+)
+def test_help_into_closed_pipe_ends_silently(command):
+  reader, writer = os.pipe()
+  os.close(reader)
+  command = [sys.executable, *command, "--help"]
+  environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+  result = subprocess.run(command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False)
+  os.close(writer)
+  assert (result.returncode, result.stderr) == (141, b"")
+
+
 WAITING = """if True:
   import sys, time
   from absl import flags

@@ -369,7 +369,7 @@ def test_a_picture_that_is_too_large_is_skipped(pictures, monkeypatch, capsys):
 
 
 def test_folders_without_pictures_are_refused(tmp_path):
-  with pytest.raises(UserError, match="holds no picture"):
+  with pytest.raises(UserError, match="contains no pictures"):
     photos.find_photos(tmp_path)
   with pytest.raises(UserError, match="not a folder"):
     photos.find_photos(tmp_path / "nowhere")

@@ -114,10 +114,10 @@ def test_the_noise_is_standard_gumbel():
   [
     ([[16, 0]], {}, "Codes must be 0..15"),
     ([[0, -1]], {}, "Codes must be 0..15"),
-    ([0, 1], {}, r"Codes have shape \[2\]; those of this model have \[frames, 2\]"),
+    ([0, 1], {}, r"Codes have shape \[2\]; this model needs \[frames, 2\]"),
     ([[0, 0]], {"speaker": "nobody"}, "The model has no speaker 'nobody'"),
     ([[0, 0]], {"temperature": [1, 1]}, "temperature has shape"),
-    ([[0, 0]], {"seed": -1}, "The seed is -1; give one of zero or more"),
+    ([[0, 0]], {"seed": -1}, "The seed is -1; give zero or a positive number"),
   ],
 )
 def test_what_cannot_be_decoded_is_refused(codes, arguments, sentence, codec_folder):
@@ -126,20 +126,20 @@ def test_what_cannot_be_decoded_is_refused(codes, arguments, sentence, codec_fol
 
 
 def test_a_damaged_folder_is_refused(codec_folder, tmp_path):
-  with pytest.raises(CodecError, match="does not hold a whole codec"):
+  with pytest.raises(CodecError, match="does not contain a complete codec"):
     SpeechCodec(tmp_path)
   for path in codec_folder.iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
   facts = (tmp_path / "codec.json").read_text()
   for wrong in ("[]", "null", "{", '{"files": 3}', '{"files": {}}'):
     (tmp_path / "codec.json").write_text(wrong)
-    with pytest.raises(CodecError, match="does not hold a whole codec"):
+    with pytest.raises(CodecError, match="does not contain a complete codec"):
       SpeechCodec(tmp_path)
   (tmp_path / "codec.json").write_text(facts)
   content = bytearray((tmp_path / "step.tflite").read_bytes())
   content[1000] ^= 1
   (tmp_path / "step.tflite").write_bytes(bytes(content))
-  with pytest.raises(CodecError, match="step.tflite is not the file that was written"):
+  with pytest.raises(CodecError, match="step.tflite has changed since it was written"):
     SpeechCodec(tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
     (("decode", "text.codes", "out"), "text.codes cannot be decoded. It is not a file of codes"),
     (("decode", "other.codes", "out"), "was made with another model"),
     (("decode", "larger.codes", "out"), "was made with another model"),
-    (("decode", "cut.codes", "out"), "cut.codes cannot be decoded. It is cut short or altered"),
+    (("decode", "cut.codes", "out"), "cut.codes cannot be decoded. It is truncated or altered"),
     (("decode", "nothing.codes", "out"), "nothing.codes could not be read"),
     (("decode", "own.codes", "out", "--speaker=nobody"), "The model has no speaker 'nobody'"),
     *((seed, "give a whole number from 0 to 2147483647") for seed in seeds),
@@ -261,10 +261,10 @@ def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
     (("encode", "good.wav", "n" * 256), "could not be written: File name too long"),
     (("decode", "own.codes", "n" * 256), "could not be written: File name too long"),
     (("decode", "own.codes", "/proc/out.wav"), "/proc/out.wav could not be written"),
-    (("encode", "good.wav", "good.wav"), "good.wav is the file to read: name another file to write"),
-    (("encode", "good.wav", "link"), "link is the file to read: name another file to write"),
-    (("encode", "link", "good.wav"), "good.wav is the file to read: name another file to write"),
-    (("decode", "own.codes", "own.codes"), "own.codes is the file to read: name another file to write"),
+    (("encode", "good.wav", "good.wav"), "good.wav is the input file: give another output file"),
+    (("encode", "good.wav", "link"), "link is the input file: give another output file"),
+    (("encode", "link", "good.wav"), "good.wav is the input file: give another output file"),
+    (("decode", "own.codes", "own.codes"), "own.codes is the input file: give another output file"),
   ]
   for (command, source, target, *flags), sentence in cases:
     code, out, told = device(command, tmp_path / source, tmp_path / target, model, *flags)
@@ -305,7 +305,7 @@ def test_the_recording_on_standard_input_is_not_overwritten(tmp_path, rng):
   command = [sys.executable, "-m", "export.device", "encode", "-", str(tmp_path / "in.wav")]
   with open(tmp_path / "in.wav", "rb") as file:
     result = subprocess.run(command, cwd=ROOT, stdin=file, capture_output=True, text=True, check=False)
-  assert result.returncode == 2 and "in.wav is the file to read: name another file to write" in result.stderr
+  assert result.returncode == 2 and "in.wav is the input file: give another output file" in result.stderr
   assert (tmp_path / "in.wav").read_bytes() == content
 
 

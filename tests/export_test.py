@@ -256,15 +256,29 @@ def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
   [
     (("--workdir=nowhere", "--out=x"), "nowhere is not the folder of a run"),
     (("--out=x",), "Both --workdir=DIR and --out=DIR are needed"),
-    (("--workdir=w", "--out=x", "--formats=tflite,coreml"), "--formats has coreml; choose of tflite"),
-    (("--workdir=w", "--out=x", "--quantize=int4"), "--quantize has int4; choose of none"),
-    (("--workdir=w", "--out=README.md"), "README.md is not an export, which alone would be replaced"),
-    (("--workdir=w", "--out=."), ". is not an export, which alone would be replaced"),
+    (("--workdir=w", "--out=x", "--formats=tflite,coreml"), "--formats has coreml; choose from tflite"),
+    (("--workdir=w", "--out=x", "--quantize=int4"), "--quantize has int4; choose from none"),
+    (("--workdir=w", "--out=README.md"), "README.md is not an export, and only an export is replaced"),
+    (("--workdir=w", "--out=."), ". is not an export, and only an export is replaced"),
   ],
 )
 def test_wrong_flags_end_with_one_sentence(flags, sentence):
   result = export_main(*flags)
   assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr
+
+
+def test_out_with_longest_name_is_replaced(frames_run, tmp_path):
+  out = tmp_path / ("o" * 255)
+  out.mkdir()
+  (out / "export.json").write_text("{}")
+  flags = (f"--workdir={frames_run.workdir.path}", "--formats=tflite", "--quantize=none")
+  result = export_main(*flags, f"--out={out}")
+  assert result.returncode == 0 and json.loads((out / "export.json").read_text())["files"], result.stderr
+  assert os.listdir(tmp_path) == [out.name]
+  result = export_main(*flags, f"--out={out}o")
+  assert (
+    result.returncode == 2 and result.stderr == f"error: {out}o could not be read or written (File name too long).\n"
+  )
 
 
 def test_the_command_also_runs_as_a_file(tmp_path):

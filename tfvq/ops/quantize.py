@@ -1,4 +1,4 @@
-"""Vector quantisation as pure functions, for layers, export and loops of one's own."""
+"""Vector quantisation as pure functions, for layers, export and custom training loops."""
 
 from typing import NamedTuple
 
@@ -25,8 +25,8 @@ class Quantized(NamedTuple):
 def quantize(z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None) -> Quantized:
   """Replaces each vector by its nearest codebook vector, with the straight-through gradient.
 
-  A vector that is not finite has the code -1. It counts in no loss, its z_q is the first codebook vector, and no
-  gradient flows to it.
+  A vector that is not finite has the code -1. It is ignored in the losses, its z_q is the first codebook vector, and it
+  gets no gradient.
 
   Reference: arXiv 1711.00937, eq. 1-3.
   Deviation: the latent losses are means over all elements; the paper sums over D.
@@ -34,8 +34,8 @@ def quantize(z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None)
   Args:
     z_e: Encoder outputs, float [..., D].
     codebook: Float [K, D].
-    mask: Boolean, False at padded positions, which are quantised but count in no loss. Its shape is that of the codes,
-      or the leading dimensions of it.
+    mask: Boolean, False at padded positions, which are quantised but ignored in the losses. It has the shape of the
+      codes or of their leading dimensions.
 
   Returns:
     A `Quantized` (z_q, codes, losses).
@@ -49,13 +49,13 @@ def quantize(z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None)
     codebook=_masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted),
     commitment=_masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted),
   )
-  # The codebook vector itself, to the bit: the difference is zero, and carries the gradient.
+  # Exactly the codebook vector: the added difference is zero, and carries the gradient.
   z_q = tf.stop_gradient(e) + (z - tf.stop_gradient(z))
   return Quantized(tf.cast(z_q, z_e.dtype), codes, losses)
 
 
 def expand_mask(mask: tf.Tensor | None, codes: tf.Tensor) -> tf.Tensor:
-  """A mask with the shape of codes [...], True everywhere if it is None; missing last dimensions are filled up."""
+  """Broadcasts a mask along missing last dimensions to the shape of codes [...]; None gives True everywhere."""
   if mask is None:
     return tf.ones_like(codes, tf.bool)
   mask = tf.cast(mask, tf.bool)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import tfvq.models  # noqa: F401  Keras loads a model whose classes are imported
 from tfvq.errors import UserError
 from tfvq.ops.product import product_precision
-from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds, steps_done
+from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, TerminateOnNonFiniteLoss, read_seconds, steps_done
 from tfvq.training.loading import load_weights
 from tfvq.training.optimizers import make_optimizer
 from tfvq.training.strategy import check_batch_size
@@ -73,7 +73,7 @@ def train(
     curves = Curves(folder / "curves.csv", settings.log_every_steps)
     checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
     progress = ProgressBar(title, settings.steps, curves)
-    callbacks = [*extra_callbacks(model), StopAtLostLoss(checkpoint_path), curves, checkpoint, progress]
+    callbacks = [*extra_callbacks(model), TerminateOnNonFiniteLoss(checkpoint_path), curves, checkpoint, progress]
     examples = batches(settings.batch_size, step)
     try:
       with product_precision(tf.bfloat16 if settings.bfloat16_products else None):
