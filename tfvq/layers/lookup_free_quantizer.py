@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfvq.layers.scalar_quantizer import ScalarQuantizer
 from tfvq.ops.distributed import num_replicas, sum_over_replicas
-from tfvq.ops.quantize import masked_mean
+from tfvq.ops.quantize import count_per_replica, masked_mean
 
 _GROUP_BITS = 8
 
@@ -92,13 +92,15 @@ class LookupFreeQuantizer(ScalarQuantizer):
     return np.abs(channels)
 
   def _channel_losses(self, channels, values, counted):
-    commitment = masked_mean(tf.math.squared_difference(channels, values), counted)
+    count = count_per_replica(counted, channels.dtype)
+    commitment = masked_mean(tf.math.squared_difference(channels, values), counted, count)
     logits = 4 * channels / self.temperature  # of the bits: the difference of two squared distances
-    entropies = tf.reduce_sum(_binary_entropy(logits), axis=-1, keepdims=True)
-    penalty = masked_mean(entropies, counted) - self.diversity * self._entropy_of_mean(logits, counted)
+    # Entropies of single bits add up to that of a soft code.
+    entropies = tf.reduce_sum(tf.math.softplus(logits) - logits * tf.sigmoid(logits), axis=-1, keepdims=True)
+    penalty = masked_mean(entropies, counted, count) - self.diversity * self._entropy_of_mean(logits, counted, count)
     return {"commitment": self.commitment_cost * commitment, "entropy": self.entropy_weight * penalty}
 
-  def _entropy_of_mean(self, logits, counted):
+  def _entropy_of_mean(self, logits, counted, count):
     """Entropy in nats of the mean soft code of the global batch, scalar; its gradient reaches this replica's part."""
     logits = tf.reshape(logits, [-1, self.num_bits])
     counted = tf.reshape(tf.cast(counted, logits.dtype), [-1, 1])
@@ -108,11 +110,10 @@ class LookupFreeQuantizer(ScalarQuantizer):
       for logit in tf.unstack(logits[:, begin : begin + _GROUP_BITS, tf.newaxis], axis=1):
         probabilities = tf.concat([probabilities * tf.sigmoid(-logit), probabilities * tf.sigmoid(logit)], axis=-1)
       sums.append(tf.reduce_sum(probabilities, axis=0))
-    sums = tf.concat(sums, axis=0)
-    global_sums, num_vectors = sum_over_replicas(tf.stop_gradient(sums), tf.reduce_sum(counted))
-    # Keras divides the gradients of losses that layers add by the number of replicas.
-    own_part = num_replicas() * (sums - tf.stop_gradient(sums))
-    means = tf.math.divide_no_nan(global_sums + own_part, num_vectors)
+    means = tf.math.divide_no_nan(tf.concat(sums, axis=0), count)
+    own_means = tf.stop_gradient(means)
+    (global_sums,) = sum_over_replicas(own_means)
+    means = global_sums / num_replicas() + (means - own_means)
     return -tf.reduce_sum(tf.math.xlogy(means, means))
 
   def get_config(self):

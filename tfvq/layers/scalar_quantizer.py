@@ -74,7 +74,10 @@ class ScalarQuantizer(Quantizer):
     variances, components = np.linalg.eigh((vectors - mean).T @ (vectors - mean) / len(vectors))
     order = np.argsort(-variances)[: len(self._levels)]
     deviations = np.sqrt(np.maximum(variances[order], 1e-6 * variances.max() + 1e-12))
-    kernel = components[:, order] / deviations
+    # More channels than dimensions: the further ones are random mixtures of the components.
+    mixtures = np.random.default_rng(self.seed).normal(size=(len(order), len(self._levels) - len(order)))
+    mixtures /= np.linalg.norm(mixtures, axis=0)
+    kernel = components[:, order] / deviations @ np.concatenate([np.eye(len(order)), mixtures], axis=1)
     self._kernel_in.assign(kernel)
     self._bias_in.assign(-mean @ kernel)
     values = self._values(self._digits(self._channels(tf.cast(vectors, self.variable_dtype)))).numpy()

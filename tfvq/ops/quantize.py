@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfvq.ops.distributed import num_replicas, sum_over_replicas
 from tfvq.ops.nearest_code import nearest_code
 
 GRADIENTS = ("straight_through", "rotation")
@@ -36,8 +37,8 @@ def quantize(
     gradient: As for `with_gradient`.
 
   Returns:
-    A `Quantized` (z_q, codes, losses). Its losses are the latent terms of eq. 3, means over all elements of z_e that
-    count, zero for an empty batch: "codebook", ||sg[z_e] - e||^2, moves the codebook to the encoder's output;
+    A `Quantized` (z_q, codes, losses). Its losses are the latent terms of eq. 3, means over all elements of the global
+    batch that count, zero for an empty one: "codebook", ||sg[z_e] - e||^2, moves the codebook to the encoder's output;
     "commitment", ||z_e - sg[e]||^2, moves the encoder's output to the codebook.
   """
   codes = nearest_code(tf.stop_gradient(z_e), tf.stop_gradient(codebook))
@@ -45,9 +46,10 @@ def quantize(
   e = tf.gather(codebook, tf.maximum(codes, 0))
   z = tf.where(finite[..., tf.newaxis], tf.cast(z_e, e.dtype), tf.stop_gradient(e))
   counted = finite & expand_mask(mask, codes)
+  count = count_per_replica(counted, e.dtype)
   losses = {
-    "codebook": masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted),
-    "commitment": masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted),
+    "codebook": masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted, count),
+    "commitment": masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted, count),
   }
   return Quantized(tf.cast(with_gradient(z, e, gradient), z_e.dtype), codes, losses)
 
@@ -95,7 +97,19 @@ def expand_mask(mask: tf.Tensor | None, codes: tf.Tensor) -> tf.Tensor:
   return tf.broadcast_to(mask, tf.shape(codes))
 
 
-def masked_mean(values, mask):
-  """Mean over all elements of `values` [..., D] where `mask` [...] is True; zero if there are none."""
-  per_vector = tf.where(mask, tf.reduce_mean(values, axis=-1), 0)
-  return tf.math.divide_no_nan(tf.reduce_sum(per_vector), tf.reduce_sum(tf.cast(mask, values.dtype)))
+def count_per_replica(mask: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+  """How many vectors count, boolean [...] -> scalar: of all replicas together, divided by the number of replicas."""
+  (count,) = sum_over_replicas(tf.reduce_sum(tf.cast(mask, dtype)))
+  return count / num_replicas()
+
+
+def masked_mean(values: tf.Tensor, mask: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+  """Mean over all elements of values where they count; zero if none does.
+
+  Args:
+    values: Float [..., D].
+    mask: Boolean [...].
+    count: `count_per_replica(mask)`, so that the results of several replicas have as their mean that of the global
+      batch, however many of its vectors each has.
+  """
+  return tf.math.divide_no_nan(tf.reduce_sum(tf.where(mask, tf.reduce_mean(values, axis=-1), 0)), count)
