@@ -25,10 +25,7 @@ def gradients_of(quantizer, z_e, weights, training=True):
   with tf.GradientTape() as tape:
     tape.watch(z_e)
     loss = tf.reduce_sum(weights * quantizer(z_e, training=training))
-  return [
-    gradient if gradient is None else gradient.numpy()
-    for gradient in tape.gradient(loss, [z_e, *quantizer.trainable_weights])
-  ]
+  return [gradient.numpy() for gradient in tape.gradient(loss, [z_e, *quantizer.trainable_weights])]
 
 
 def loss_gradient(quantizer, z_e):

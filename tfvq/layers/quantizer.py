@@ -132,8 +132,8 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     """
     self._check_dim(z_e.shape)
     z, finite = self._finite_vectors(z_e)
+    first = tf.stop_gradient(self._decode(tf.zeros(self.code_shape, tf.int32)))  # before `_quantize` changes it
     z_q, codes, losses = self._quantize(z, finite & expand_mask(mask, finite), training)
-    first = tf.stop_gradient(self._decode(tf.zeros(self.code_shape, tf.int32)))
     z_q = tf.where(finite[..., tf.newaxis], z_q, first)
     return Quantized(tf.cast(z_q, z_e.dtype), self._without_nonfinite(codes, finite), losses)
 
