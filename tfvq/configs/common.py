@@ -127,6 +127,42 @@ def training(steps: int, batch_size: int, learning_rate: float, **changes) -> Co
   return settings
 
 
+def quantizer(**changes) -> ConfigDict:
+  """Settings of the quantiser of an autoencoder; which of them matter depends on `kind`."""
+  settings = ConfigDict(
+    {
+      "kind": "vector",  # or residual, product, finite_scalar, lookup_free, soft_to_hard
+      # vector, residual, product, soft_to_hard:
+      "num_embeddings": 512,  # of each codebook
+      # vector, residual, product:
+      "codebook_update": "moving_average",  # or loss, eq. 3
+      "decay": 0.99,
+      "revival_threshold": 0.03,
+      "gradient": "straight_through",  # or rotation
+      # vector, product:
+      "metric": "euclidean",  # or cosine
+      # vector, residual, product, lookup_free:
+      "commitment_cost": 0.25,
+      # residual:
+      "num_levels": 4,
+      "level_dropout": 0.5,  # share of the training examples that only the first levels quantise
+      # product:
+      "num_groups": 4,  # of channels
+      # finite_scalar:
+      "levels": (8, 5, 5, 5),  # of each channel
+      # lookup_free:
+      "num_bits": 9,
+      "entropy_weight": 0.1,
+      # soft_to_hard:
+      "initial_hardness": 1.0,
+      "final_hardness": 1000.0,
+      "annealing_steps": 10_000,
+    }
+  )
+  settings.update(changes)
+  return settings
+
+
 def autoencoder(**changes) -> ConfigDict:
   """Settings of the autoencoder; the defaults are the paper's sizes."""
   settings = ConfigDict(
