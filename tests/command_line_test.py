@@ -33,10 +33,16 @@ FRAMES = "--config=tfvq/configs/frames.py"
 @pytest.mark.parametrize(
   ("args", "sentence"),
   [
-    ((FRAMES, "--config.autoencoder.num_embeddings=0"), "config.autoencoder.num_embeddings is 0; it must be positive"),
+    (
+      (FRAMES, "--config.autoencoder.quantizer.num_embeddings=0"),
+      "quantizer.num_embeddings is 0; it must be positive",
+    ),
     ((FRAMES, "--config.autoencoder.num_embedings=5"), "has no field 'num_embedings'"),
-    ((FRAMES, "--config.autoencoder.num_embeddings=many"), "invalid literal for int"),
-    ((FRAMES, "--config.autoencoder.decay=1.5"), "config.autoencoder.decay is 1.5; it must be less than 1"),
+    ((FRAMES, "--config.autoencoder.quantizer.num_embeddings=many"), "invalid literal for int"),
+    (
+      (FRAMES, "--config.autoencoder.quantizer.decay=1.5"),
+      "quantizer.decay is 1.5; it must be less than 1",
+    ),
     ((FRAMES, "--config.autoencoder.bottleneck=sieve"), "choose one of vq, gaussian, vimco"),
     ((FRAMES, "--config.prior.kernel_size=4"), "config.prior.kernel_size is 4; it must be odd"),
     ((FRAMES, "--config.data.image_size=83"), "config.data.image_size is 83, which the encoder's total stride of 4"),

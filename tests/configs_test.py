@@ -49,7 +49,7 @@ def test_a_wavenet_learns_bands_at_the_levels_that_it_is_sampled_at(tmp_path):
   config = tiny("wavenet")
   made, opened = (make_task(config, tmp_path / "run") for _ in range(2))
   made.prepare_data()
-  ((values, _),) = next(iter(made.prior_batches(None, 128, 0)))
+  ((values, _),) = next(iter(made.prior_batches(128, 0)))
   levels = np.array(opened.audio_values.levels)
   np.testing.assert_array_equal(made.audio_values.levels, levels)
   assert levels.max() < 1
@@ -78,7 +78,7 @@ def test_each_row_of_the_likelihood_table_gives_its_figure(bottleneck, tmp_path)
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_codebook_updates_and_precisions(codebook_update, precision, tmp_path):
   config = tiny("frames")
-  config.autoencoder.codebook_update = codebook_update
+  config.autoencoder.quantizer.codebook_update = codebook_update
   config.precision = precision
   config.train.autoencoder.update({"steps": 60, "learning_rate": 2e-2})
   psnr_db = run(config, tmp_path)["reconstruction_psnr_db"]
@@ -104,14 +104,15 @@ def test_every_paper_config_of_images_builds_and_takes_a_step(name, tmp_path, ca
   task.source = source_like(config)
   images = task.source.splits["train"]["image"][:2]
   sizes = {}
-  values, manifest = images, None
+  values = images
   if "autoencoder" in config:
     model = task.build_autoencoder()
     fit_one_step(model, config.train.autoencoder, images)
     sizes["autoencoder"] = model.count_params()
     values = model.encode(images)
-    manifest = {"num_embeddings": config.autoencoder.num_embeddings, "code_shape": values.shape[1:]}
-  prior = task.build_prior(manifest)
+    codes = {"num_values": config.autoencoder.quantizer.num_embeddings, "shape": values.shape[1:]}
+    task.manifest = {"features": {"codes": codes}}
+  prior = task.build_prior()
   fit_one_step(
     prior, config.train.prior, ((values, np.zeros(2, np.int32)),) if config.prior.class_conditional else values
   )
@@ -158,8 +159,8 @@ def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
   validate(config)
   task = make_task(config, tmp_path / "run")
   task.prepare_data()
-  assert task.corpus.phones and not task.build_prior(None).condition_dim
-  ((_, condition),) = next(iter(task.prior_batches(None, 4, 0)))
+  assert task.corpus.phones and not task.build_prior().condition_dim
+  ((_, condition),) = next(iter(task.prior_batches(4, 0)))
   assert set(condition) == {"speaker"}
 
 

@@ -12,11 +12,12 @@ import tensorflow as tf
 
 from export import tflite
 from export.exporter import export
-from export.parity import measure_parity, sure_codes
+from export.parity import measure_parity
 from export.saved_model import WARMUP_REQUESTS
 from tfvq.endpoints.endpoint import Endpoint, integers
 from tfvq.errors import UserError
 from tfvq.files import sha256
+from tfvq.ops import cell_margin
 from tfvq.tasks.stages import make_task, open_task
 from tfvq.training.loading import load_model
 from tfvq.training.workdir import Workdir
@@ -38,6 +39,11 @@ def test_tables_are_int8_where_weights_are(xnnpack, rng):
   assert len(content) < 0.5 * len(tflite.write(endpoint, "none"))
   error = np.abs(tflite.Runner(content, xnnpack)(rows=rows)["vectors"] - 1 - table[rows])
   assert np.all(error <= np.abs(table[rows]).max(axis=1, keepdims=True) / 127 + 1e-6)
+
+
+def sure_codes(z_e, given, codebook):
+  """Marks vectors whose error is smaller than their margin."""
+  return np.linalg.norm(z_e - given, axis=-1) < cell_margin(z_e, codebook)
 
 
 def test_codes_are_sure_where_the_error_does_not_reach_the_border(rng):
@@ -71,7 +77,7 @@ def test_rounding_does_not_change_a_sure_code(offset, centred, rng):
 def test_the_list_tells_of_every_file(exported_frames, frames_run):
   facts = json.loads((exported_frames / "export.json").read_text())
   assert facts["task"] == "tfvq.tasks.images:ImageTask"
-  assert facts["num_embeddings"] == 16 and facts["code_shape"] == [4, 4]
+  assert facts["num_values"] == 16 and facts["code_shape"] == [4, 4]
   files = {file["file"]: file for file in facts["files"]}
   assert set(files) == {
     "saved_model",
@@ -147,12 +153,13 @@ def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
 def test_quantised_codes_differ_only_where_the_error_allows_it(mode, xnnpack, frames_run, exported_frames):
   endpoint = frames_run.device_endpoints()[0]
   runner = tflite.Runner((exported_frames / "tflite" / mode / "encoder.tflite").read_bytes(), xnnpack)
-  codebook = np.array(frames_run.autoencoder.quantizer.codebook)
+  quantizer = frames_run.autoencoder.quantizer
   num_equal = num_codes = 0
   for example in endpoint.some_examples("held_out", 100):
     expected = endpoint.function(tf.constant(example["image"]))
     given = runner(**example)
-    sure = sure_codes(expected["z_e"].numpy().reshape(-1, 4), given["z_e"].reshape(-1, 4), codebook)
+    error = np.linalg.norm(expected["z_e"].numpy() - given["z_e"], axis=-1)
+    sure = (error < quantizer.margin(expected["z_e"])).ravel()
     equal = (expected["codes"].numpy() == given["codes"]).ravel()
     assert equal[sure].all()
     num_equal, num_codes = num_equal + equal.sum(), num_codes + equal.size

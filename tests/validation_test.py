@@ -32,8 +32,16 @@ def test_an_unknown_source_is_refused_before_anything_starts(name, expected):
     ("speech", {"samples.temperature": (-0.4,)}, "config.samples.temperature is .*; it must be zero or more"),
     ("wavenet", {"samples.temperature": (float("nan"),)}, "config.samples.temperature is .*; it must be zero or more"),
     ("wavenet", {"prior.num_values": 1}, "config.prior.num_values is 1; it must be 2 or more"),
-    ("frames", {"autoencoder.num_embeddings": 1}, "config.autoencoder.num_embeddings is 1; it must be 2 or more"),
-    ("speech", {"autoencoder.num_embeddings": 1}, "config.autoencoder.num_embeddings is 1; it must be 2 or more"),
+    (
+      "frames",
+      {"autoencoder.quantizer.num_embeddings": 1},
+      "quantizer.num_embeddings is 1; it must be 2 or more",
+    ),
+    (
+      "speech",
+      {"autoencoder.quantizer.num_embeddings": 1},
+      "quantizer.num_embeddings is 1; it must be 2 or more",
+    ),
     (
       "cifar10",
       {"autoencoder.num_vimco_samples": 1},
@@ -57,7 +65,23 @@ def test_an_unknown_source_is_refused_before_anything_starts(name, expected):
       {"train.prior.initial_weights": "gone.keras"},
       "config.train.prior.initial_weights is 'gone.keras', and ",
     ),
-    ("frames", {"autoencoder.num_embeddings": 2**17}, "it must be less than 65537"),
+    ("frames", {"autoencoder.quantizer.num_embeddings": 2**17}, "it must be less than 65537"),
+    ("frames", {"autoencoder.quantizer.kind": "sieve"}, "quantizer.kind is 'sieve'; choose one of vector, residual"),
+    (
+      "speech",
+      {"autoencoder.quantizer.kind": "product", "autoencoder.quantizer.num_groups": 5},
+      "num_groups=5 quantisers cannot split 64 dimensions",
+    ),
+    (
+      "frames",
+      {"autoencoder.quantizer.kind": "finite_scalar", "autoencoder.quantizer.levels": (64, 64, 64)},
+      "The codes of config.autoencoder.quantizer have 262144 values; at most 65536 can be stored",
+    ),
+    (
+      "frames",
+      {"autoencoder.quantizer.kind": "residual", "autoencoder.quantizer.level_dropout": 2.0},
+      r"config.autoencoder.quantizer cannot work: dropout must lie in \[0, 1\]",
+    ),
     ("tts", {"data.source": "asterisk"}, "config.phones needs a source whose phones are known: .* is asterisk"),
     ("tts", {"data.crop_samples": 8192}, "config.data.crop_samples is 8192; with config.phones it must be a multiple"),
     ("wavenet", {"prior.num_bands": 3}, "config.prior.num_bands is 3; it must divide both 160"),

@@ -26,11 +26,33 @@ RUN_RULES = Rules(
   below={"seed": 2**32, "train.*.beta_2": 1, "pruning.sparsity": 1, "pruning.ramp": 1},
 )
 _QUANTIZER_RULES = Rules(
-  choices={"autoencoder.codebook_update": ("moving_average", "loss")},
-  may_be_zero=("autoencoder.commitment_cost", "autoencoder.revival_threshold"),
+  choices={
+    "autoencoder.quantizer.kind": (
+      "vector",
+      "residual",
+      "product",
+      "finite_scalar",
+      "lookup_free",
+      "soft_to_hard",
+    ),
+    "autoencoder.quantizer.codebook_update": ("moving_average", "loss"),
+    "autoencoder.quantizer.metric": ("euclidean", "cosine"),
+    "autoencoder.quantizer.gradient": ("straight_through", "rotation"),
+  },
+  may_be_zero=(
+    "autoencoder.quantizer.commitment_cost",
+    "autoencoder.quantizer.revival_threshold",
+    "autoencoder.quantizer.level_dropout",
+    "autoencoder.quantizer.entropy_weight",
+  ),
   # A code is stored in 16 bits.
-  below={"autoencoder.decay": 1, "autoencoder.revival_threshold": 1, "autoencoder.num_embeddings": 2**16 + 1},
-  at_least={"autoencoder.num_embeddings": 2},
+  below={
+    "autoencoder.quantizer.decay": 1,
+    "autoencoder.quantizer.revival_threshold": 1,
+    "autoencoder.quantizer.num_embeddings": 2**16 + 1,
+    "autoencoder.quantizer.num_bits": 17,
+  },
+  at_least={"autoencoder.quantizer.num_embeddings": 2, "autoencoder.quantizer.levels": 2},
 )
 IMAGE_RULES = _QUANTIZER_RULES | Rules(
   choices={
@@ -176,12 +198,8 @@ def autoencoder(**changes) -> ConfigDict:
       "num_decoder_blocks": 2,
       "num_downsamplings": 2,
       "latents_per_position": 1,
-      "num_embeddings": 512,
       "embedding_dim": 64,
-      "commitment_cost": 0.25,
-      "codebook_update": "moving_average",  # or loss, eq. 3
-      "decay": 0.99,
-      "revival_threshold": 0.03,
+      "quantizer": quantizer(),
       "num_vimco_samples": 50,
     }
   )
@@ -263,12 +281,8 @@ def speech_autoencoder(**changes) -> ConfigDict:
       "strides": (2, 2, 2, 2, 2, 2),  # their product is the number of samples per frame; waveform: of its convolutions
       "latents_per_position": 1,  # codes of a frame
       "encoder_units": 256,
-      "num_embeddings": 512,
       "embedding_dim": 64,
-      "commitment_cost": 0.25,
-      "codebook_update": "moving_average",  # or loss, eq. 3
-      "decay": 0.99,
-      "revival_threshold": 0.03,
+      "quantizer": quantizer(),
       "encoder_dilations": (),  # of residual blocks after the log_mel encoder's convolutions
       "voice_perturbation": 0.0,  # log_mel: in training only; 0.25 removes much of the voice from the codes
       "condition_dim": 128,

@@ -16,8 +16,8 @@ def image_signatures(model, prior, source) -> dict[str, Signature]:
     source: Data set to take a request from, see `tfvq.data.image_sources`.
   """
   images = source.examples("held_out", 4).astype(np.float32)
-  code_shape = list(model.encoder.output_shape[1:-1])
-  codes_range = {"codes": (0, model.quantizer.num_embeddings - 1)}
+  code_shape = [*model.encoder.output_shape[1:-1], *model.quantizer.code_shape]
+  codes_range = {"codes": (0, int(np.max(model.quantizer.num_values)) - 1)}
 
   def encode(image):
     return {"codes": model.encode(image)}

@@ -46,10 +46,10 @@ def image_endpoints(model, source) -> list[Endpoint]:
     Endpoint(
       "decoder",
       lambda codes: {"image": model.decode(codes)},
-      {"codes": integers(1, *model.encoder.output_shape[1:-1])},
+      {"codes": integers(1, *model.encoder.output_shape[1:-1], *model.quantizer.code_shape)},
       model,
       codes,
-      ranges={"codes": (0, model.quantizer.num_embeddings - 1)},
+      ranges={"codes": (0, int(np.max(model.quantizer.num_values)) - 1)},
       kept_in_float=(_FIRST,),
     ),
   ]

@@ -87,7 +87,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
       },
       model,
       codes,
-      ranges={"codes": (0, model.quantizer.num_embeddings - 1), "speaker": (0, len(corpus.speakers) - 1)},
+      ranges={"codes": (0, int(np.max(model.quantizer.num_values)) - 1), "speaker": (0, len(corpus.speakers) - 1)},
       kept_in_float16=_CONVOLUTIONS,
     ),
     step_endpoint(decoder, lambda split: _decoder_examples(model, corpus, codec, split)),

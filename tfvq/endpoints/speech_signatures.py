@@ -22,7 +22,7 @@ def speech_signatures(model: models.SpeechVQVAE, prior: models.WaveNet, corpus, 
     temperature: Of the decoder in that request, one value or one for each band.
   """
   num_bands = model.audio_values.num_bands
-  ranges = {"codes": (0, model.quantizer.num_embeddings - 1), "speaker": (0, len(corpus.speakers) - 1)}
+  ranges = {"codes": (0, int(np.max(model.quantizer.num_values)) - 1), "speaker": (0, len(corpus.speakers) - 1)}
 
   def encode(audio):
     missing = -tf.shape(audio)[1] % model.hop_samples

@@ -11,10 +11,10 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tfvq.data.arrays import ArraySource, ClipSource
-from tfvq.data.codes import read_codes, read_manifest, write_codes
+from tfvq.data.codes import MAX_NUM_VALUES, read_codes, read_manifest, write_codes
 from tfvq.errors import UserError
 from tfvq.files import sha256
-from tfvq.layers import VectorQuantizer
+from tfvq.layers import build_quantizer
 from tfvq.tasks.prior_task import PriorTask
 from tfvq.tasks.task import Stage
 from tfvq.training.loading import load_model
@@ -138,17 +138,28 @@ def _has_same_codebook(model, autoencoder):
   """Whether two autoencoders are of one kind and have one codebook, up to the rounding in a released one."""
   if type(model) is not type(autoencoder):
     return False
-  codebook, expected = (np.array(found.quantizer.codebook) for found in (model, autoencoder))
-  return codebook.shape == expected.shape and np.max(np.abs(codebook - expected)) < 0.01 * np.max(np.abs(expected))
+  quantizers = model.quantizer, autoencoder.quantizer
+  shape, expected_shape = ((each.embedding_dim, each.num_values, each.code_shape) for each in quantizers)
+  if shape != expected_shape:
+    return False
+  rng = np.random.default_rng(0)
+  codes = rng.integers(0, quantizers[0].num_values, [1000, *quantizers[0].code_shape])
+  vectors, expected = (np.array(each.decode(codes)) for each in quantizers)
+  return np.max(np.abs(vectors - expected)) < 0.01 * np.max(np.abs(expected))
 
 
-def build_quantizer(config: ConfigDict, seed: int) -> VectorQuantizer:
-  """The quantiser that an autoencoder's settings describe, see `tfvq.configs.common`."""
-  return VectorQuantizer(
-    config.num_embeddings,
-    config.embedding_dim,
-    commitment_cost=config.commitment_cost,
-    decay=config.decay if config.codebook_update == "moving_average" else None,
-    revival_threshold=config.revival_threshold,
-    seed=seed,
-  )
+def check_quantizer(config: ConfigDict) -> None:
+  """Checks the settings of an autoencoder's quantiser.
+
+  Raises:
+    UserError: They cannot work.
+  """
+  try:
+    quantizer = build_quantizer(config.quantizer, config.embedding_dim)
+  except ValueError as error:
+    raise UserError(f"config.autoencoder.quantizer cannot work: {error}") from error
+  if np.max(quantizer.num_values) > MAX_NUM_VALUES:
+    raise UserError(
+      f"The codes of config.autoencoder.quantizer have {np.max(quantizer.num_values)} values; at most "
+      f"{MAX_NUM_VALUES} can be stored: lower levels or num_bits."
+    )

@@ -17,7 +17,8 @@ from tfvq.errors import UserError
 from tfvq.evaluation import sections
 from tfvq.evaluation.metrics import CODE_METRICS, Metric, bits_per_value, code_statistics, psnr_db, to_uint8
 from tfvq.files import atomic_write, sha256
-from tfvq.tasks.autoencoder_task import AutoencoderTask, build_quantizer
+from tfvq.layers import build_quantizer
+from tfvq.tasks.autoencoder_task import AutoencoderTask, check_quantizer
 
 _BATCH_SIZE = 64  # for encoding and evaluation
 
@@ -41,6 +42,7 @@ class ImageTask(AutoencoderTask):
       raise UserError("config.autoencoder and config.prior are missing; set at least one of them.")
     if "autoencoder" in config:
       require(config, "train.autoencoder")
+      check_quantizer(config.autoencoder)
     if "prior" in config and ("autoencoder" not in config or config.autoencoder.bottleneck == "vq"):
       require(config, "train.prior", "samples")
     below = 90 if config.data.source == "photos" else 100  # of the photographs, a tenth is held out
@@ -114,15 +116,15 @@ class ImageTask(AutoencoderTask):
       return models.VAE(encoder(2 * config.embedding_dim), decoder, distribution, seed=self.config.seed)
     if config.bottleneck == "vimco":
       return models.VIMCO(
-        encoder(config.num_embeddings),
+        encoder(config.quantizer.num_embeddings),
         decoder,
         distribution,
-        config.num_embeddings,
+        config.quantizer.num_embeddings,
         config.embedding_dim,
         num_samples=config.num_vimco_samples,
         seed=self.config.seed,
       )
-    quantizer = build_quantizer(config, self.config.seed)
+    quantizer = build_quantizer(config.quantizer, config.embedding_dim, self.config.seed)
     return models.VQVAE(encoder(config.embedding_dim), quantizer, decoder, distribution)
 
   def autoencoder_batches(self, batch_size, step):
@@ -155,7 +157,7 @@ class ImageTask(AutoencoderTask):
           part["label"] = batch["label"].numpy()
         parts.append(part)
       splits[split] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    num_values = {"codes": self.autoencoder.quantizer.num_embeddings}
+    num_values = {"codes": self.autoencoder.quantizer.num_values}
     return splits, {**num_values, "label": self.num_classes} if self.num_classes else num_values
 
   @property
@@ -252,11 +254,11 @@ class ImageTask(AutoencoderTask):
 
   def export_facts(self):
     model = self.autoencoder
-    code_shape = list(model.encoder.output_shape[1:-1])
+    positions = model.encoder.output_shape[1:-1]
     return {
-      "num_embeddings": model.quantizer.num_embeddings,
+      "num_values": model.quantizer.num_values,
       "autoencoder_sha256": sha256(self.exported_path),
       "image_shape": list(self.image_shape),
-      "code_shape": code_shape,
-      "bits_per_image": float(np.prod(code_shape) * np.log2(model.quantizer.num_embeddings)),
+      "code_shape": [*positions, *model.quantizer.code_shape],
+      "bits_per_image": float(np.prod(positions) * model.quantizer.bits),
     }

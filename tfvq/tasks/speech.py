@@ -20,9 +20,9 @@ from tfvq.evaluation import sections
 from tfvq.evaluation.metrics import CODE_METRICS, Metric, bits_per_value, code_statistics
 from tfvq.evaluation.speech_metrics import likelihoods, nats_per_sample
 from tfvq.files import read_json, sha256
-from tfvq.layers import AudioValues
+from tfvq.layers import AudioValues, build_quantizer
 from tfvq.models.speech_codec import SpeechCodec
-from tfvq.tasks.autoencoder_task import build_quantizer
+from tfvq.tasks.autoencoder_task import check_quantizer
 from tfvq.tasks.corpus_task import CorpusTask, build_wavenet, check_temperature
 from tfvq.tasks.prunable_task import PRUNING_METRICS, PrunableTask
 
@@ -46,6 +46,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     require(config, "data.source", "autoencoder.decoder", "prior.window_frames", "train.autoencoder", "train.prior")
     require(config, "samples")
     super().validate(config)
+    check_quantizer(config.autoencoder)
     if "spectral" in config.train:
       require(config, "train.unquantized")
     if "prune" in config.train:
@@ -78,7 +79,9 @@ class SpeechTask(CorpusTask, PrunableTask):
 
   @property
   def _num_latents(self):
-    return self.config.autoencoder.latents_per_position
+    """Codes of a frame."""
+    _, *frame_shape = self.manifest["features"]["codes"]["shape"]
+    return int(np.prod(frame_shape))
 
   def prepare_data(self):
     facts = super().prepare_data()
@@ -156,7 +159,7 @@ class SpeechTask(CorpusTask, PrunableTask):
       windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
       speakers = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
       splits[split] = {"codes": np.concatenate(list(windows.values())), "speaker": np.concatenate(speakers)}
-    return splits, {"codes": self.autoencoder.quantizer.num_embeddings, "speaker": self.num_speakers}
+    return splits, {"codes": self.autoencoder.quantizer.num_values, "speaker": self.num_speakers}
 
   def build_prior(self):
     sizes = self.num_code_values, self._num_latents
@@ -212,8 +215,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     measured |= code_statistics(self.codes.splits[split]["codes"], self.num_code_values)
     batches = self.codes.batches(split, self.config.train.prior.batch_size)
     measured["prior_bits_per_code"] = bits_per_value(self.prior, map(self._prior_inputs, batches))
-    bits_per_frame = self._num_latents * np.log2(self.num_code_values)
-    measured["kilobits_per_second"] = bits_per_frame * SAMPLE_RATE_HZ / self.hop_samples / 1000
+    measured["kilobits_per_second"] = self._kilobits_per_second()
     return measured
 
   def report_sections(self):
@@ -241,6 +243,10 @@ class SpeechTask(CorpusTask, PrunableTask):
       sections.usage_section(self.codes.splits["held_out"]["codes"], self.num_code_values),
     ]
 
+  def _kilobits_per_second(self):
+    vectors_per_second = self.config.autoencoder.latents_per_position * SAMPLE_RATE_HZ / self.hop_samples
+    return float(vectors_per_second * self.autoencoder.quantizer.bits / 1000)
+
   def device_endpoints(self):
     return speech_endpoints(self.autoencoder, self.corpus)
 
@@ -254,18 +260,19 @@ class SpeechTask(CorpusTask, PrunableTask):
     model = self.autoencoder
     codes_per_second = SAMPLE_RATE_HZ / model.hop_samples * int(np.prod(model.frame_shape))
     return {
-      "num_embeddings": model.quantizer.num_embeddings,
+      "num_values": model.quantizer.num_values,
       "autoencoder_sha256": sha256(self.exported_path),
       "sample_rate_hz": SAMPLE_RATE_HZ,
       "hop_samples": model.hop_samples,
       "frame_shape": list(model.frame_shape),
       "codes_per_second": codes_per_second,
-      "kilobits_per_second": float(codes_per_second * np.log2(model.quantizer.num_embeddings) / 1000),
+      "kilobits_per_second": self._kilobits_per_second(),
       "speakers": self.corpus.speakers,
     }
 
   def codec_facts(self):
     facts = self.export_facts()
+    facts["num_embeddings"] = facts.pop("num_values")
     for name in ("codes_per_second", "kilobits_per_second"):
       del facts[name]
     return {**facts, **codec_facts(self.autoencoder, self.config.samples.temperature)}
@@ -288,7 +295,7 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
     )
   return models.SpeechVQVAE(
     encoder,
-    build_quantizer(config, seed),
+    build_quantizer(config.quantizer, config.embedding_dim, seed),
     models.conditioner(config.embedding_dim, num_speakers, config.condition_dim, config.condition_dilations, **latents),
     AudioValues(config.decoder.num_bands, config.decoder.num_values),
     build_wavenet(
