@@ -37,6 +37,7 @@ test-all: .venv/.installed-dev
 test-avx2: .venv/.installed-dev
 	@ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 -m "not slow" \
 	  tests/ops_test.py tests/vector_quantizer_test.py tests/quantizer_replicas_test.py tests/codebook_usage_test.py \
+	  tests/quantizers_test.py tests/quantizer_formulas_test.py tests/scalar_quantizers_test.py \
 	  tests/pixelcnn_test.py tests/fast_wavenet_test.py
 
 lint: .venv/.installed-dev
