@@ -13,7 +13,7 @@ from tfvq.errors import UserError
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_a_valid_file_of_unusual_make_is_read_right(name):
+def test_reader_accepts_unusual_valid_file(name):
   audio = AudioReader(io.BytesIO(VALID[name])).read()
   # mu-law, A-law, ADPCM and MP3 are coarse. ADPCM fills up its last block, and takes some samples to follow the sound.
   coarse, adpcm = any(kind in name for kind in ("law", "adpcm", "mp3")), "adpcm" in name
@@ -22,7 +22,7 @@ def test_a_valid_file_of_unusual_make_is_read_right(name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_wrong_file_is_refused_for_the_right_reason(name):
+def test_reader_rejects_invalid_file_with_reason(name):
   content, reason = REFUSED[name]
   tracemalloc.start()
   try:
@@ -34,7 +34,7 @@ def test_a_wrong_file_is_refused_for_the_right_reason(name):
 
 
 @pytest.mark.parametrize(("name", "size"), [("RIFF", 2_362_232_000), ("RIFF", 4_187_593_000), ("RF64", 5_000_000_000)])
-def test_files_beyond_2_and_4_gib_are_read_to_their_end(name, size, tmp_path):
+def test_reader_reads_files_beyond_2_and_4_gib(name, size, tmp_path):
   path, samples = tmp_path / "a.wav", pcm(tone(1.0))
   head = wav(b"", data_size=size) if name == "RIFF" else long_wav(b"", size, b"RF64")
   with path.open("wb") as file:  # without samples on the disk but for the last second
@@ -60,7 +60,7 @@ def frame_positions(mp3):
 @pytest.mark.parametrize("settings", [{}, {"bitrate_mode": "VARIABLE", "compression_level": 0.5}])
 @pytest.mark.parametrize("at_frames", [True, False])
 @pytest.mark.parametrize(("rate_hz", "samples_per_frame"), [(16_000, 576), (44_100, 1152)])
-def test_a_segment_of_an_mp3_file_sounds_as_in_the_whole(settings, at_frames, rate_hz, samples_per_frame):
+def test_segment_of_mp3_file_decodes_as_in_whole_file(settings, at_frames, rate_hz, samples_per_frame):
   mp3 = encoded(noise(3 * rate_hz), rate_hz, format="MP3", **settings)
   positions = frame_positions(mp3)
   start, stop = (positions[10], positions[50]) if at_frames else (positions[9] + 7, positions[50] + 9)

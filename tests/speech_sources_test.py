@@ -15,7 +15,7 @@ from tfvq.data.speech_sources import find_recordings
 from tfvq.errors import UserError
 
 
-def test_a_folders_sub_folders_are_its_speakers(tmp_path):
+def test_sub_folders_are_speakers(tmp_path):
   for speaker in ("ann", "bob"):
     (tmp_path / speaker).mkdir()
     for index in range(2):
@@ -43,7 +43,7 @@ def test_a_folders_sub_folders_are_its_speakers(tmp_path):
     find_recordings(common.speech_data(source="folder"))
 
 
-def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
+def test_debian_packages_contain_recordings(tmp_path, monkeypatch):
   """The layouts of the three packages, with files of this test in place of theirs."""
   import G722
 
@@ -85,7 +85,7 @@ def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "rate_hz"), [("vctk", 48_000), ("librispeech", 16_000)])
-def test_tfds_sets_have_speakers(name, rate_hz, monkeypatch):
+def test_tfds_recordings_have_speakers(name, rate_hz, monkeypatch):
   first = {"vctk": "train", "librispeech": "train_clean100"}[name]
   # What is told of a set once it is downloaded.
   monkeypatch.setattr(
@@ -108,11 +108,11 @@ def test_tfds_sets_have_speakers(name, rate_hz, monkeypatch):
     find_recordings(common.speech_data(source="tfds", name="nonesuch"))
 
 
-def test_sentences_are_all_different():
+def test_sentences_are_distinct():
   assert len(set(sentences(1440))) == 1440 and sentences(1)[0].startswith("The old captain")
 
 
-def test_espeak_speaks(tmp_path):
+def test_espeak_returns_speech_and_phones(tmp_path):
   data = common.speech_data(source="espeak", voices=("en-us+m1", "en-us+f2"), num_sentences=2)
   recordings = find_recordings(data)
   sounds = [recording.read() for recording in recordings]
@@ -127,7 +127,7 @@ def test_espeak_speaks(tmp_path):
     find_recordings(common.speech_data(source="espeak", voices=("nobody",)))[0].read()
 
 
-def test_the_piano_plays_its_notes():
+def test_play_plays_notes_of_score():
   data = common.speech_data(source="piano", composers=("bach",))
   recordings = find_recordings(data)
   assert len(recordings) > 300 and recordings[0].speaker == "piano"

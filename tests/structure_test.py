@@ -39,7 +39,7 @@ def installed_distributions():
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_each_layer_imports_only_those_before_it(layer):
+def test_layer_imports_only_earlier_layers(layer):
   above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"configs"}
   folder = ROOT / "tfvq" / layer
   for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
@@ -54,7 +54,7 @@ def test_configs_import_nothing_heavy():
     assert set(imported_modules(path)).isdisjoint({"tensorflow", "keras", "numpy"}), path
 
 
-def test_what_is_wrong_with_a_command_is_told_before_tensorflow_starts():
+def test_config_is_validated_without_tensorflow():
   code = """if True:
     import sys
     from tfvq import train
@@ -71,7 +71,7 @@ def test_what_is_wrong_with_a_command_is_told_before_tensorflow_starts():
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 7
 
 
-def test_the_device_package_imports_numpy_and_litert_only():
+def test_device_package_imports_only_numpy_and_litert():
   for path in (ROOT / "export" / "device").glob("*.py"):
     for module in imported_modules(path):
       name = module.split(".")[0]
@@ -99,7 +99,7 @@ def test_examples_in_docstrings_run(name):
   assert result.attempted and not result.failed
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
+def test_readme_python_runs(tmp_path, monkeypatch):
   blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
   assert len(blocks) == 2
   monkeypatch.chdir(tmp_path)
@@ -109,7 +109,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
   assert AudioReader(tmp_path / "out.wav").num_samples == 63 * 128  # whole frames
 
 
-def test_the_readmes_files_exist():
+def test_readme_files_exist():
   text = (ROOT / "README.md").read_text()
   for name in re.findall(r"`((?:tfvq|docs|benchmarks|tests)/[\w/.]+)`", text) + re.findall(r"\]\(([\w/.]+)\)", text):
     assert (ROOT / name).exists(), name

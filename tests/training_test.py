@@ -184,7 +184,7 @@ def test_initial_weights_are_where_training_starts(tmp_path):
     fit(tmp_path / "third", settings(initial_weights=str(tmp_path / "broken.keras")))
 
 
-def test_a_lost_loss_stops_the_run_with_all_that_helps(tmp_path):
+def test_loss_that_is_not_finite_ends_training(tmp_path):
   with pytest.raises(UserError, match=r"nan at step 8, learning rate .*checkpoint\.keras; lower the learning rate"):
     fit(tmp_path, settings(), lambda: Line(fail_at=7))
   model = Line()
