@@ -46,7 +46,7 @@ def test_reader_converts_every_format_to_16_khz_mono(suffix, error, rate_hz, num
 
 
 def chirp(rate_hz):
-  """A second that rises from 100 to 3100 Hz, swelling and fading: at any rate the samples of the same curve."""
+  """One second of a chirp from 100 to 3100 Hz that fades in and out: samples of the same signal at any rate."""
   seconds = np.arange(rate_hz) / rate_hz
   return (0.3 * np.sin(np.pi * seconds) ** 2 * np.sin(2 * np.pi * (100 + 1500 * seconds) * seconds)).astype(np.float32)
 
@@ -60,7 +60,7 @@ def test_resampled_matches_analytic_signal(rate_hz):
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
 def test_reader_adds_no_delay(format, rate_hz):
   if format == "MP3" and rate_hz > 48_000:
-    rate_hz = 24_000  # MP3 has no higher rates than 48 kHz
+    rate_hz = 24_000  # the maximum of MP3 is 48 kHz
   audio = AudioReader(io.BytesIO(encoded(chirp(rate_hz), rate_hz, format=format))).read()
   # One sample of delay would make the error 0.6 of the sound.
   error, power = np.mean(np.square(audio - chirp(SAMPLE_RATE_HZ))), np.mean(np.square(chirp(SAMPLE_RATE_HZ)))
@@ -85,7 +85,7 @@ def test_reader_uses_one_channel_if_average_cancels(format, second):
   reader = AudioReader(io.BytesIO(encoded(sound, format=format)))
   expected = np.concatenate([silence[:, 0], tone(1.0), silence[:, 0]])
   np.testing.assert_allclose(reader.read(), expected, atol=1e-4 if format in ("WAV", "FLAC") else 0.05)
-  for start in (0, len(silence), 2 * len(silence)):  # the same channel in every part
+  for start in (0, len(silence), 2 * len(silence)):  # every part uses the same channel
     np.testing.assert_allclose(reader.read(start, start + 9000), reader.read()[start : start + 9000], atol=1e-6)
 
 

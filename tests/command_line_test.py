@@ -180,7 +180,7 @@ def test_terminated_training_saves_last_step(tmp_path):
 
 
 def flags_of(config):
-  """Flags that make the `small` config into this one."""
+  """Flags that turn the `small` config into this one."""
   from tfvq.training.validation import fields
 
   def text(value):
@@ -211,7 +211,7 @@ def test_run_killed_in_every_stage_resumes(tmp_path):
     settings.checkpoint_seconds = 1.0
   workdir = tmp_path / "run"
   arguments = [f"{FRAMES}:small", f"--workdir={workdir}", *flags_of(config)]
-  # A training is killed once it has something to lose, another stage once it has begun to write.
+  # Training is killed after its first checkpoint, other stages when they start to write.
   signs = {
     "autoencoder": "autoencoder/checkpoint.keras",
     "prior": "prior/checkpoint.keras",
@@ -221,10 +221,10 @@ def test_run_killed_in_every_stage_resumes(tmp_path):
     sign = workdir / signs.get(stage, stage)
     output = wait_and_kill([sys.executable, "train_main.py", *arguments], tmp_path / "log", sign)
     assert sign.exists(), output
-    assert not (workdir / stage / "done.json").exists(), f"{stage} had ended: nothing was tested"
+    assert not (workdir / stage / "done.json").exists(), f"{stage} had finished before it was killed"
     for earlier in STAGES[:number]:
       assert (workdir / earlier / "done.json").exists()
-      assert not re.search(rf"{earlier}: +0%\|[^|]*\| 0/200 ", output), f"{earlier} began from the start"
+      assert not re.search(rf"{earlier}: +0%\|[^|]*\| 0/200 ", output), f"{earlier} started again from the beginning"
   returncode, output = run(*arguments)
   assert returncode == 0, output
   assert output.count("done already") == 5 and (workdir / "report.html").exists()
@@ -238,7 +238,7 @@ def test_small_config_is_valid(name, tmp_path):
 
 
 def test_cores_strategy_uses_every_core(frames_run, tmp_path):
-  """In a process of its own, as what devices there are is settled once in each."""
+  """Runs in a new process, because the devices of a process cannot change."""
   num_cores = len(os.sched_getaffinity(0))
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
   for stage in ("prior", "samples", "evaluation"):

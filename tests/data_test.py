@@ -42,7 +42,7 @@ def test_frames_depend_only_on_seed(frames):
 
 
 def test_view_turns_with_recorded_actions():
-  """A turn to the left moves what is seen to the right: the actions belong to the frames beside them."""
+  """A turn to the left shifts the view to the right, so each action belongs to its frame."""
   frames = collect(num_episodes=1, frames_per_episode=100, tics_per_frame=7, image_size=48)
   grey = frames["image"].mean(axis=-1)[:, 10:40]  # without the floor and the ceiling
   shifts = np.array([shift_of(before, after) for before, after in zip(grey[:-1], grey[1:], strict=True)])
@@ -53,7 +53,7 @@ def test_view_turns_with_recorded_actions():
 
 
 def shift_of(before, after, most=12):
-  """By how many columns [H, W] moved to the right, the best match of -12..12."""
+  """The shift to the right, in -12..12 columns, that best matches two images [H, W]."""
   width = before.shape[1]
   errors = {
     shift: np.abs(
@@ -65,7 +65,7 @@ def shift_of(before, after, most=12):
 
 
 def test_splits_have_distinct_episodes_and_fixed_seeds(tmp_path):
-  """Training and held-out frames are the same with and without a validation split, so that figures are comparable."""
+  """Training and held-out frames are the same with and without a validation split, so that results are comparable."""
   data = config_of("frames").data
   data.update({"image_size": 24, "num_train_episodes": 2, "num_validation_episodes": 1, "num_held_out_episodes": 1})
   data.update({"train_frames_per_episode": 2, "held_out_frames_per_episode": 3})

@@ -1,4 +1,4 @@
-"""What the device codec refuses, and that a refused call leaves a stream as it was."""
+"""Invalid input of the device codec."""
 
 import numpy as np
 import pytest

@@ -34,7 +34,7 @@ def codec_folder(speech_run_folder, tmp_path_factory):
 
 
 def speech(num_samples, rng):
-  """Noise whose loudness swells and falls, float32 [num_samples]."""
+  """Noise of varying loudness, float32 [num_samples]."""
   return (0.1 * np.abs(np.sin(np.arange(num_samples) / 3000)) * rng.normal(size=num_samples)).astype(np.float32)
 
 
@@ -54,7 +54,7 @@ def test_device_codec_matches_keras_codec(codec_folder, speech_run_folder, rng):
   spoken = np.concatenate([stream.push(codes), stream.finish()])
   reference = expected.decode(codes[np.newaxis], [1], seed=3, temperature=0.7)[0]
   assert spoken.shape == reference.shape == (7680,)
-  # Keras goes on to the end of the part, which the last samples hear of.
+  # Keras continues to the end of the part, which affects the last samples.
   np.testing.assert_allclose(spoken[:-64], reference[:-64], atol=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_packed_codes_are_unpacked(num_embeddings, frame_shape, data):
 @settings(max_examples=500)
 @given(st.sampled_from([(), (2,)]), st.data())
 def test_damaged_file_is_rejected(frame_shape, data):
-  """Any change is found; one with its checksum mended is refused or decodes to codes that are in their range."""
+  """Any change is detected; with a corrected checksum it is rejected or gives codes that are in range."""
   written = codes_file.pack(encoded(range(100, 140), frame_shape=frame_shape), 500, 64)
   content = bytearray(written)
   kind = data.draw(st.sampled_from(["cut", "change", "mend", "garbage"]))
@@ -274,7 +274,7 @@ def test_wrong_input_prints_one_line(codec_folder, tmp_path, rng):
 
 
 def test_commands_read_and_write_pipes(codec_folder, tmp_path, rng):
-  """Every byte on standard output is the file's; messages are on standard error."""
+  """Standard output has only the bytes of the file; messages go to standard error."""
   model = f"--model={codec_folder}"
   write_wav(tmp_path / "in.wav", speech(5000, rng))
   assert device("encode", tmp_path / "in.wav", tmp_path / "a.codes", model)[0] == 0

@@ -55,9 +55,9 @@ def test_sure_codes_are_those_whose_error_stays_within_the_cell(rng):
 @pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
 @pytest.mark.parametrize("centred", [True, False])
 def test_rounding_does_not_change_sure_codes(offset, centred, rng):
-  """Float32 scores against exact ones, of the vectors as they are or centred, however far they are from zero."""
+  """Compares float32 scores, of centred vectors or not and at any distance from zero, with exact ones."""
   codebook = (offset + rng.normal(size=[100, 16])).astype(np.float32)
-  codebook[50:60] = codebook[10:20]  # equal vectors: the code is the first of them
+  codebook[50:60] = codebook[10:20]  # of equal vectors, the first is the code
   z_e = (offset + rng.normal(size=[3000, 16])).astype(np.float32)
   exact = np.argmin(np.square(z_e[:, np.newaxis].astype(np.float64) - codebook).sum(axis=-1), axis=-1)
   shift = codebook.mean(axis=0) if centred else 0
@@ -111,7 +111,7 @@ def test_float_files_agree_with_keras(exported_frames, exported_speech):
 
 
 def assert_agrees(figures, which):
-  """Codes may differ where rounding decides between two, and nothing else."""
+  """Codes may differ only where rounding decides between two."""
   assert figures.get("share_equal_of_sure", figures.get("share_equal", 1)) == 1, which
   assert figures.get("share_sure", 1) > 0.99 and figures.get("relative_rms_error", 0) < 1e-5, which
 
@@ -160,7 +160,7 @@ def test_quantized_codes_differ_only_within_error(mode, xnnpack, frames_run, exp
 
 @pytest.mark.slow
 def test_quantized_speech_is_close_to_keras(exported_speech):
-  """Of every file, on either kernels: the error of the worst output is that of the rounding of weights."""
+  """For every file and both kinds of kernels, the largest error is that of rounded weights."""
   least_equal, most_error = (
     {"float16": 0.97, "dynamic": 0.9, "int8": 0.8},
     {"float16": 0.01, "dynamic": 0.1, "int8": 0.3},
@@ -177,7 +177,7 @@ def test_quantized_speech_is_close_to_keras(exported_speech):
       for name, figures in file[kernels].items():
         assert figures.get("share_equal", 1) >= least_equal[mode], (file["file"], name, figures)
         assert figures.get("share_equal_of_sure", 1) == 1, (file["file"], name)
-        # Several steps hear what they said themselves: after another value it is another sound, as loud as the first.
+        # Several steps depend on their own values: after a different value the audio differs, with equal loudness.
         most = 2 if file["file"].endswith("/steps.tflite") else most_error[mode]
         assert figures.get("relative_rms_error", 0) <= most, (file["file"], name, figures)
   assert seen == {f"tflite/{mode}/{name}.tflite" for mode in least_equal for name in names} - {
@@ -191,7 +191,7 @@ def test_export_is_deterministic(frames_run, exported_frames, tmp_path):
 
 
 def assert_same_files(folder, reference):
-  """The TFLite and ONNX files of an export are those of another."""
+  """Asserts that two exports have equal TFLite and ONNX files."""
   paths = [path for path in folder.rglob("*") if path.suffix in (".tflite", ".onnx")]
   assert paths
   for path in paths:
@@ -200,7 +200,7 @@ def assert_same_files(folder, reference):
 
 @pytest.mark.slow
 def test_command_is_deterministic_and_replaces_export(speech_run_folder, tmp_path):
-  """Whatever order sets and dicts of strings have in a process."""
+  """Independent of the order of sets of strings in a process."""
   flags = (f"--workdir={speech_run_folder}", "--formats=tflite,onnx", "--quantize=dynamic")
   (tmp_path / "1").mkdir()
   (tmp_path / "1" / "export.json").write_text("of an earlier export")

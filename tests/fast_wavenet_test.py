@@ -25,7 +25,7 @@ def wavenet(num_bands, rng, **changes):
 
 
 def generation(model, num_frames, steps_per_frame, rng):
-  """A condition, noise, and what the Keras sampler draws with them: (shares [F, 2CL], noise, values [T, G])."""
+  """A condition's terms, noise, and the values of the Keras sampler: ([F, 2CL], noise, int32 [T, G])."""
   noise = gumbel_noise(3, sequence_noise_shape(model, num_frames * steps_per_frame, 1))
   condition = {"local": tf.constant(rng.normal(size=[1, num_frames, 3]), tf.float32)}
   values = sample_sequence(model, noise, condition, 0.7)[0]
@@ -65,7 +65,7 @@ def test_wavenet_steps_sample_like_keras(num_steps, num_bands, rng):
 
 @pytest.mark.slow
 def test_speech_steps_are_exported_with_state(exported_speech, speech_run_folder, rng):
-  """The file says, call by call, what Keras says at once; the audio comes eight steps later."""
+  """Several calls of the file give the audio of one call of Keras, eight steps later."""
   model = open_run(speech_run_folder).autoencoder
   runner = tflite.Runner((exported_speech / "tflite" / "none" / "steps.tflite").read_bytes())
   codes, speaker = tf.constant(rng.integers(0, 16, [1, 12, 2])), tf.constant([1])

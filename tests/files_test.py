@@ -44,7 +44,7 @@ def open_folder():
 
 
 def run_python(code, *arguments, **options):
-  """Runs code in a process of its own."""
+  """Runs code in a new process."""
   command = [sys.executable, "-c", code, *map(str, arguments)]
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
@@ -86,7 +86,7 @@ def test_atomic_write_keeps_mode(mode, tmp_path, umask):
   path.write_bytes(b"old")
   path.chmod(mode)
   with atomic_write(path) as temporary:
-    assert not mode_of(temporary) & 0o077  # nobody else reads what is being written
+    assert not mode_of(temporary) & 0o077  # not readable by others while it is written
     temporary.write_bytes(b"new")
   assert path.read_bytes() == b"new" and mode_of(path) == mode
 

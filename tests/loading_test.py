@@ -35,7 +35,7 @@ LOADERS = [load_model, lambda path: load_weights(model(), path)]
 
 
 def sentence_of(load, path):
-  """What a person is told; one line, and never to delete more than a file that is really damaged."""
+  """The error of loading a file: one line, which suggests deleting the file only if it is damaged."""
   with pytest.raises(UserError) as error:
     load(path)
   sentence = str(error.value)
@@ -105,7 +105,7 @@ def test_load_does_not_report_unknown_class_as_damaged(saved, tmp_path):
 
 
 class Failing(keras.layers.Dense):
-  """A layer that cannot be set up."""
+  """A layer that cannot be created."""
 
   error = None
 
@@ -172,7 +172,7 @@ def test_load_survives_random_damage(saved, data):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "model.keras"
     for _ in range(data.draw(st.integers(1, 4))):
-      # The weights make most of the file: parts of it are chosen first.
+      # Most of the file is weights, so its parts are sampled first.
       start = data.draw(st.sampled_from([0, len(content) // 2, len(content) - 600]))
       place = data.draw(st.integers(start, min(start + 600, len(content)) - 1))
       content[place] = data.draw(st.integers(0, 255))

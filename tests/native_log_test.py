@@ -1,4 +1,4 @@
-"""What programs write to stderr: their own lines, and none of TensorFlow, XLA or LiteRT."""
+"""Programs write only their own lines to stderr, and none of native libraries."""
 
 import functools
 import io
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def stderr_of(*arguments):
-  """What a Python process writes to stderr; it must end well."""
+  """The stderr of a Python process, which must succeed."""
   environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
   command = [sys.executable, *map(str, arguments)]
   result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -32,7 +32,7 @@ def stderr_of(*arguments):
 
 
 def foreign_lines(text, own):
-  """The lines of a text that do not begin with `own`; a progress bar ends its lines with a carriage return."""
+  """The lines of a text that do not begin with `own`; lines of progress bars end with a carriage return."""
   return [line for line in re.split(r"[\r\n]+", text) if line and not line.startswith(own)]
 
 

@@ -11,7 +11,7 @@ from tfvq.ops.gated import gated_activation
 from tfvq.ops.nearest_code import split_matmul
 from tfvq.ops.product import product, product_precision
 
-# The package's attribute of that name is the function.
+# The attribute of the package with this name is the function.
 nearest_code_module = importlib.import_module("tfvq.ops.nearest_code")
 
 
@@ -39,7 +39,7 @@ def test_nearest_code_is_nearest_in_float64(leading, num_codes, dim, seed):
 
 
 def test_ties_give_lowest_index():
-  # Small integers: every product is exact, so that ties are ties.
+  # Products of small integers are exact, so that ties are exact too.
   codebook = np.array([[4, 0], [0, 2], [2, 0], [0, 2], [2, 0]], np.float32)
   z_e = np.array([[0, 3], [3, 0], [1, 1]], np.float32)
   np.testing.assert_array_equal(nearest_code(z_e, codebook), [1, 0, 1])
@@ -108,7 +108,7 @@ def test_result_does_not_depend_on_table_size(num_vectors, monkeypatch, rng):
   z_e = rng.normal(size=(num_vectors, 4)).astype(np.float32)
   codebook = rng.normal(size=(150, 4)).astype(np.float32)
   whole = nearest_code(z_e, codebook).numpy()
-  # Tables of 64 vectors and 64 codes, the last one filled up.
+  # Tables of 64 vectors and 64 codes; the last one is padded.
   monkeypatch.setattr(nearest_code_module, "_TABLE_CODES", 64)
   monkeypatch.setattr(nearest_code_module, "_TABLE_BYTES", 64 * 64 * 4)
   np.testing.assert_array_equal(nearest_code(z_e, codebook), whole)
@@ -160,7 +160,7 @@ def test_quantize_losses_and_gradients_match_closed_forms(rng):
   np.testing.assert_array_equal(quantized.z_q, e)
   np.testing.assert_allclose(quantized.losses.codebook, np.mean(difference**2), rtol=1e-5)
   np.testing.assert_allclose(quantized.losses.commitment, np.mean(difference**2), rtol=1e-5)
-  # Straight through: the gradient passes the quantiser as if it were not there, and does not reach the codebook.
+  # Straight-through: the gradient is copied to z_e, and the codebook gets none.
   np.testing.assert_array_equal(tape.gradient(output, z_e), weights)
   assert tape.gradient(output, codebook) is None
   # d/dz mean (z - e)^2 = 2 (z - e) / N, and for each code the negative sum over its vectors.
@@ -226,7 +226,7 @@ def test_quantize_of_empty_batch_has_zero_loss():
 def test_kmeans_finds_separate_clusters(rng):
   centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
   vectors = np.repeat(centres, 50, axis=0) + rng.normal(scale=0.1, size=(200, 2)).astype(np.float32)
-  # Lloyd's algorithm may leave a cluster shared; some centres more cover them all.
+  # Lloyd's algorithm may leave clusters without a centre; a few more centres cover them all.
   found = kmeans(vectors, 12, num_iterations=20).numpy()
   assert brute_force_distances(centres, found).min(axis=-1).max() < 0.1
 

@@ -1,4 +1,4 @@
-"""The package: its metadata, its wheel, and the wheel by itself in environments of its own."""
+"""The package: its metadata, its wheel, and the wheel in new environments."""
 
 import ast
 import configparser
@@ -27,16 +27,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 SOURCES = [path for folder in ("tfvq", "export") for path in sorted((ROOT / folder).rglob("*.py"))]
-# Which folder of the wheel each folder of the checkout is.
+# The folders of the checkout, with their folders in the wheel.
 FOLDERS = {"tfvq": "tfvq", "export": "tfvq/export"}
-# h5py comes with Keras; the source `piano` has a list of requirements of its own.
+# h5py comes with Keras; the source `piano` has its own list of requirements.
 UNDECLARED = {"h5py", "music21", "tinysoundfont"}
-# The second backend of audio files reports by itself why it does not load.
+# The second backend of audio files has its own error if it does not load.
 REPORTED_BY_ITSELF = {"tensorflow_serving", "tensorflow_io"}
 
 
 def requirements(texts):
-  """The distributions that requirements name, those of the package's own extras among them."""
+  """The distributions in a list of requirements, including those of the package's own extras."""
   for requirement in map(Requirement, texts):
     if requirement.name == "tfvq":
       for name in requirement.extras:
@@ -147,7 +147,7 @@ def test_packages_of_extras_are_imported_within_extra():
   optional = distributions(text for texts in EXTRAS.values() for text in texts)
   for path in SOURCES:
     if path.is_relative_to(ROOT / "export" / "device"):
-      continue  # it stands by itself
+      continue  # it does not depend on the package
     tree, wrapped = ast.parse(path.read_text()), set()
     for block in (node for node in ast.walk(tree) if isinstance(node, ast.With)):
       call = block.items[0].context_expr

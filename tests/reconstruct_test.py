@@ -125,7 +125,7 @@ def test_values_beyond_float16_are_kept(tmp_path):
     (("numbers.wav", "out.wav"), "holds samples that are not finite numbers"),
     (("help", "out.mp3"), "out.mp3 must be a WAV file"),
     (("good.wav", "good.wav"), "good.wav is the input file: give another output file"),
-    (("good.wav", "link.wav"), "link.wav is the recording to read: name another file to write"),
+    (("good.wav", "link.wav"), "link.wav is the input file: give another output file"),
     (("good.wav", "good.wav/out.wav"), "could not be written (Not a directory)"),
     (("good.wav", "n" * 252 + ".wav"), "could not be written (File name too long)"),
     (("good.wav", "/proc/out.wav"), "/proc/out.wav could not be written"),

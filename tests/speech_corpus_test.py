@@ -32,7 +32,7 @@ def test_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
   assert first["audio"].shape == (6, 4096) and first["speaker"].shape == (6,)
   for audio, speaker in zip(first["audio"].numpy(), first["speaker"].numpy(), strict=True):
     peak_hz = np.argmax(np.abs(np.fft.rfft(audio * np.hanning(4096)))) * SAMPLE_RATE_HZ / 4096
-    assert abs(peak_hz - (300, 200)[speaker]) < 5  # a crop is its speaker's
+    assert abs(peak_hz - (300, 200)[speaker]) < 5  # audio and speaker of a crop belong together
   np.testing.assert_array_equal(first["audio"], next(iter(corpus.train(6, 4096, seed=1)))["audio"])
   assert not np.array_equal(first["audio"], next(iter(corpus.train(6, 4096, seed=2)))["audio"])
 
@@ -73,7 +73,7 @@ def test_earlier_version_of_corpus_is_rejected(tmp_path):
 
 
 def test_phones_of_crops_match_their_audio(tmp_path):
-  """Low tones are called low and high ones high; silences between them are cut."""
+  """The phones are names of low and high tones; silences between them are cut."""
   silence = np.zeros(SAMPLE_RATE_HZ // 2, np.float32)
   audio = np.concatenate([silence, tone(0.5, frequency_hz=200), silence, tone(0.5, frequency_hz=2000), silence])
   phones = ((0.5, "pau"), (1.0, "low"), (1.5, "pau"), (2.0, "high"), (2.5, "pau"))

@@ -18,7 +18,7 @@ from tfvq.ops.loudness import frame_powers, gain_to_level
 def test_silences_are_shortened_and_levels_equalized():
   loud, quiet = tone(0.5), np.zeros(8000, np.float32)
   kept = frames_to_keep(np.concatenate([quiet, loud, quiet, loud, quiet]))
-  # Half a second twice, a tenth between them, a twentieth at either end; frames are ten milliseconds.
+  # Twice 0.5 s of sound, with 0.1 s between them and 0.05 s at either end; frames have 10 ms.
   expected = np.zeros(250, bool)
   expected[45:105] = expected[145:205] = True
   np.testing.assert_array_equal(kept, expected)
@@ -58,7 +58,7 @@ def test_unusable_recordings_raise_error(tmp_path):
 
 @pytest.mark.parametrize("format", ["wav", "ogg"])
 def test_recordings_keep_their_own_audio(format, tmp_path):
-  """Tones, named by their frequencies, through the preparation of a folder."""
+  """Prepares tones that are named by their frequencies."""
   frequencies_hz = np.arange(200, 4200, 10)
   (tmp_path / "in" / "ann").mkdir(parents=True)
   for frequency_hz in frequencies_hz:
@@ -72,7 +72,7 @@ def test_recordings_keep_their_own_audio(format, tmp_path):
   assert len(clips) > 30
   for clip in clips:
     assert abs(peak_hz(clip.audio) - int(clip.name[4:])) <= 2
-  # The others stand one after another in stretches, in the order of their names.
+  # The others are joined into stretches, in the order of their names.
   expected = [hertz for hertz in frequencies_hz if split_of(f"{hertz:04d}") == "train"]
   stretches = np.concatenate([clip.audio for clip in corpus.clips("train")])
   for frequency_hz, audio in zip(expected, stretches[: 8000 * len(expected)].reshape(-1, 8000), strict=True):
@@ -80,7 +80,7 @@ def test_recordings_keep_their_own_audio(format, tmp_path):
 
 
 def test_recordings_are_read_in_order_with_limited_lookahead():
-  """Some take longer than others, and together they do not fit into memory."""
+  """Some recordings take longer to read, and together they do not fit into memory."""
   num_taken = 0
 
   def recordings():

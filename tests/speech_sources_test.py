@@ -44,10 +44,10 @@ def test_sub_folders_are_speakers(tmp_path):
 
 
 def test_debian_packages_contain_recordings(tmp_path, monkeypatch):
-  """The layouts of the three packages, with files of this test in place of theirs."""
+  """Uses the layouts of the three packages with other files."""
   import G722
 
-  monkeypatch.setattr(debian.shutil, "which", lambda program: None)  # nothing is to be fetched
+  monkeypatch.setattr(debian.shutil, "which", lambda program: None)  # nothing may be downloaded
   sounds = tmp_path / "asterisk-core-sounds-en-g722/usr/share/asterisk/sounds/en_US_f_Allison"
   (sounds / "digits").mkdir(parents=True)
   (sounds / "silence").mkdir()
@@ -87,7 +87,7 @@ def test_debian_packages_contain_recordings(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "rate_hz"), [("vctk", 48_000), ("librispeech", 16_000)])
 def test_tfds_recordings_have_speakers(name, rate_hz, monkeypatch):
   first = {"vctk": "train", "librispeech": "train_clean100"}[name]
-  # What is told of a set once it is downloaded.
+  # The metadata of a set that has been downloaded.
   monkeypatch.setattr(
     tfds.core.DatasetInfo, "splits", dict.fromkeys((first, "test"), types.SimpleNamespace(num_bytes=0))
   )
@@ -120,7 +120,7 @@ def test_espeak_returns_speech_and_phones(tmp_path):
   assert len(recordings) == 4 and min(lengths) > SAMPLE_RATE_HZ and max(lengths) < 8 * SAMPLE_RATE_HZ
   for audio, phones in sounds:
     ends, names = zip(*phones, strict=True)
-    # Some voices never say a sentence twice in the same time: the phones are those of the very audio.
+    # Some voices vary in speed between calls: the phones must be those of this audio.
     assert np.all(np.diff(ends) >= 0) and abs(ends[-1] - len(audio) / SAMPLE_RATE_HZ) < 1e-4
     assert len(set(names)) > 10 and 0.03 < ends[-1] / len(ends) < 0.15  # seconds per phone
   with pytest.raises(UserError, match="has no voice 'nobody'"):

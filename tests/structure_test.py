@@ -29,7 +29,7 @@ def imported_modules(path):
 
 @functools.cache
 def distributions_of_import(module):
-  """The distributions that bring a module."""
+  """The distributions that contain a module."""
   return {canonicalize_name(name) for name in installed_distributions().get(module, [module])}
 
 
@@ -122,7 +122,7 @@ def test_build_names_every_requirement():
   required = {canonicalize_name(name) for name in re.findall(r"^([\w-]+)==", lines, flags=re.MULTILINE)}
   assert named <= required
   own = {"tfvq", "export", "tests", "train_main", "benchmarks"}
-  piano = {"music21", "tinysoundfont"}  # has a list of requirements of its own
+  piano = {"music21", "tinysoundfont"}  # has its own list of requirements
   for path in (path for folder in ("tfvq", "export", "tests") for path in (ROOT / folder).rglob("*.py")):
     for module in {module.split(".")[0] for module in imported_modules(path)} - own - piano:
       assert module in sys.stdlib_module_names or distributions_of_import(module) & named, f"{path} imports {module}"

@@ -1,4 +1,4 @@
-"""tensorflow-io as a backend; where it does not load, as with TensorFlow 2.18 and later, only the error is tested."""
+"""tensorflow-io as a backend; if it does not load, as with TensorFlow 2.18 and later, only the error is tested."""
 
 import io
 import pickle
@@ -23,7 +23,7 @@ try:
 except (ImportError, NotImplementedError):
   _LOADS = False
 
-# Reads all files of a pickle in one process, which wrong headers must not end.
+# Reads all files of a pickle in one process, which invalid headers must not crash.
 _PROGRAM = """
 import io, pickle, sys
 from tfvq.data.audio_files import AudioReader
@@ -41,7 +41,7 @@ with open(sys.argv[1], "wb") as file:
 
 def test_library_that_does_not_load_is_reported(monkeypatch):
   def decode_wav(content, dtype):
-    raise NotImplementedError("unable to open file: libtensorflow_io.so")  # its own error with another TensorFlow
+    raise NotImplementedError("unable to open file: libtensorflow_io.so")  # its error with an incompatible TensorFlow
 
   lazy = types.SimpleNamespace(audio=types.SimpleNamespace(decode_wav=decode_wav))
   for module in (None, lazy):
@@ -94,7 +94,7 @@ if _LOADS:
     assert not read & set(REFUSED)
     for name in set(VALID) - read:
       assert "use the backend soundfile" in results[name], name
-    # These it does not know at all.
+    # It does not support these at all.
     assert set(VALID) - read == {
       *("mu_law", "mu_law_extensible", "a_law_extensible", "double", "ima_adpcm", "big_endian", "big_endian_extensible")
     }

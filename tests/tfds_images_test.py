@@ -26,7 +26,7 @@ def test_tfds_images_are_cropped_resized_and_labelled():
 
 @pytest.fixture
 def numbered_images(tmp_path):
-  """A data set of TFDS: in "train" 40 images of 24x32 and in "test" 5, each with its number as its value."""
+  """A TFDS data set with 40 images of 24x32 in "train" and 5 in "test"; all values of an image are its number."""
   features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=7)}
 
   def examples(numbers):
@@ -59,7 +59,7 @@ def test_validation_split_is_end_of_training_split(numbered_images):
 
 
 def test_images_are_resized_before_they_are_shuffled(numbered_images, monkeypatch):
-  """The shuffle's buffer holds thousands of images: of 8x8 pixels, not of whatever size the data set has."""
+  """The shuffle buffer contains thousands of images, so they must have 8x8 pixels, not their original size."""
   shuffle, shuffled = tf.data.Dataset.shuffle, []
 
   def spy(dataset, *args, **kwargs):

@@ -24,7 +24,7 @@ def settings(**changes):
 
 
 class Line(keras.Model):
-  """y = w x, taught that y is 2 x."""
+  """y = w x, trained on y = 2 x."""
 
   def __init__(self, fail_at=None):
     super().__init__()
@@ -62,7 +62,7 @@ class Interrupted(Exception):
 
 
 def interrupted_fit(folder, settings, step):
-  """A run that ends without a word at a step, as one that is killed."""
+  """Ends a run at a step, as if it were killed."""
 
   def build():
     model = Line()

@@ -1,4 +1,4 @@
-"""The device codec's WAV files."""
+"""WAV files of the device codec."""
 
 import io
 import pathlib

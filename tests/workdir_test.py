@@ -28,7 +28,7 @@ HOLD = """if True:
 
 @pytest.fixture
 def holder(tmp_path):
-  """Another process at work in a workdir."""
+  """Another process that uses a workdir."""
   process = subprocess.Popen(
     [sys.executable, "-c", HOLD, str(tmp_path), json.dumps(CONFIG)],
     cwd=ROOT,
@@ -112,7 +112,7 @@ def test_child_of_killed_process_does_not_keep_lock(tmp_path):
   child = int(process.stdout.readline())
   process.wait()
   try:
-    os.kill(child, 0)  # it lives
+    os.kill(child, 0)  # it is still running
     with Workdir(tmp_path, CONFIG).held():
       pass
   finally:
@@ -147,7 +147,7 @@ def test_folder_without_run_is_reported(tmp_path):
 
 
 def test_partial_files_are_kept_without_locks(tmp_path, monkeypatch):
-  """As on a network file system that has none; `fcntl` is what says so."""
+  """As on a network file system without locks, where `fcntl` raises an error."""
   import errno
   import fcntl
 
