@@ -70,7 +70,7 @@ def test_release_is_deterministic(speech_run_folder, tmp_path):
 
 
 def test_release_needs_trained_speech_model(frames_run, tmp_path):
-  with pytest.raises(UserError, match="does not hold a speech system"):
+  with pytest.raises(UserError, match="does not contain a speech system"):
     release.write_released(frames_run, tmp_path / "speech.keras")
   config = tiny("speech")
   with pytest.raises(UserError, match="could not be read"):

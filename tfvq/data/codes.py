@@ -89,7 +89,7 @@ def read_codes(folder, manifest: dict) -> ArraySource:
     A source whose splits hold "codes", int32 [N, ...], and "label", int32 [N], if there are labels.
 
   Raises:
-    UserError: A shard is missing, cut short or altered, or a code or a label is out of range.
+    UserError: A shard is missing, truncated or altered, or a code or a label is out of range.
   """
   folder = pathlib.Path(folder)
   check_shards(folder, manifest["shards"], "codes")
