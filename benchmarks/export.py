@@ -22,15 +22,15 @@ from export import tflite
 from export.device import SpeechCodec
 from export.device.codec import Model
 from export.device.generation import GumbelNoise, StepLoop
-from export.endpoint import Endpoint
-from export.exporter import device_endpoints
-from export.wavenet_endpoints import step_endpoint
+from tfvq.endpoints.endpoint import Endpoint
+from tfvq.endpoints.wavenet import step_endpoint
 from tfvq.errors import parse_flags, run_program
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
+from tfvq.models.wavenet_pruning import block_masks
+from tfvq.tasks.stages import open_task
 from tfvq.training.loading import load_model
-from tfvq.training.pruning import apply_masks, block_masks
-from tfvq.training.stages import open_run
+from tfvq.training.pruning import apply_masks
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a speech run.")
 _MODEL = flags.DEFINE_string("model", "", "Model to time instead of the run's own, as for tfvq-export.")
@@ -51,13 +51,13 @@ def main(argv):
 
 def _time_trained():
   """Times the step of a trained decoder, and several steps in one call."""
-  run = open_run(_WORKDIR.value)
+  task = open_task(_WORKDIR.value)
   if _MODEL.value:
-    run.autoencoder = load_model(_MODEL.value)
-  decoder = run.autoencoder.decoder
+    task.autoencoder = load_model(_MODEL.value)
+  decoder = task.autoencoder.decoder
   title = f"{len(decoder.blocks)} x {decoder.channels}, {decoder.head.num_variables} bands, trained"
   _time_steps({title: (decoder, ("none", "dynamic"))})
-  (endpoint,) = [endpoint for endpoint in device_endpoints(run) if endpoint.name == "steps"]
+  (endpoint,) = [endpoint for endpoint in task.device_endpoints() if endpoint.name == "steps"]
   num_steps, (inputs,) = endpoint.inputs["noise"].shape[0], endpoint.some_examples("held_out", 1)
   functions = {}
   for mode in ("none", "dynamic"):

@@ -38,16 +38,16 @@ def main(argv):
   from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import chosen_temperature, load_released
-  from tfvq.training.stages import open_run
+  from tfvq.tasks.stages import open_task
 
   del argv
-  run = open_run(_WORKDIR.value)
+  task = open_task(_WORKDIR.value)
   if _MODEL.value:
     model, facts = load_released(_MODEL.value)
   else:
-    model, facts = run.autoencoder, run.config.samples
-  clips = [clip for clip in run.task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
-  speakers = run.task.corpus.speakers
+    model, facts = task.autoencoder, task.config.samples
+  clips = [clip for clip in task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
+  speakers = task.corpus.speakers
   for name in (_SPEAKER.value, _TARGET.value):
     if name and name not in speakers:
       raise UserError(f"The corpus has no speaker {name!r}; choose one of {', '.join(speakers)}.")

@@ -201,7 +201,7 @@ def edit_distance(reference, heard):
 
 
 def conversion(clips, word_error, originals):
-  """Measures whether converted clips sound like the target, by cosines to the mean voices of both speakers."""
+  """Whether converted clips sound like the target: cosines to the mean voice embeddings of both speakers."""
   from resemblyzer import VoiceEncoder
 
   encoder = VoiceEncoder("cpu", verbose=False)

@@ -41,7 +41,7 @@ _WRITTEN = {"tflite", "saved_model", "onnx", "export.json"}
 def main(argv):
   """Exports the run in --workdir to --out."""
   import_tensorflow()
-  from tfvq.training.stages import open_run
+  from tfvq.tasks.stages import open_task
 
   from .exporter import export
 
@@ -53,8 +53,8 @@ def main(argv):
   try:
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= _WRITTEN):
       raise UserError(f"{_OUT.value} is not an export, and only an export is replaced: choose another --out.")
-    run = open_run(_WORKDIR.value)
-    rows = export(run, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value, _MODEL.value)
+    task = open_task(_WORKDIR.value)
+    rows = export(task, partial, _CHOSEN_FORMATS.value, _CHOSEN_QUANTIZATIONS.value, _MODEL.value)
     if out.exists():
       out.rename(old)
     partial.rename(out)

@@ -2,10 +2,9 @@
 
 import numpy as np
 
+from tfvq.endpoints.endpoint import Endpoint
 from tfvq.extras import extra
 from tfvq.startup import stderr_held_back
-
-from .endpoint import Endpoint
 
 with extra("export"):
   import onnxruntime

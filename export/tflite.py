@@ -9,11 +9,11 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from tfvq.endpoints.endpoint import Endpoint
 from tfvq.extras import extra
 from tfvq.startup import stderr_held_back
 
 from .device.quiet import delegate_line_dropped
-from .endpoint import Endpoint
 
 with extra("export"):
   from ai_edge_litert import schema_py_generated as schema

@@ -33,10 +33,16 @@ FRAMES = "--config=tfvq/configs/frames.py"
 @pytest.mark.parametrize(
   ("args", "sentence"),
   [
-    ((FRAMES, "--config.autoencoder.num_embeddings=0"), "config.autoencoder.num_embeddings is 0; it must be positive"),
+    (
+      (FRAMES, "--config.autoencoder.quantizer.num_embeddings=0"),
+      "quantizer.num_embeddings is 0; it must be positive",
+    ),
     ((FRAMES, "--config.autoencoder.num_embedings=5"), "has no field 'num_embedings'"),
-    ((FRAMES, "--config.autoencoder.num_embeddings=many"), "invalid literal for int"),
-    ((FRAMES, "--config.autoencoder.decay=1.5"), "config.autoencoder.decay is 1.5; it must be less than 1"),
+    ((FRAMES, "--config.autoencoder.quantizer.num_embeddings=many"), "invalid literal for int"),
+    (
+      (FRAMES, "--config.autoencoder.quantizer.decay=1.5"),
+      "quantizer.decay is 1.5; it must be less than 1",
+    ),
     ((FRAMES, "--config.autoencoder.bottleneck=sieve"), "choose one of vq, gaussian, vimco"),
     ((FRAMES, "--config.prior.kernel_size=4"), "config.prior.kernel_size is 4; it must be odd"),
     ((FRAMES, "--config.data.image_size=83"), "config.data.image_size is 83, which the encoder's total stride of 4"),
@@ -249,8 +255,8 @@ def test_cores_strategy_uses_every_core(frames_run, tmp_path):
   (tmp_path / "run" / "config.json").write_text(json.dumps(config))
   code = """if True:
     import sys, tensorflow as tf
-    from tfvq.training.stages import open_run, run_stages
-    run = open_run(sys.argv[1])
+    from tfvq.tasks.stages import open_task, run_stages
+    run = open_task(sys.argv[1])
     print(run.strategy.num_replicas_in_sync, tf.config.threading.get_intra_op_parallelism_threads())
     run_stages(run, "prior")
   """

@@ -20,7 +20,7 @@ from tests.processes import default_signals
 from tfvq.models import gumbel_noise
 from tfvq.models import speech_codec as keras_codec
 from tfvq.release import load_released
-from tfvq.training.stages import open_run
+from tfvq.tasks.stages import open_task
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def codec_folder(speech_run_folder, tmp_path_factory):
   """The exported codec of a tiny run."""
   folder = tmp_path_factory.mktemp("codec") / "out"
-  export(open_run(speech_run_folder), folder, ("tflite",), ("none",))
+  export(open_task(speech_run_folder), folder, ("tflite",), ("none",))
   return folder / "tflite" / "none"
 
 
@@ -40,7 +40,7 @@ def speech(num_samples, rng):
 
 def test_device_codec_matches_keras_codec(codec_folder, speech_run_folder, rng):
   codec = SpeechCodec(codec_folder)
-  expected = keras_codec.SpeechCodec(open_run(speech_run_folder).autoencoder, frames_per_part=25, jit_compile=False)
+  expected = keras_codec.SpeechCodec(open_task(speech_run_folder).autoencoder, frames_per_part=25, jit_compile=False)
   audio = speech(7777, rng)
   np.testing.assert_array_equal(codec.encode(audio), expected.encode(audio))
   np.testing.assert_allclose(codec.gain_of(audio), expected.gain_of(audio), rtol=1e-6)
@@ -92,7 +92,7 @@ def test_speaker_seed_and_temperature_change_output(codec_folder, rng):
 def test_shipped_codec_belongs_to_released_model(speech_run_folder, rng):
   codec, (model, facts) = SpeechCodec(), load_released()
   assert codec.speakers == facts["speakers"] and codec.num_embeddings == model.quantizer.num_embeddings
-  spoken = np.concatenate([clip.audio for clip in open_run(speech_run_folder).task.corpus.clips("held_out")])
+  spoken = np.concatenate([clip.audio for clip in open_task(speech_run_folder).corpus.clips("held_out")])
   for audio, least in ((speech(16_000, rng), 0.85), (spoken, 0.95)):
     codes, expected = codec.encode(audio), keras_codec.SpeechCodec(model).encode(audio)
     assert len(codes) >= 125 and np.mean(codes == expected) > least

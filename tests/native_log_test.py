@@ -44,7 +44,7 @@ def test_compilation_and_conversion_print_nothing():
     import numpy as np
     import tensorflow as tf
     from export import onnx, tflite
-    from export.endpoint import Endpoint, floats
+    from tfvq.endpoints.endpoint import Endpoint, floats
     start_xla()
     assert tf.function(lambda x: 3 * x, jit_compile=True)(tf.constant(2)) == 6
     layer = keras.layers.Dense(8)

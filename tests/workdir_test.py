@@ -138,12 +138,12 @@ def test_unwritable_workdir_is_reported(tmp_path):
 
 
 def test_folder_without_run_is_reported(tmp_path):
-  from tfvq.training.stages import open_run  # takes seconds to import
+  from tfvq.tasks.stages import open_task  # takes seconds to import
 
   for name in ("missing", "n" * 300, "file/below"):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not the folder of a run"):
-      open_run(tmp_path / name)
+      open_task(tmp_path / name)
 
 
 def test_partial_files_are_kept_without_locks(tmp_path, monkeypatch):

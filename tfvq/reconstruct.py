@@ -74,7 +74,7 @@ def main(argv):
 
     write_wav(target, parts())
   seconds, elapsed = reader.num_samples / SAMPLE_RATE_HZ, time.monotonic() - began_at
-  kilobits = codes.size * np.log2(model.quantizer.num_embeddings) / 1000
+  kilobits = len(codes) * np.prod(model.encoder.output_shape[2:-1]) * model.quantizer.bits / 1000
   print(
     f"{target}: {seconds:.2f} s of speech in {kilobits:.2f} kbit ({kilobits / seconds:.2f} kbit/s), speaker {speaker}; "
     f"took {elapsed:.1f} s, {seconds / elapsed:.2f} times real time",

@@ -63,23 +63,25 @@ def chosen_temperature(given: list[str], own, num_bands: int) -> list[float]:
   return temperature
 
 
-def write_released(run, path) -> None:
-  """Writes the trained autoencoder of a `tfvq.training.stages.Run`.
+def write_released(task, path) -> None:
+  """Writes the trained autoencoder of a `tfvq.tasks.speech.SpeechTask`.
 
   Raises:
     UserError: The run is not a speech run or is not trained yet, or the file's name does not end in .keras, or it
       cannot be written.
   """
+  from tfvq.tasks.speech import SpeechTask
+
   path = pathlib.Path(path)
   if path.suffix != ".keras":
     raise UserError(f"{path} must be a Keras file: give it a name that ends in .keras.")
-  if run.config.task != "speech":
-    raise UserError(f"{run.workdir.path} does not contain a speech system: only speech models can be released.")
+  if not isinstance(task, SpeechTask):
+    raise UserError(f"{task.workdir.path} does not contain a speech system: only speech models can be released.")
   for written in (path, path.with_suffix(".json")):
     check_writable(written)
-  facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
+  facts = {"speakers": task.corpus.speakers, "temperature": list(task.config.samples.temperature)}
   with atomic_write(path) as temporary:
-    run.autoencoder.save(temporary)
+    task.autoencoder.save(temporary)
     whole = io.BytesIO(temporary.read_bytes())
     # Dates and memory addresses are removed, so that the same weights give the same bytes.
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w") as target:
@@ -142,10 +144,10 @@ def round_weights(weights, num_bits: int) -> np.ndarray:
 def main(argv):
   """Writes the model of a run."""
   import_tensorflow()
-  from tfvq.training.stages import open_run
+  from tfvq.tasks.stages import open_task
 
   del argv
-  write_released(open_run(flags.FLAGS.workdir), flags.FLAGS.out)
+  write_released(open_task(flags.FLAGS.workdir), flags.FLAGS.out)
   print(f"{flags.FLAGS.out}: {pathlib.Path(flags.FLAGS.out).stat().st_size / 1e6:.2f} MB")
 
 

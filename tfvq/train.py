@@ -15,8 +15,9 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from tfvq.configs.rules import fields
 from tfvq.errors import UserError, run_program
-from tfvq.training.validation import fields, validate
+from tfvq.tasks import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config's name or file, with :small or :paper after it.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the files of the run.")
@@ -31,11 +32,9 @@ def main(argv):
   config = _CONFIG.value
   validate(config)
   # Imported here, so that wrong flags are reported before TensorFlow is loaded.
-  from tfvq.training.stages import Run, run_stages
-  from tfvq.training.workdir import Workdir
+  from tfvq.tasks.stages import make_task, run_stages
 
-  workdir = Workdir(_WORKDIR.value, config.to_dict())
-  run_stages(Run(config, workdir, _command()), _STAGE.value)
+  run_stages(make_task(config, _WORKDIR.value, _command()), _STAGE.value)
 
 
 def run() -> None:

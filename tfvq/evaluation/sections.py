@@ -59,9 +59,9 @@ def image_section(title: str, images: np.ndarray, num_columns: int) -> Section:
   return Section(title, image=_data_url("image/png", lambda file: image.save(file, format="PNG")))
 
 
-def usage_section(codes: np.ndarray, num_embeddings: int) -> Section:
+def usage_section(codes: np.ndarray, num_values: int) -> Section:
   """How often each code is used."""
-  counts = np.bincount(codes.ravel(), minlength=num_embeddings)
+  counts = np.bincount(codes.ravel(), minlength=num_values)
   figure, axes = plt.subplots(figsize=(8, 2.5), layout="constrained")
   axes.bar(np.arange(len(counts)), np.sort(counts)[::-1] / counts.sum(), width=1.0)
   axes.set(xlabel="codes, most used first", ylabel="fraction of positions", yscale="log")

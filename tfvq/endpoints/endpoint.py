@@ -1,4 +1,4 @@
-"""The unit of export: a function of a trained model, with its signature and real examples of its inputs."""
+"""The units of export: functions of trained models, with their signatures and real examples of their inputs."""
 
 import dataclasses
 import functools
@@ -11,6 +11,25 @@ import tensorflow as tf
 
 # For `Endpoint.kept_in_float`: the product with the codebook.
 LOOK_UP = ("MatMul.*", "concat.*")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Signature:
+  """A signature of a SavedModel.
+
+  Attributes:
+    function: Takes the inputs as keyword arguments, returns a dict of outputs.
+    inputs: A spec for each input; None stands for the batch and for lengths.
+    request: Real inputs, with which the SavedModel is compared and warmed up.
+    models: The models whose weights the function reads.
+    ranges: For each integer input that has one, its least and its greatest valid value.
+  """
+
+  function: Callable[..., dict[str, tf.Tensor]]
+  inputs: dict[str, tf.TensorSpec]
+  request: dict[str, np.ndarray]
+  models: tuple[keras.Model, ...]
+  ranges: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
