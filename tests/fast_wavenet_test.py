@@ -25,7 +25,7 @@ def wavenet(num_bands, rng, **changes):
 
 
 def generation(model, num_frames, steps_per_frame, rng):
-  """A condition, noise, and what the Keras sampler draws with them: (shares [F, 2CL], noise, values [T, G])."""
+  """A condition's terms, noise, and the values of the Keras sampler: ([F, 2CL], noise, int32 [T, G])."""
   noise = gumbel_noise(3, sequence_noise_shape(model, num_frames * steps_per_frame, 1))
   condition = {"local": tf.constant(rng.normal(size=[1, num_frames, 3]), tf.float32)}
   values = sample_sequence(model, noise, condition, 0.7)[0]
@@ -34,7 +34,7 @@ def generation(model, num_frames, steps_per_frame, rng):
 
 @pytest.mark.parametrize("num_bands", [1, 3])
 @pytest.mark.parametrize("ordinal", [True, False])
-def test_a_step_whose_caller_keeps_the_rings_draws_what_keras_draws(num_bands, ordinal, rng):
+def test_wavenet_step_samples_like_keras(num_bands, ordinal, rng):
   model = wavenet(num_bands, rng, ordinal=ordinal)
   shares, noise, expected = generation(model, num_frames=6, steps_per_frame=4, rng=rng)
   step, x = WaveNetStep(model), tf.zeros([1, 8])
@@ -50,7 +50,7 @@ def test_a_step_whose_caller_keeps_the_rings_draws_what_keras_draws(num_bands, o
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("num_bands", [1, 3])
-def test_several_steps_at_once_draw_what_keras_draws(num_steps, num_bands, rng):
+def test_wavenet_steps_sample_like_keras(num_steps, num_bands, rng):
   model = wavenet(num_bands, rng)
   shares, noise, expected = generation(model, num_frames=3, steps_per_frame=24, rng=rng)
   steps = WaveNetSteps(model, num_steps)
@@ -64,8 +64,8 @@ def test_several_steps_at_once_draw_what_keras_draws(num_steps, num_bands, rng):
 
 
 @pytest.mark.slow
-def test_steps_and_their_audio_are_exported_with_their_state(exported_speech, speech_run_folder, rng):
-  """The file says, call by call, what Keras says at once; the audio comes eight steps later."""
+def test_speech_steps_are_exported_with_state(exported_speech, speech_run_folder, rng):
+  """Several calls of the file give the audio of one call of Keras, eight steps later."""
   model = open_task(speech_run_folder).autoencoder
   runner = tflite.Runner((exported_speech / "tflite" / "none" / "steps.tflite").read_bytes())
   codes, speaker = tf.constant(rng.integers(0, 16, [1, 12, 2])), tf.constant([1])
@@ -87,7 +87,7 @@ def test_steps_and_their_audio_are_exported_with_their_state(exported_speech, sp
     np.testing.assert_allclose(np.concatenate(parts)[64:], expected[:-64], atol=1e-4)
 
 
-def test_a_step_is_exported_with_a_mixture_of_logistics_too(rng):
+def test_step_with_logistic_mixture_is_exported(rng):
   model = WaveNet(LogisticMixtureHead(65_536, 1, hidden_units=8), channels=8, dilation_rates=(1, 2), condition_dim=3)
   shares, noise, expected = generation(model, num_frames=2, steps_per_frame=4, rng=rng)
   inputs = {

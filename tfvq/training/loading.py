@@ -49,7 +49,7 @@ def _reading(path, missing):
     yield
   except UserError:
     raise
-  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
+  except Exception as error:  # Keras raises many kinds of exceptions: zip, HDF5 and shape errors
     raise UserError(_cause(path, error)) from error
 
 
