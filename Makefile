@@ -4,6 +4,7 @@
 # make test-newest  the fast tests, on Python 3.13 and the newest TensorFlow
 # make test-all     the fast and the slow tests, on Python 3.11
 # make test-avx2    tests of numbers with the kernels of a CPU without AVX-512
+# make docs         the documentation as a site, in build/site
 # make dist         the source distribution and the wheel, in dist/
 # make check-wheel  looks into the wheel, installs it by itself, and runs it
 WORKDIR ?= runs/frames
@@ -16,7 +17,7 @@ find_python = $(firstword $(foreach python,python$(1) $(wildcard $(HOME)/.pyenv/
 PYTHON ?= $(call find_python,3.11)
 PYTHON_NEWEST ?= $(call find_python,3.13)
 
-.PHONY: demo speech test test-newest test-all test-avx2 lint dist check-wheel
+.PHONY: demo speech test test-newest test-all test-avx2 lint docs dist check-wheel
 
 demo: .venv/.installed
 	@if [ -n "$(FRESH)" ]; then rm -rf "$(WORKDIR)"; fi
@@ -41,6 +42,9 @@ test-avx2: .venv/.installed-dev
 
 lint: .venv/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+docs: .venv-docs/.installed
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
 dist: .venv/.installed-dev
 	@$(BIN)/python -m hatchling build
@@ -69,4 +73,11 @@ check-wheel: .venv/.installed-dev
 	@$(BIN_NEWEST)/pip install --quiet uv==0.13.9
 	@$(BIN_NEWEST)/uv pip install --quiet --python $(BIN_NEWEST)/python --requirement requirements-newest.txt || $(BIN_NEWEST)/pip install --quiet --requirement requirements-newest.txt
 	@$(BIN_NEWEST)/pip install --quiet --no-deps --requirement requirements-piano.txt
+	@touch $@
+
+.venv-docs/.installed: requirements-docs.txt
+	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 is needed; name it with PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "installing requirements-docs.txt into .venv-docs"
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/pip install --quiet --requirement requirements-docs.txt
 	@touch $@
