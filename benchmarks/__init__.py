@@ -1,1 +1,1 @@
-"""Speeds, as ratios to a baseline in the same run."""
+"""Benchmarks of speed, as ratios to a baseline in the same run."""

@@ -1,11 +1,11 @@
-"""Times exported files in LiteRT on one thread: steps of WaveNets, and the codec of speech in this package.
+"""Times exported files in LiteRT on one thread: steps of WaveNets, and the speech codec of this package.
 
   python -m benchmarks.export
   python -m benchmarks.export --workdir=runs/speech --model=runs/speech/prune/model.keras
 
-The first times steps with random weights, and the codec that the package ships; the second the step of a trained
-decoder, and several of its steps in one call. Figures are multiples of real time. The floor beside a step is a graph of
-the matrix products of its layers and of the head's first alone.
+The first command times steps with random weights, and the codec of the package. The second times the step of a trained
+decoder, and several of its steps in one call. Results are multiples of real time. The lower bound of a step's time is
+given by a graph with nothing but the matrix products of its layers and the first one of its head.
 """
 
 import functools
@@ -15,32 +15,33 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
 from benchmarks.timing import medians
 from export import tflite
 from export.device import SpeechCodec
 from export.device.codec import Model
 from export.device.generation import GumbelNoise, StepLoop
-from export.endpoint import Endpoint
-from export.exporter import device_endpoints
-from export.wavenet_endpoints import step_endpoint
+from tfvq.endpoints.endpoint import Endpoint
+from tfvq.endpoints.wavenet import step_endpoint
+from tfvq.errors import parse_flags, run_program
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
+from tfvq.models.wavenet_pruning import block_masks
+from tfvq.tasks.stages import open_task
 from tfvq.training.loading import load_model
-from tfvq.training.pruning import apply_masks, block_masks
-from tfvq.training.stages import open_run
+from tfvq.training.pruning import apply_masks
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "A speech run's folder.")
-_MODEL = flags.DEFINE_string("model", "", "A model in place of the run's own, as for export.export_main.")
-_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of the speech that goes through the codec.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a speech run.")
+_MODEL = flags.DEFINE_string("model", "", "Model to time instead of the run's own, as for tfvq-export.")
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Duration of the speech for the codec.")
 _SAMPLE_RATE_HZ = 16_000
 _STEPS_PER_FRAME = 64
 
 
 def main(argv):
   del argv
-  logging.set_verbosity(logging.WARNING)  # converters tell of every step
+  logging.set_verbosity(logging.WARNING)  # the converters log every step
   if _WORKDIR.value:
     _time_trained()
   else:
@@ -49,14 +50,14 @@ def main(argv):
 
 
 def _time_trained():
-  """A trained decoder."""
-  run = open_run(_WORKDIR.value)
+  """Times the step of a trained decoder, and several steps in one call."""
+  task = open_task(_WORKDIR.value)
   if _MODEL.value:
-    run.autoencoder = load_model(_MODEL.value)
-  decoder = run.autoencoder.decoder
+    task.autoencoder = load_model(_MODEL.value)
+  decoder = task.autoencoder.decoder
   title = f"{len(decoder.blocks)} x {decoder.channels}, {decoder.head.num_variables} bands, trained"
   _time_steps({title: (decoder, ("none", "dynamic"))})
-  (endpoint,) = [endpoint for endpoint in device_endpoints(run) if endpoint.name == "steps"]
+  (endpoint,) = [endpoint for endpoint in task.device_endpoints() if endpoint.name == "steps"]
   num_steps, (inputs,) = endpoint.inputs["noise"].shape[0], endpoint.some_examples("held_out", 1)
   functions = {}
   for mode in ("none", "dynamic"):
@@ -66,7 +67,7 @@ def _time_trained():
 
 
 def _networks():
-  """The plain 20 x 64 network, pruned ones and ones of sub-bands: for each name a network and modes to write it in."""
+  """Networks by name, plain, pruned and with sub-bands, each with the TFLite modes to time it in."""
   both, twice = ("none", "dynamic"), lambda num: [2**layer for layer in range(num)] * 2
   return {
     "20 x 64": (_network(64, twice(10)), both),
@@ -80,7 +81,7 @@ def _networks():
 
 
 def _time_steps(networks):
-  """Steps of networks: one invocation, and the whole loop."""
+  """Times a step of each network: its invocation alone, and the whole loop."""
   rng, functions = np.random.default_rng(0), {}
   for name, (wavenet, modes) in networks.items():
     endpoint, num_bands = step_endpoint(wavenet, lambda split: ()), wavenet.head.num_variables
@@ -101,14 +102,14 @@ def _time_steps(networks):
 
 
 def _report(seconds, num_samples):
-  """Prints what functions take for a sample, by the samples that a call of each makes."""
+  """Prints the time per sample of each function, given its number of samples per call."""
   for name, value in seconds.items():
     microseconds = 1e6 * value / num_samples[name]
     print(f"{name}: {microseconds:.1f} us a sample, {1e6 / _SAMPLE_RATE_HZ / microseconds:.2f} times real time")
 
 
 def _network(channels, dilation_rates, num_bands=1, hidden_units=64, pruned=None):
-  """A WaveNet with random weights; `pruned` is a sparsity and the size of the blocks, which are taken out at random."""
+  """A WaveNet with random weights; `pruned` is a sparsity and the size of the blocks, which are pruned at random."""
   network = WaveNet(CategoricalHead(256, num_bands, hidden_units), channels, dilation_rates, condition_dim=128)
   if pruned:
     sparsity, block_size = pruned
@@ -118,7 +119,7 @@ def _network(channels, dilation_rates, num_bands=1, hidden_units=64, pruned=None
 
 
 def _products(wavenet):
-  """A step's matrix products without what stands between them, from an input that is as long as any of them needs."""
+  """The matrix products of a step and nothing else; the input is as long as the longest of their inputs."""
   x = tf.TensorSpec([1, wavenet.channels * len(wavenet.blocks)], tf.float32)
   kernels = [tf.constant(np.array(block.conv.kernel)) for block in wavenet.blocks]
   kernels += [tf.constant(np.array(block.residual.kernel)) for block in wavenet.blocks if not block.last]
@@ -143,7 +144,7 @@ def _loop(model, wavenet):
 
 
 def _time_codec():
-  """The codec that the package ships."""
+  """Times the codec that the package ships."""
   codec, rng = SpeechCodec(), np.random.default_rng(0)
   audio = (0.1 * rng.normal(size=int(_SECONDS.value * _SAMPLE_RATE_HZ))).astype(np.float32)
   codes = codec.encode(audio)
@@ -164,4 +165,4 @@ def _time_codec():
 
 
 if __name__ == "__main__":
-  app.run(main)
+  run_program(main, lambda argv: parse_flags(argv, __doc__, (_WORKDIR, _MODEL, _SECONDS)))

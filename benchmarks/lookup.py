@@ -1,8 +1,9 @@
-"""The quantiser beside lucidrains' vector-quantize-pytorch: training, evaluation, and the memory of a large codebook.
+"""Compares the quantiser with lucidrains' vector-quantize-pytorch: training, evaluation, memory of a large codebook.
 
 Both do the same work on the same vectors with the same number of threads. Training: the output with straight-through
 gradients, the commitment loss, the gradient of both with respect to the input, and the update of the codebook by moving
-averages; without revival of unused codes, and without the peer's rotation of gradients. Evaluation: the output alone.
+averages; without revival of unused codes, and without the other library's rotation of gradients. Evaluation: only the
+output.
 
 pip install -r benchmarks/requirements.txt
 python -m benchmarks.lookup
@@ -28,7 +29,7 @@ NUM_THREADS = len(os.sched_getaffinity(0))
 
 
 def make_tfvq(num_embeddings, z_e):
-  """Functions of no argument that train and evaluate tfvq's layer.
+  """Makes functions without arguments that train and evaluate tfvq's layer.
 
   Args:
     num_embeddings: K.
@@ -58,7 +59,7 @@ def make_tfvq(num_embeddings, z_e):
 
 
 def make_peer(num_embeddings, z_e):
-  """The same for the peer's layer."""
+  """The same as `make_tfvq` for the layer of vector-quantize-pytorch."""
   import torch
   from vector_quantize_pytorch import VectorQuantize
 
@@ -92,7 +93,7 @@ def _vectors(num_vectors):
 
 
 def _extra_memory(make, num_embeddings, num_vectors, queue):
-  """Growth of the peak memory by one evaluation, in MiB, in a process of its own."""
+  """Growth of this process's peak memory in one evaluation, in MiB."""
   z_e = _vectors(num_vectors)
   _, small = make(num_embeddings, z_e[:8])
   small()
@@ -103,7 +104,7 @@ def _extra_memory(make, num_embeddings, num_vectors, queue):
 
 
 def _peak_mib():
-  """Peak memory of this process in MiB; `getrusage` would return the parent's if that is higher."""
+  """Peak memory of this process in MiB; `getrusage` would return that of the parent if it is higher."""
   status = pathlib.Path("/proc/self/status").read_text()
   return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 

@@ -1,4 +1,4 @@
-"""Sampling of code grids: cached beside naive with the same network, and beside TensorFlow Probability's PixelCNN.
+"""Compares cached sampling of code grids with naive sampling, and with TensorFlow Probability's PixelCNN.
 
 pip install -r benchmarks/requirements.txt
 python -m benchmarks.sampling
@@ -20,7 +20,7 @@ BATCH_SIZE = 16
 
 
 def sampler(model, sample, jit_compile=False):
-  """A function of no argument that draws a batch."""
+  """Makes a function without arguments that draws a batch."""
   noise = gumbel_noise(0, grid_noise_shape(model, BATCH_SIZE))
   compiled = tf.function(lambda noise: sample(model, noise), jit_compile=jit_compile)
   return lambda: compiled(noise)

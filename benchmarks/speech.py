@@ -1,4 +1,4 @@
-"""Speech: generation with cached activations beside naive generation, and training of the decoders.
+"""Times speech: generation with cached activations compared with naive generation, and training of decoders.
 
 python -m benchmarks.speech
 """
@@ -46,7 +46,7 @@ DECODERS = {
 
 
 def naive_step(model: WaveNet):
-  """One step by the whole network over one receptive field."""
+  """Makes a function that computes one step from a whole receptive field."""
   x = tf.zeros([model.receptive_field + 1, model.head.num_variables], tf.int32)
   condition = {"local": tf.zeros([1, 1, CONDITION_DIM])}
   noise = gumbel_noise(0, [1, *model.head.noise_shape])
@@ -84,8 +84,8 @@ def generation():
     report(title, per_step, "naive", settings.num_bands, "samples")
 
 
-def train_when_told(connection, title, strategy, jit_compile, bfloat16_products):
-  """Makes a training step for each word that comes through a connection, and answers it."""
+def serve_training_steps(connection, title, strategy, jit_compile, bfloat16_products):
+  """Runs a training step for each message from a connection, and replies with the loss."""
   strategy = make_strategy(strategy)
   autoencoder = common.speech_autoencoder(encoder="log_mel", encoder_units=128)
   autoencoder.decoder = DECODERS[title]
@@ -100,17 +100,17 @@ def train_when_told(connection, title, strategy, jit_compile, bfloat16_products)
   with product_precision(tf.bfloat16 if bfloat16_products else None):
     model.fit(batches, steps_per_epoch=1, verbose=0, shuffle=False)
   iterator = iter(strategy.experimental_distribute_dataset(batches))
-  with contextlib.suppress(EOFError):  # the other end is gone
+  with contextlib.suppress(EOFError):  # the other end was closed
     while True:
       connection.recv()
       connection.send(float(model.train_function(iterator)["loss"]))
 
 
 def training_step(*arguments):
-  """A step of `train_when_told` in a process of its own: the threads of a process are settled once."""
+  """Makes a function that runs a step in its own process, because a process cannot change its number of threads."""
   context = multiprocessing.get_context("spawn")
   here, there = context.Pipe()
-  context.Process(target=train_when_told, args=(there, *arguments), daemon=True).start()
+  context.Process(target=serve_training_steps, args=(there, *arguments), daemon=True).start()
   there.close()
 
   def step():

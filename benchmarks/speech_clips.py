@@ -1,11 +1,11 @@
-"""Writes held-out recordings of a speech model and what it makes of them, for benchmarks/speech_quality.py.
+"""Writes held-out recordings and their reconstructions by a speech model, for benchmarks/speech_quality.py.
 
   python -m benchmarks.speech_clips --workdir=runs/speech --out=clips --language=en/
   python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.7
 
-The clips are of --speaker in --language, 1.2 to 7 seconds long. `out` gets the folders original, tfvq, tfvq_converted
-(--target says what the speaker said), and second (the target's own recordings); with --codec also device and
-device_converted, what an exported codec makes of the clips.
+The clips are of --speaker in --language, 1.2 to 7 seconds long. The folder --out gets the sub-folders original, tfvq,
+tfvq_converted (the clips in the voice of --target), and second (recordings of the target); with --codec also device and
+device_converted, the reconstructions by an exported codec.
 """
 
 import os
@@ -19,16 +19,16 @@ from absl import flags
 
 from tfvq.errors import UserError, parse_flags, run_program
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A speech run's folder, for its corpus.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a speech run, for its corpus.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
-_MODEL = flags.DEFINE_string("model", "", "A released model; the run's own if empty.")
+_MODEL = flags.DEFINE_string("model", "", "A released model; default: the run's own.")
 _CODEC = flags.DEFINE_string("codec", "", "Folder of an exported codec.")
 _SPLIT = flags.DEFINE_string("split", "held_out", "Split of the corpus.")
-_SPEAKER = flags.DEFINE_string("speaker", "", "Whose clips; the corpus's first speaker's if empty.")
-_TARGET = flags.DEFINE_string("target", "", "Whose voice they are converted to; the second speaker's if empty.")
-_LANGUAGE = flags.DEFINE_string("language", "", "What the names of the clips begin with, such as en/ or nl/.")
+_SPEAKER = flags.DEFINE_string("speaker", "", "Speaker of the clips; default: the first of the corpus.")
+_TARGET = flags.DEFINE_string("target", "", "Speaker of the converted clips; default: the second of the corpus.")
+_LANGUAGE = flags.DEFINE_string("language", "", "Prefix of the clips' names, such as en/ or nl/.")
 _NUM = flags.DEFINE_integer("num", 20, "Number of clips.")
-_TEMPERATURE = flags.DEFINE_list("temperature", [], "One for all bands, or one for each; the model's own if empty.")
+_TEMPERATURE = flags.DEFINE_list("temperature", [], "One value, or one for each band; default: the model's own.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 
 
@@ -38,19 +38,19 @@ def main(argv):
   from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import chosen_temperature, load_released
-  from tfvq.training.stages import open_run
+  from tfvq.tasks.stages import open_task
 
   del argv
-  run = open_run(_WORKDIR.value)
+  task = open_task(_WORKDIR.value)
   if _MODEL.value:
     model, facts = load_released(_MODEL.value)
   else:
-    model, facts = run.autoencoder, run.config.samples
-  clips = [clip for clip in run.task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
-  speakers = run.task.corpus.speakers
+    model, facts = task.autoencoder, task.config.samples
+  clips = [clip for clip in task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
+  speakers = task.corpus.speakers
   for name in (_SPEAKER.value, _TARGET.value):
     if name and name not in speakers:
-      raise UserError(f"The corpus has no speaker {name!r}; choose among {', '.join(speakers)}.")
+      raise UserError(f"The corpus has no speaker {name!r}; choose one of {', '.join(speakers)}.")
   source = speakers.index(_SPEAKER.value or speakers[0])
   target = speakers.index(_TARGET.value or speakers[1 % len(speakers)])
   first = [clip for clip in clips if clip.speaker == source and clip.name.startswith(_LANGUAGE.value)][: _NUM.value]
@@ -58,7 +58,7 @@ def main(argv):
     raise UserError(f"{speakers[source]} has no clip of 1.2 to 7 s whose name begins with {_LANGUAGE.value!r}.")
   out = pathlib.Path(_OUT.value)
   if out.exists() and any(out.iterdir()):
-    raise UserError(f"{out} is not empty, and what is in it would be measured too: choose another --out.")
+    raise UserError(f"{out} is not empty, and its files would be measured too: choose another --out.")
   num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples
   audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
   codec = SpeechCodec(model)

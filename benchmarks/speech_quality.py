@@ -1,14 +1,14 @@
-"""Measures speech codecs on the clips that benchmarks/speech_clips.py wrote, beside Codec2; prints tables.
+"""Measures speech codecs, and Codec2 for comparison, on clips of benchmarks/speech_clips.py; prints tables.
 
-  pip install -r requirements-eval.txt    # in an environment of its own; Codec2 comes with Debian's package codec2
+  pip install -r requirements-eval.txt    # in a separate environment; Codec2 is Debian's package codec2
   python benchmarks/speech_quality.py clips --transcripts=core-sounds-en.txt.gz --out=runs/speech/quality.json
 
-What --out names is shown by the report of that run, once its stage `evaluation` is run again.
+The report of the run shows the tables in --out after its stage `evaluation` is run again.
 
-For every codec, aligned in the same way: ViSQOL (speech mode), PESQ (wide band), STOI, word error rates by pocketsphinx
-with a language model of the prompts and with its general one, hiss (natural logarithm of mel magnitudes in the quietest
-tenth of the frames, no less than that of 1e-5, output less original), and of the converted clips the share whose voice
-is nearer to the target speaker than to the source. Transcripts are lines of `name: text`.
+The metrics of every codec, all aligned in the same way, are ViSQOL (speech mode), PESQ (wide band), STOI, word error
+rates of pocketsphinx with a language model of the prompts and with its general one, hiss (the rise of the log mel
+magnitudes, floored at 1e-5, in the quietest tenth of the frames), and the fraction of converted clips whose voice is
+closer to the target speaker than to the source. Transcripts have lines `name: text`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 import math
 import pathlib
 import re
+import signal
 import subprocess
 import tempfile
 
@@ -29,15 +30,16 @@ import pystoi
 import soundfile
 
 RATE_HZ = 16_000
-MAX_DELAY = 800  # samples that a codec may be late or early
+MAX_DELAY = 800  # of a codec in samples, in either direction
 
 
 def main():
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends silently in `| head`
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("clips", type=pathlib.Path)
   parser.add_argument("--transcripts", type=pathlib.Path)
-  parser.add_argument("--only", default="", help="comma-separated figures, such as stoi,hiss; all if empty")
-  parser.add_argument("--out", type=pathlib.Path, help="where to write the tables as JSON")
+  parser.add_argument("--only", default="", help="comma-separated metrics, such as stoi,hiss (default: all)")
+  parser.add_argument("--out", type=pathlib.Path, help="JSON file to write the tables to")
   arguments = parser.parse_args()
   originals = read_folder(arguments.clips / "original")
   codecs = {"original": originals}
@@ -83,7 +85,7 @@ def read_transcripts(path):
 
 
 def codec2(audio, mode):
-  """Audio through Codec2, which works at 8 kHz."""
+  """Encodes and decodes audio with Codec2, which works at 8 kHz."""
   with tempfile.TemporaryDirectory() as folder:
     raw, bits, out = (pathlib.Path(folder) / name for name in ("a.raw", "a.bit", "b.raw"))
     narrow = librosa.resample(audio, orig_sr=RATE_HZ, target_sr=8000)
@@ -95,7 +97,7 @@ def codec2(audio, mode):
 
 
 def align(original, decoded):
-  """The decoded clip moved to where its envelope fits the original's best, and cut to the same length."""
+  """Shifts the decoded clip so that its envelope matches the original's best, and cuts it to the same length."""
   padded = np.pad(decoded, [MAX_DELAY, MAX_DELAY + max(0, len(original) - len(decoded))])
   envelope = lambda audio: np.sqrt(np.convolve(audio**2, np.ones(80) / 80, mode="same"))
   reference, candidate = envelope(original), envelope(padded)
@@ -139,7 +141,7 @@ def log_mel(audio):
 
 
 def word_errors(texts, closed):
-  """A figure: word error rate over the clips all of whose words the recogniser knows."""
+  """Makes a metric: the word error rate over clips whose words are all in the recogniser's dictionary."""
   with tempfile.TemporaryDirectory() as folder:
     settings = {"samprate": RATE_HZ, "loglevel": "FATAL"}
     if closed:
@@ -199,7 +201,7 @@ def edit_distance(reference, heard):
 
 
 def conversion(clips, word_error, originals):
-  """Whether converted clips sound like the target: by the cosine to the mean voice of either speaker."""
+  """Whether converted clips sound like the target: cosines to the mean voice embeddings of both speakers."""
   from resemblyzer import VoiceEncoder
 
   encoder = VoiceEncoder("cpu", verbose=False)
@@ -213,11 +215,11 @@ def conversion(clips, word_error, originals):
       np.array([voice @ mean[other] for voice in voices[name]]) for other in ("original", "second")
     )
     row = [name, f"{to_source.mean():.3f}", f"{to_target.mean():.3f}", f"{np.mean(to_target > to_source):.0%}"]
-    says_the_same = word_error and name != "second"
-    rows.append([*row, f"{word_error(originals, heard[name]):.1%}" if says_the_same else ""])
-  columns = ["similarity of", "to the source", "to the target", "nearer target", "word errors"]
+    has_same_text = word_error and name != "second"
+    rows.append([*row, f"{word_error(originals, heard[name]):.1%}" if has_same_text else ""])
+  columns = ["similarity of", "to the source", "to the target", "nearer target", "word error rate"]
   return {
-    "title": "Voices, by the cosine of their embeddings to the mean of either speaker",
+    "title": "Voices: cosine similarity of their embeddings to the mean of each speaker",
     "columns": columns,
     "rows": rows,
   }

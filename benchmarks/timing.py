@@ -1,4 +1,4 @@
-"""Times as medians, taken in turns, so that what else the machine does falls on all alike."""
+"""Median times, measured in turns, so that other load on the machine affects all functions alike."""
 
 import time
 from collections.abc import Callable
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def medians(functions: dict[str, Callable[[], object]], rounds: int = 5, turn_seconds: float = 0.5) -> dict[str, float]:
-  """Median seconds of a call of each function, after one call each to warm up.
+  """Median seconds per call of each function, after one warm-up call each.
 
   Args:
-    functions: What to call, by name.
-    rounds: How often each has its turn.
-    turn_seconds: A turn goes on until so much time has passed: short functions are called many times in it, since the
-      threads of the one before spin on for milliseconds.
+    functions: The functions, by name.
+    rounds: Number of turns of each function.
+    turn_seconds: Minimum duration of a turn. Short functions are called many times in it, because the threads of the
+      previous function keep spinning for milliseconds.
   """
   for function in functions.values():
     function()

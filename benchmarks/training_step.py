@@ -1,4 +1,4 @@
-"""One training step of the frames autoencoder beside the same network written plainly in PyTorch, channels last.
+"""Compares a training step of the frames autoencoder with the same network in plain PyTorch, channels last.
 
 pip install -r benchmarks/requirements.txt
 python -m benchmarks.training_step
@@ -40,7 +40,7 @@ def tfvq_step(images, precision="float32"):
 
 
 class TorchBlock(torch.nn.Module):
-  """ReLU, 3x3, ReLU, 1x1, and the way past them."""
+  """ReLU, 3x3, ReLU, 1x1, and a skip connection."""
 
   def __init__(self):
     super().__init__()

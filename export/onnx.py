@@ -1,11 +1,10 @@
-"""ONNX files: writing them through tf2onnx, and running them."""
+"""Writes ONNX files with tf2onnx, and runs them."""
 
 import numpy as np
 
+from tfvq.endpoints.endpoint import Endpoint
 from tfvq.extras import extra
 from tfvq.startup import stderr_held_back
-
-from .endpoint import Endpoint
 
 with extra("export"):
   import onnxruntime
@@ -16,12 +15,12 @@ OPSET = 17
 
 def convert(endpoint: Endpoint) -> bytes:
   """Writes an ONNX file of an endpoint; the same model gives the same bytes."""
-  with stderr_held_back():  # TensorFlow 2.17 logs how many GPUs it has found
+  with stderr_held_back():  # TensorFlow 2.17 logs the number of GPUs
     model, _ = tf2onnx.convert.from_function(endpoint.graph(), endpoint.specs, opset=OPSET)
   names = {value.name: value.name for value in (*model.graph.input, *model.graph.output)}
   _settle_equal_outputs(model.graph)
   _order(model.graph, names)
-  model.graph.doc_string = ""  # it holds the number of functions that TensorFlow traced before
+  model.graph.doc_string = ""  # contains the number of functions that TensorFlow has traced
   return model.SerializeToString(deterministic=True)
 
 
@@ -43,7 +42,7 @@ class Runner:
 
 
 def _settle_equal_outputs(graph):
-  """Makes the first of equal outputs the computed one and the others its copies: tf2onnx computes any of them."""
+  """Makes the first of equal outputs the computed one, and the others copies of it; tf2onnx may choose any of them."""
   outputs = [value.name for value in graph.output]
   sources = {name: name for name in outputs}
   for node in graph.node:
@@ -61,11 +60,11 @@ def _settle_equal_outputs(graph):
 
 
 def _order(graph, names):
-  """Orders and names a graph's nodes by what they depend on: tf2onnx's own order and names differ from run to run.
+  """Orders and names a graph's nodes by their dependencies: tf2onnx's order and names differ from run to run.
 
   Args:
     graph: The graph, changed in place.
-    names: New names of tensors by their old ones; those of this graph are added.
+    names: New names of tensors by their old names; those of this graph are added.
   """
   producers = {name: node for node in graph.node for name in node.output}
   ordered, seen = [], set()
@@ -112,14 +111,14 @@ def _order(graph, names):
 
 
 def _replace(field, values):
-  """Replaces the values of a repeated field; the new values may be among its own."""
+  """Replaces the values of a repeated field; the new values may be some of its own."""
   copies = [type(value).FromString(value.SerializeToString()) for value in values]
   del field[:]
   field.extend(copies)
 
 
 def _needed(node):
-  """Names of the tensors that a node reads, in the graphs inside it too."""
+  """Names of the tensors that a node and its subgraphs read."""
   yield from node.input
   for attribute in node.attribute:
     for inner in attribute.g.node if attribute.HasField("g") else ():

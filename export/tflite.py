@@ -1,4 +1,4 @@
-"""TFLite files: writing them, with or without quantisation, and running them."""
+"""Writes TFLite files, with or without quantisation, and runs them."""
 
 import contextlib
 import functools
@@ -9,11 +9,11 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from tfvq.endpoints.endpoint import Endpoint
 from tfvq.extras import extra
 from tfvq.startup import stderr_held_back
 
 from .device.quiet import delegate_line_dropped
-from .endpoint import Endpoint
 
 with extra("export"):
   from ai_edge_litert import schema_py_generated as schema
@@ -28,19 +28,18 @@ MODES = ("none", "float16", "dynamic", "int8")
 _QUANTIZED_OPS = (TFLOperationName.CONV_2D, TFLOperationName.CONV_2D_TRANSPOSE, TFLOperationName.FULLY_CONNECTED)
 _LOOK_UPS = TFLOperationName.EMBEDDING_LOOKUP
 _NUM_CALIBRATION_EXAMPLES = 200
-_LEAST_RANGE = 0.01  # of an activation: a unit that is never active has a range of zero, which kernels refuse
+_MIN_RANGE = 0.01  # of an activation: kernels reject the range of a unit that is never active, zero
 _SIGNATURE = "serving_default"
 _OUTPUTS = "StatefulPartitionedCall.*"  # a layer whose output is an output of the file stays in float32
 
 
 def write(endpoint: Endpoint, mode: str) -> bytes:
-  """Writes a TFLite file of an endpoint, with builtin operations only; with a state it has the signature "reset" too.
+  """Writes a TFLite file of an endpoint, with builtin operations only; if it has a state, also the signature "reset".
 
   Args:
     endpoint: The endpoint.
-    mode: "none": float32. "float16": float16 weights. "dynamic": int8 weights; each row of the activations is rounded
-      to int8 where it is multiplied by them. "int8": int8 weights and activations, with ranges fixed beforehand on
-      examples of the split "train".
+    mode: "none": float32. "float16": float16 weights. "dynamic": int8 weights; activations are quantised to int8 at run
+      time, row by row. "int8": int8 weights and activations, with ranges calibrated on the split "train".
 
   Returns:
     The file's bytes; the same model gives the same bytes.
@@ -52,13 +51,13 @@ def write(endpoint: Endpoint, mode: str) -> bytes:
 
 
 def is_possible(endpoint: Endpoint, mode: str) -> bool:
-  """Whether an endpoint can be written in a mode: activations' ranges cannot be measured where there is a state."""
+  """Whether an endpoint can be written in a mode: ranges of activations cannot be calibrated if there is a state."""
   return not (endpoint.state and mode == "int8")
 
 
 @functools.lru_cache(maxsize=1)  # all modes of an endpoint start from the same file
 def _convert(endpoint, optimizations=()):
-  # TensorFlow does not track Keras's variables: they are listed one by one.
+  # TensorFlow does not track Keras's variables, so they are listed explicitly.
   holder = tf.Module()
   holder.tracked = [variable.value for variable in endpoint.model.variables]
   holder.state = list(endpoint.state)
@@ -70,9 +69,9 @@ def _convert(endpoint, optimizations=()):
     converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
     converter.experimental_enable_resource_variables = bool(endpoint.state)
     converter.optimizations = list(optimizations)
-    # XNNPACK's products of sparse int8 weights are wrong where each channel has its own scale.
+    # XNNPACK's products of sparse int8 weights are wrong with a scale for each channel.
     converter._experimental_disable_per_channel_quantization_for_dense_layers = bool(optimizations)
-    with stderr_held_back():  # TensorFlow 2.17 warns that it ignores options that nobody set
+    with stderr_held_back():  # TensorFlow 2.17 warns about options that were not set
       return converter.convert()
 
 
@@ -104,12 +103,12 @@ def _quantize(content, mode, endpoint):
     if machine.need_calibration:
       calibration = machine.calibrate({_SIGNATURE: examples})
       for limits in calibration.values():
-        limits["max"] = np.maximum(limits["max"], limits["min"] + _LEAST_RANGE)
+        limits["max"] = np.maximum(limits["max"], limits["min"] + _MIN_RANGE)
     return bytes(machine.quantize(calibration).quantized_model)
 
 
 def _with_look_ups(content):
-  """The same file with EMBEDDING_LOOKUP for GATHER where rows of a table are taken: GATHER takes no int8 tables."""
+  """Replaces GATHER of rows of a table by EMBEDDING_LOOKUP, because GATHER does not support int8 tables."""
   model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
   code = schema.OperatorCodeT()
   code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.EMBEDDING_LOOKUP
@@ -133,7 +132,7 @@ class Runner:
 
   Args:
     content: The file.
-    xnnpack: Whether XNNPACK's kernels are used, as they are on devices, or the builtin ones.
+    xnnpack: Whether to use XNNPACK's kernels, as devices do, or the builtin ones.
   """
 
   def __init__(self, content: bytes, xnnpack: bool = True):
@@ -148,6 +147,6 @@ class Runner:
     return self._run(**inputs)
 
   def reset(self) -> None:
-    """Sets the state, if there is one, to zeros."""
+    """Sets the state to zeros, if there is one."""
     if self._has_state:
       self._interpreter.get_signature_runner("reset")()

@@ -33,10 +33,16 @@ FRAMES = "--config=tfvq/configs/frames.py"
 @pytest.mark.parametrize(
   ("args", "sentence"),
   [
-    ((FRAMES, "--config.autoencoder.num_embeddings=0"), "config.autoencoder.num_embeddings is 0; it must be positive"),
+    (
+      (FRAMES, "--config.autoencoder.quantizer.num_embeddings=0"),
+      "quantizer.num_embeddings is 0; it must be positive",
+    ),
     ((FRAMES, "--config.autoencoder.num_embedings=5"), "has no field 'num_embedings'"),
-    ((FRAMES, "--config.autoencoder.num_embeddings=many"), "invalid literal for int"),
-    ((FRAMES, "--config.autoencoder.decay=1.5"), "config.autoencoder.decay is 1.5; it must be less than 1"),
+    ((FRAMES, "--config.autoencoder.quantizer.num_embeddings=many"), "invalid literal for int"),
+    (
+      (FRAMES, "--config.autoencoder.quantizer.decay=1.5"),
+      "quantizer.decay is 1.5; it must be less than 1",
+    ),
     ((FRAMES, "--config.autoencoder.bottleneck=sieve"), "choose one of vq, gaussian, vimco"),
     ((FRAMES, "--config.prior.kernel_size=4"), "config.prior.kernel_size is 4; it must be odd"),
     ((FRAMES, "--config.data.image_size=83"), "config.data.image_size is 83, which the encoder's total stride of 4"),
@@ -82,6 +88,29 @@ def test_a_config_is_found_by_its_name(config):
   returncode, output = run(*config, "--help")
   episodes = 60 if config == ("--config=frames",) else 2000
   assert returncode == 0 and f"--config.data.num_train_episodes={episodes}\n" in output, output
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    ("train_main.py",),
+    ("train_main.py", FRAMES),
+    ("-m", "tfvq.reconstruct"),
+    ("-m", "tfvq.release"),
+    ("-m", "export"),
+    ("-m", "export.device"),
+    ("-m", "benchmarks.export"),
+    ("-m", "benchmarks.speech_clips"),
+  ],
+)
+def test_help_into_closed_pipe_ends_silently(command):
+  reader, writer = os.pipe()
+  os.close(reader)
+  command = [sys.executable, *command, "--help"]
+  environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+  result = subprocess.run(command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False)
+  os.close(writer)
+  assert (result.returncode, result.stderr) == (141, b"")
 
 
 WAITING = """if True:
@@ -226,8 +255,8 @@ def test_the_cores_of_the_cpu_share_the_batches(frames_run, tmp_path):
   (tmp_path / "run" / "config.json").write_text(json.dumps(config))
   code = """if True:
     import sys, tensorflow as tf
-    from tfvq.training.stages import open_run, run_stages
-    run = open_run(sys.argv[1])
+    from tfvq.tasks.stages import open_task, run_stages
+    run = open_task(sys.argv[1])
     print(run.strategy.num_replicas_in_sync, tf.config.threading.get_intra_op_parallelism_threads())
     run_stages(run, "prior")
   """

@@ -11,11 +11,10 @@ from tests.tiny import IMAGES, NAMES, WAVENETS, config_of, tiny
 from tfvq.data.image_sources import ImageArrays, open_image_source
 from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
+from tfvq.tasks import validate
 from tfvq.tasks.corpus_task import build_wavenet
-from tfvq.training.stages import Run, run_stages
+from tfvq.tasks.stages import make_task, run_stages
 from tfvq.training.training import make_optimizer
-from tfvq.training.validation import validate
-from tfvq.training.workdir import Workdir
 
 
 @pytest.fixture
@@ -28,9 +27,8 @@ def pictures(tmp_path, rng):
 
 
 def run(config, tmp_path):
-  workdir = Workdir(tmp_path / "run", config.to_dict())
   with tfds.testing.mock_data(num_examples=12):
-    run_stages(Run(config, workdir, command=""), "all")
+    run_stages(make_task(config, tmp_path / "run"), "all")
   return json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
@@ -49,9 +47,9 @@ def test_a_tiny_version_runs_through_every_stage(name, tmp_path, pictures):
 def test_a_wavenet_learns_bands_at_the_levels_that_it_is_sampled_at(tmp_path):
   """Whichever comes first, the batches or the levels: a workdir that is opened again has the latter."""
   config = tiny("wavenet")
-  made, opened = (Run(config, Workdir(tmp_path / "run", config.to_dict()), command="").task for _ in range(2))
+  made, opened = (make_task(config, tmp_path / "run") for _ in range(2))
   made.prepare_data()
-  ((values, _),) = next(iter(made.prior_batches(None, 128, 0)))
+  ((values, _),) = next(iter(made.prior_batches(128, 0)))
   levels = np.array(opened.audio_values.levels)
   np.testing.assert_array_equal(made.audio_values.levels, levels)
   assert levels.max() < 1
@@ -80,7 +78,7 @@ def test_each_row_of_the_likelihood_table_gives_its_figure(bottleneck, tmp_path)
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_codebook_updates_and_precisions(codebook_update, precision, tmp_path):
   config = tiny("frames")
-  config.autoencoder.codebook_update = codebook_update
+  config.autoencoder.quantizer.codebook_update = codebook_update
   config.precision = precision
   config.train.autoencoder.update({"steps": 60, "learning_rate": 2e-2})
   psnr_db = run(config, tmp_path)["reconstruction_psnr_db"]
@@ -102,18 +100,19 @@ def source_like(config):
 def test_every_paper_config_of_images_builds_and_takes_a_step(name, tmp_path, capsys):
   config = config_of(name, "paper")
   validate(config)
-  task = Run(config, Workdir(tmp_path, config.to_dict()), command="").task
+  task = make_task(config, tmp_path)
   task.source = source_like(config)
   images = task.source.splits["train"]["image"][:2]
   sizes = {}
-  values, manifest = images, None
+  values = images
   if "autoencoder" in config:
     model = task.build_autoencoder()
     fit_one_step(model, config.train.autoencoder, images)
     sizes["autoencoder"] = model.count_params()
     values = model.encode(images)
-    manifest = {"num_embeddings": config.autoencoder.num_embeddings, "code_shape": values.shape[1:]}
-  prior = task.build_prior(manifest)
+    codes = {"num_values": config.autoencoder.quantizer.num_embeddings, "shape": values.shape[1:]}
+    task.manifest = {"features": {"codes": codes}}
+  prior = task.build_prior()
   fit_one_step(
     prior, config.train.prior, ((values, np.zeros(2, np.int32)),) if config.prior.class_conditional else values
   )
@@ -158,10 +157,10 @@ def test_scenarios_are_classes(tmp_path):
 def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
   config = tiny("wavenet")
   validate(config)
-  task = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="").task
+  task = make_task(config, tmp_path / "run")
   task.prepare_data()
-  assert task.corpus.phones and not task.build_prior(None).condition_dim
-  ((_, condition),) = next(iter(task.prior_batches(None, 4, 0)))
+  assert task.corpus.phones and not task.build_prior().condition_dim
+  ((_, condition),) = next(iter(task.prior_batches(4, 0)))
   assert set(condition) == {"speaker"}
 
 
@@ -172,7 +171,7 @@ def test_two_replicas_train_as_one(two_replicas, tmp_path):
   results = []
   for strategy in (tf.distribute.get_strategy(), two_replicas):
     keras.utils.set_random_seed(0)
-    task = Run(config, Workdir(tmp_path, config.to_dict()), command="").task
+    task = make_task(config, tmp_path)
     task.source = ImageArrays({"train": {"image": images}})
     with strategy.scope():
       model = task.build_autoencoder()

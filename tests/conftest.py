@@ -11,8 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.tiny import tiny
-from tfvq.training.stages import Run, open_run, run_stages
-from tfvq.training.workdir import Workdir
+from tfvq.tasks.stages import make_task, open_task, run_stages
 
 # Two logical devices, so that strategies with two replicas can be tested on any machine.
 tf.config.set_logical_device_configuration(
@@ -41,7 +40,7 @@ def two_replicas():
 @pytest.fixture(scope="session")
 def frames_run(tmp_path_factory):
   """A tiny run of the frames system, all stages done."""
-  return open_run(shared_folder("frames", tmp_path_factory, lambda folder: tiny_run("frames", folder)))
+  return open_task(shared_folder("frames", tmp_path_factory, lambda folder: tiny_run("frames", folder)))
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +57,7 @@ def exported_frames(frames_run, tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported_speech(speech_run_folder, tmp_path_factory):
   return shared_folder(
-    "exported_speech", tmp_path_factory, lambda folder: export_all(open_run(speech_run_folder), folder)
+    "exported_speech", tmp_path_factory, lambda folder: export_all(open_task(speech_run_folder), folder)
   )
 
 
@@ -80,7 +79,7 @@ def tiny_run(name, folder):
   """Runs all stages of a tiny version of a system."""
   keras.utils.set_random_seed(0)
   config = tiny(name)
-  run_stages(Run(config, Workdir(folder, config.to_dict()), command=f"python train_main.py --config={name}"), "all")
+  run_stages(make_task(config, folder, command=f"python train_main.py --config={name}"), "all")
 
 
 def export_all(run, folder):

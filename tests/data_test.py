@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.tiny import config_of, tiny
 from tfvq.data import photos, vizdoom
-from tfvq.data.arrays import ArraySource
+from tfvq.data.arrays import ArraySource, ClipSource
 from tfvq.data.codes import read_codes, read_manifest, write_codes
 from tfvq.data.debian import unpacked
 from tfvq.data.image_sources import ImageArrays, open_image_source
@@ -139,17 +139,18 @@ def write_some_codes(folder, rng, **changes):
     "train": {"codes": rng.integers(0, 300, (5000, 3, 2)), "label": rng.integers(0, 4, 5000).astype(np.int32)},
     "held_out": {"codes": rng.integers(0, 300, (7, 3, 2)), "label": rng.integers(0, 4, 7).astype(np.int32)},
   }
-  write_codes(folder, splits, **{"num_embeddings": 300, "num_classes": 4, "autoencoder_sha256": "abc", **changes})
+  write_codes(folder, splits, **{"num_values": {"codes": 300, "label": 4}, "autoencoder_sha256": "abc", **changes})
   return splits
 
 
 def test_codes_come_back_as_written(tmp_path, rng):
   splits = write_some_codes(tmp_path, rng)
   manifest = read_manifest(tmp_path, "abc")
-  assert manifest["code_shape"] == [3, 2] and manifest["num_embeddings"] == 300
-  assert manifest["bits_per_example"] == pytest.approx(6 * np.log2(300))
+  assert manifest["features"] == {
+    "codes": {"dtype": "<u2", "shape": [3, 2], "num_values": 300},
+    "label": {"dtype": "<i4", "shape": [], "num_values": 4},
+  }
   source = read_codes(tmp_path, manifest)
-  assert source.num_classes == 4
   for split, arrays in splits.items():
     for key, value in arrays.items():
       np.testing.assert_array_equal(source.splits[split][key], value)
@@ -158,36 +159,81 @@ def test_codes_come_back_as_written(tmp_path, rng):
 @pytest.mark.parametrize(
   ("arrays", "sentence"),
   [
-    ({"codes": [[0, 5]]}, r"codes of the split 'train' range from 0 to 5; they must lie in 0\.\.4"),
-    ({"codes": [[-1, 4]]}, r"codes of the split 'train' range from -1 to 4; they must lie in 0\.\.4"),
-    ({"codes": [[0.0, 1.0]]}, "codes of the split 'train' are float64; they must be integers"),
-    ({"codes": [[True, False]]}, "codes of the split 'train' are bool; they must be integers"),
-    ({"codes": [[0, 4]], "label": [3]}, r"labels of the split 'train' range from 3 to 3; they must lie in 0\.\.2"),
-    ({"codes": [[0, 4]], "label": [-1]}, r"labels of the split 'train' range from -1 to -1; they must lie in 0\.\.2"),
+    ({"codes": [[0, 5]]}, r"'codes' in the split 'train' range from 0 to 5; they must lie in 0\.\.4"),
+    ({"codes": [[-1, 4]]}, r"'codes' in the split 'train' range from -1 to 4; they must lie in 0\.\.4"),
+    ({"codes": [[0.0, 1.0]]}, "'codes' in the split 'train' are float64; they must be integers"),
+    ({"codes": [[True, False]]}, "'codes' in the split 'train' are bool; they must be integers"),
+    ({"codes": [[0, 4]], "label": [3]}, r"'label' in the split 'train' range from 3 to 3; they must lie in 0\.\.2"),
+    ({"codes": [[0, 4]], "label": [-1]}, r"'label' in the split 'train' range from -1 to -1; they must lie in 0\.\.2"),
   ],
 )
 def test_codes_and_labels_out_of_range_are_not_written(arrays, sentence, tmp_path):
   splits = {"train": {key: np.array(value) for key, value in arrays.items()}}
   with pytest.raises(UserError, match=sentence):
-    write_codes(tmp_path, splits, num_embeddings=5, num_classes=3, autoencoder_sha256="abc")
+    write_codes(tmp_path, splits, num_values={"codes": 5, "label": 3}, autoencoder_sha256="abc")
   assert not list(tmp_path.iterdir())
 
 
 def test_more_codes_than_a_file_can_hold_are_refused(tmp_path, rng):
-  with pytest.raises(UserError, match="num_embeddings is 65537; it must be 65536 or less"):
-    write_some_codes(tmp_path, rng, num_embeddings=65_537)
+  with pytest.raises(UserError, match="The codes have 65537 values; at most 65536 can be stored"):
+    write_some_codes(tmp_path, rng, num_values={"codes": 65_537})
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_embeddings", 299), ("num_classes", 3)])
+@pytest.mark.parametrize(("field", "value"), [("codes", 299), ("label", 3)])
 def test_codes_and_labels_out_of_range_are_not_read(field, value, tmp_path, rng):
   write_some_codes(tmp_path, rng)
-  manifest = {**read_manifest(tmp_path), field: value}
-  kind = "codes" if field == "num_embeddings" else "labels"
-  sentence = (
-    rf"The {kind} in .*train-00000.tfrecord range from 0 to {value}; they must lie in 0\.\.{value - 1}: delete "
-  )
+  manifest = read_manifest(tmp_path)
+  manifest["features"][field]["num_values"] = value
+  sentence = rf"'{field}' in .*train-00000.tfrecord range from 0 to {value}; they must lie in 0\.\.{value - 1}: delete "
   with pytest.raises(UserError, match=sentence):
     read_codes(tmp_path, manifest)
+
+
+def test_clips_with_conditions_come_back_as_written(tmp_path, rng):
+  """Codes with a K for each position, and conditions of several shapes and dtypes."""
+  lengths = (7, 30, 12)
+  num_values = np.array([4, 9])
+  clips = {
+    "codes": [rng.integers(0, num_values, (length, 2)) for length in lengths],
+    "action": [rng.normal(size=(length, 3)).astype(np.float32) for length in lengths],
+    "phones": [rng.integers(0, 41, length).astype(np.int32) for length in lengths],
+    "speaker": np.array([1, 0, 1], np.int32),
+  }
+  write_codes(
+    tmp_path,
+    {"train": clips, "held_out": clips},
+    num_values={"codes": num_values, "phones": 41, "speaker": 2},
+    autoencoder_sha256="abc",
+  )
+  manifest = read_manifest(tmp_path)
+  assert manifest["features"]["codes"] == {"dtype": "<u2", "shape": [None, 2], "num_values": [4, 9]}
+  source = read_codes(tmp_path, manifest)
+  for index, clip in enumerate(source.clips("held_out")):
+    assert clip.keys() == clips.keys()
+    for name, value in clip.items():
+      np.testing.assert_array_equal(value, clips[name][index])
+  manifest["features"]["codes"]["num_values"] = [4, 8]
+  with pytest.raises(UserError, match="'codes' in .* range from 0 to 8"):
+    read_codes(tmp_path, manifest)
+
+
+def test_windows_of_clips_are_drawn_from_everywhere_alike():
+  lengths = (7, 30, 12)
+  clips = [
+    {"codes": 100 * index + np.arange(length), "speaker": np.int32(index)} for index, length in enumerate(lengths)
+  ]
+  source = ClipSource({"train": clips}, ["codes"])
+  batch = next(iter(source.train(4000, 10, seed=0)))
+  codes, speakers = batch["codes"].numpy(), batch["speaker"].numpy()
+  np.testing.assert_array_equal(codes, codes[:, :1] + np.arange(10))
+  np.testing.assert_array_equal(codes[:, 0] // 100, speakers)
+  starts, counts = np.unique(codes[:, 0], return_counts=True)
+  np.testing.assert_array_equal(starts, [*range(100, 121), *range(200, 203)])  # the first clip is too short
+  assert counts.min() > 4000 / 24 / 2 and counts.max() < 2 * 4000 / 24
+  other = next(iter(source.train(4000, 10, seed=0, start_step=1)))
+  assert np.any(other["codes"] != codes)
+  with pytest.raises(UserError, match="No clip is 31 steps long"):
+    source.train(1, 31, seed=0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
@@ -323,7 +369,7 @@ def test_a_picture_that_is_too_large_is_skipped(pictures, monkeypatch, capsys):
 
 
 def test_folders_without_pictures_are_refused(tmp_path):
-  with pytest.raises(UserError, match="holds no picture"):
+  with pytest.raises(UserError, match="contains no pictures"):
     photos.find_photos(tmp_path)
   with pytest.raises(UserError, match="not a folder"):
     photos.find_photos(tmp_path / "nowhere")

@@ -20,7 +20,7 @@ from tests.processes import default_signals
 from tfvq.models import gumbel_noise
 from tfvq.models import speech_codec as keras_codec
 from tfvq.release import load_released
-from tfvq.training.stages import open_run
+from tfvq.tasks.stages import open_task
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def codec_folder(speech_run_folder, tmp_path_factory):
   """The exported codec of a tiny run."""
   folder = tmp_path_factory.mktemp("codec") / "out"
-  export(open_run(speech_run_folder), folder, ("tflite",), ("none",))
+  export(open_task(speech_run_folder), folder, ("tflite",), ("none",))
   return folder / "tflite" / "none"
 
 
@@ -40,7 +40,7 @@ def speech(num_samples, rng):
 
 def test_it_does_what_the_codec_of_keras_does(codec_folder, speech_run_folder, rng):
   codec = SpeechCodec(codec_folder)
-  expected = keras_codec.SpeechCodec(open_run(speech_run_folder).autoencoder, frames_per_part=25, jit_compile=False)
+  expected = keras_codec.SpeechCodec(open_task(speech_run_folder).autoencoder, frames_per_part=25, jit_compile=False)
   audio = speech(7777, rng)
   np.testing.assert_array_equal(codec.encode(audio), expected.encode(audio))
   np.testing.assert_allclose(codec.gain_of(audio), expected.gain_of(audio), rtol=1e-6)
@@ -92,7 +92,7 @@ def test_voice_seed_and_temperature_matter(codec_folder, rng):
 def test_the_shipped_codec_is_that_of_the_released_model(speech_run_folder, rng):
   codec, (model, facts) = SpeechCodec(), load_released()
   assert codec.speakers == facts["speakers"] and codec.num_embeddings == model.quantizer.num_embeddings
-  spoken = np.concatenate([clip.audio for clip in open_run(speech_run_folder).task.corpus.clips("held_out")])
+  spoken = np.concatenate([clip.audio for clip in open_task(speech_run_folder).corpus.clips("held_out")])
   for audio, least in ((speech(16_000, rng), 0.85), (spoken, 0.95)):
     codes, expected = codec.encode(audio), keras_codec.SpeechCodec(model).encode(audio)
     assert len(codes) >= 125 and np.mean(codes == expected) > least
@@ -114,10 +114,10 @@ def test_the_noise_is_standard_gumbel():
   [
     ([[16, 0]], {}, "Codes must be 0..15"),
     ([[0, -1]], {}, "Codes must be 0..15"),
-    ([0, 1], {}, r"Codes have shape \[2\]; those of this model have \[frames, 2\]"),
+    ([0, 1], {}, r"Codes have shape \[2\]; this model needs \[frames, 2\]"),
     ([[0, 0]], {"speaker": "nobody"}, "The model has no speaker 'nobody'"),
     ([[0, 0]], {"temperature": [1, 1]}, "temperature has shape"),
-    ([[0, 0]], {"seed": -1}, "The seed is -1; give one of zero or more"),
+    ([[0, 0]], {"seed": -1}, "The seed is -1; give zero or a positive number"),
   ],
 )
 def test_what_cannot_be_decoded_is_refused(codes, arguments, sentence, codec_folder):
@@ -126,20 +126,20 @@ def test_what_cannot_be_decoded_is_refused(codes, arguments, sentence, codec_fol
 
 
 def test_a_damaged_folder_is_refused(codec_folder, tmp_path):
-  with pytest.raises(CodecError, match="does not hold a whole codec"):
+  with pytest.raises(CodecError, match="does not contain a complete codec"):
     SpeechCodec(tmp_path)
   for path in codec_folder.iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
   facts = (tmp_path / "codec.json").read_text()
   for wrong in ("[]", "null", "{", '{"files": 3}', '{"files": {}}'):
     (tmp_path / "codec.json").write_text(wrong)
-    with pytest.raises(CodecError, match="does not hold a whole codec"):
+    with pytest.raises(CodecError, match="does not contain a complete codec"):
       SpeechCodec(tmp_path)
   (tmp_path / "codec.json").write_text(facts)
   content = bytearray((tmp_path / "step.tflite").read_bytes())
   content[1000] ^= 1
   (tmp_path / "step.tflite").write_bytes(bytes(content))
-  with pytest.raises(CodecError, match="step.tflite is not the file that was written"):
+  with pytest.raises(CodecError, match="step.tflite has changed since it was written"):
     SpeechCodec(tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
     (("decode", "text.codes", "out"), "text.codes cannot be decoded. It is not a file of codes"),
     (("decode", "other.codes", "out"), "was made with another model"),
     (("decode", "larger.codes", "out"), "was made with another model"),
-    (("decode", "cut.codes", "out"), "cut.codes cannot be decoded. It is cut short or altered"),
+    (("decode", "cut.codes", "out"), "cut.codes cannot be decoded. It is truncated or altered"),
     (("decode", "nothing.codes", "out"), "nothing.codes could not be read"),
     (("decode", "own.codes", "out", "--speaker=nobody"), "The model has no speaker 'nobody'"),
     *((seed, "give a whole number from 0 to 2147483647") for seed in seeds),
@@ -261,10 +261,10 @@ def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
     (("encode", "good.wav", "n" * 256), "could not be written: File name too long"),
     (("decode", "own.codes", "n" * 256), "could not be written: File name too long"),
     (("decode", "own.codes", "/proc/out.wav"), "/proc/out.wav could not be written"),
-    (("encode", "good.wav", "good.wav"), "good.wav is the file to read: name another file to write"),
-    (("encode", "good.wav", "link"), "link is the file to read: name another file to write"),
-    (("encode", "link", "good.wav"), "good.wav is the file to read: name another file to write"),
-    (("decode", "own.codes", "own.codes"), "own.codes is the file to read: name another file to write"),
+    (("encode", "good.wav", "good.wav"), "good.wav is the input file: give another output file"),
+    (("encode", "good.wav", "link"), "link is the input file: give another output file"),
+    (("encode", "link", "good.wav"), "good.wav is the input file: give another output file"),
+    (("decode", "own.codes", "own.codes"), "own.codes is the input file: give another output file"),
   ]
   for (command, source, target, *flags), sentence in cases:
     code, out, told = device(command, tmp_path / source, tmp_path / target, model, *flags)
@@ -305,7 +305,7 @@ def test_the_recording_on_standard_input_is_not_overwritten(tmp_path, rng):
   command = [sys.executable, "-m", "export.device", "encode", "-", str(tmp_path / "in.wav")]
   with open(tmp_path / "in.wav", "rb") as file:
     result = subprocess.run(command, cwd=ROOT, stdin=file, capture_output=True, text=True, check=False)
-  assert result.returncode == 2 and "in.wav is the file to read: name another file to write" in result.stderr
+  assert result.returncode == 2 and "in.wav is the input file: give another output file" in result.stderr
   assert (tmp_path / "in.wav").read_bytes() == content
 
 

@@ -11,14 +11,15 @@ import pytest
 import tensorflow as tf
 
 from export import tflite
-from export.endpoint import Endpoint, integers
-from export.exporter import device_endpoints, export
-from export.parity import measure_parity, sure_codes
+from export.exporter import export
+from export.parity import measure_parity
 from export.saved_model import WARMUP_REQUESTS
+from tfvq.endpoints.endpoint import Endpoint, integers
 from tfvq.errors import UserError
 from tfvq.files import sha256
+from tfvq.ops import cell_margin
+from tfvq.tasks.stages import make_task, open_task
 from tfvq.training.loading import load_model
-from tfvq.training.stages import Run, open_run
 from tfvq.training.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,6 +39,11 @@ def test_tables_are_int8_where_weights_are(xnnpack, rng):
   assert len(content) < 0.5 * len(tflite.write(endpoint, "none"))
   error = np.abs(tflite.Runner(content, xnnpack)(rows=rows)["vectors"] - 1 - table[rows])
   assert np.all(error <= np.abs(table[rows]).max(axis=1, keepdims=True) / 127 + 1e-6)
+
+
+def sure_codes(z_e, given, codebook):
+  """Marks vectors whose error is smaller than their margin."""
+  return np.linalg.norm(z_e - given, axis=-1) < cell_margin(z_e, codebook)
 
 
 def test_codes_are_sure_where_the_error_does_not_reach_the_border(rng):
@@ -70,7 +76,8 @@ def test_rounding_does_not_change_a_sure_code(offset, centred, rng):
 
 def test_the_list_tells_of_every_file(exported_frames, frames_run):
   facts = json.loads((exported_frames / "export.json").read_text())
-  assert facts["task"] == "images" and facts["num_embeddings"] == 16 and facts["code_shape"] == [4, 4]
+  assert facts["task"] == "tfvq.tasks.images:ImageTask"
+  assert facts["num_values"] == 16 and facts["code_shape"] == [4, 4]
   files = {file["file"]: file for file in facts["files"]}
   assert set(files) == {
     "saved_model",
@@ -120,22 +127,22 @@ def test_a_run_in_low_precision_is_exported_in_float32(frames_run, exported_fram
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
   config = json.loads((tmp_path / "run" / "config.json").read_text())
   (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "precision": "mixed_bfloat16"}))
-  run = open_run(tmp_path / "run")
+  run = open_task(tmp_path / "run")
   run.autoencoder.save(tmp_path / "model.keras")  # whose layers compute in bfloat16
   assert load_model(tmp_path / "model.keras").encoder.layers[-1].compute_dtype == "float32"
   for model_path in ("", str(tmp_path / "model.keras")):
     out = tmp_path / f"out {bool(model_path)}"
-    export(open_run(tmp_path / "run"), out, ("tflite", "onnx"), ("none",), model_path)
+    export(open_task(tmp_path / "run"), out, ("tflite", "onnx"), ("none",), model_path)
     for file in json.loads((out / "export.json").read_text())["files"]:
       for figures in file["parity"].values():
         assert_agrees(figures, file["file"])
-    images = frames_run.task.source.splits["held_out"]["image"][:1].astype(np.float32)
+    images = frames_run.source.splits["held_out"]["image"][:1].astype(np.float32)
     runners = [tflite.Runner((folder / "tflite/none/encoder.tflite").read_bytes()) for folder in (out, exported_frames)]
     np.testing.assert_array_equal(*(runner(image=images)["codes"] for runner in runners))
 
 
 def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
-  other = frames_run.task.build_autoencoder()
+  other = frames_run.build_autoencoder()
   other.save(tmp_path / "other.keras")
   with pytest.raises(UserError, match="other.keras uses a different codebook from the model in"):
     export(frames_run, tmp_path / "out", ("tflite",), ("none",), str(tmp_path / "other.keras"))
@@ -144,14 +151,15 @@ def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
 @pytest.mark.parametrize("xnnpack", [True, False])
 @pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])
 def test_quantised_codes_differ_only_where_the_error_allows_it(mode, xnnpack, frames_run, exported_frames):
-  endpoint = device_endpoints(frames_run)[0]
+  endpoint = frames_run.device_endpoints()[0]
   runner = tflite.Runner((exported_frames / "tflite" / mode / "encoder.tflite").read_bytes(), xnnpack)
-  codebook = np.array(frames_run.autoencoder.quantizer.codebook)
+  quantizer = frames_run.autoencoder.quantizer
   num_equal = num_codes = 0
   for example in endpoint.some_examples("held_out", 100):
     expected = endpoint.function(tf.constant(example["image"]))
     given = runner(**example)
-    sure = sure_codes(expected["z_e"].numpy().reshape(-1, 4), given["z_e"].reshape(-1, 4), codebook)
+    error = np.linalg.norm(expected["z_e"].numpy() - given["z_e"], axis=-1)
+    sure = (error < quantizer.margin(expected["z_e"])).ravel()
     equal = (expected["codes"].numpy() == given["codes"]).ravel()
     assert equal[sure].all()
     num_equal, num_codes = num_equal + equal.sum(), num_codes + equal.size
@@ -208,7 +216,7 @@ def test_the_command_gives_the_same_bytes_again_and_replaces_an_export(speech_ru
     result = export_main(*flags, f"--out={tmp_path / seed}", hash_seed=seed)
     assert result.returncode == 0 and "% of codes equal" in result.stdout, result.stderr
   assert_same_files(tmp_path / "1", tmp_path / "2")
-  assert json.loads((tmp_path / "1" / "export.json").read_text())["task"] == "speech"
+  assert json.loads((tmp_path / "1" / "export.json").read_text())["task"] == "tfvq.tasks.speech:SpeechTask"
   assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
@@ -235,14 +243,14 @@ def test_what_is_not_trained_is_not_exported(frames_run, tmp_path):
     if trained:
       shutil.copytree(frames_run.workdir.folder(trained), folder / trained)
     with pytest.raises(UserError, match=f"has no finished stage `{missing}`"):
-      export(Run(config, workdir, ""), tmp_path / "out", ("saved_model",), ())
+      export(make_task(config, workdir.path), tmp_path / "out", ("saved_model",), ())
   with pytest.raises(UserError, match="There is no model nothing.keras"):
     export(frames_run, tmp_path / "out", ("tflite",), ("none",), "nothing.keras")
   assert not (tmp_path / "out").exists()
 
 
 def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
-  endpoint = device_endpoints(frames_run)[1]
+  endpoint = frames_run.device_endpoints()[1]
   content = (exported_frames / "tflite" / "dynamic" / "decoder.tflite").read_bytes()
   found = measure_parity(endpoint, tflite.Runner(content), endpoint.some_examples("held_out", 100))
   files = json.loads((exported_frames / "export.json").read_text())["files"]
@@ -255,15 +263,29 @@ def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
   [
     (("--workdir=nowhere", "--out=x"), "nowhere is not the folder of a run"),
     (("--out=x",), "Both --workdir=DIR and --out=DIR are needed"),
-    (("--workdir=w", "--out=x", "--formats=tflite,coreml"), "--formats has coreml; choose of tflite"),
-    (("--workdir=w", "--out=x", "--quantize=int4"), "--quantize has int4; choose of none"),
-    (("--workdir=w", "--out=README.md"), "README.md is not an export, which alone would be replaced"),
-    (("--workdir=w", "--out=."), ". is not an export, which alone would be replaced"),
+    (("--workdir=w", "--out=x", "--formats=tflite,coreml"), "--formats has coreml; choose from tflite"),
+    (("--workdir=w", "--out=x", "--quantize=int4"), "--quantize has int4; choose from none"),
+    (("--workdir=w", "--out=README.md"), "README.md is not an export, and only an export is replaced"),
+    (("--workdir=w", "--out=."), ". is not an export, and only an export is replaced"),
   ],
 )
 def test_wrong_flags_end_with_one_sentence(flags, sentence):
   result = export_main(*flags)
   assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr
+
+
+def test_out_with_longest_name_is_replaced(frames_run, tmp_path):
+  out = tmp_path / ("o" * 255)
+  out.mkdir()
+  (out / "export.json").write_text("{}")
+  flags = (f"--workdir={frames_run.workdir.path}", "--formats=tflite", "--quantize=none")
+  result = export_main(*flags, f"--out={out}")
+  assert result.returncode == 0 and json.loads((out / "export.json").read_text())["files"], result.stderr
+  assert os.listdir(tmp_path) == [out.name]
+  result = export_main(*flags, f"--out={out}o")
+  assert (
+    result.returncode == 2 and result.stderr == f"error: {out}o could not be read or written (File name too long).\n"
+  )
 
 
 def test_the_command_also_runs_as_a_file(tmp_path):

@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 
 from export import onnx, tflite
-from export.fast_wavenet import WaveNetStep, WaveNetSteps
-from export.wavenet_endpoints import step_endpoint
+from tfvq.endpoints.fast_wavenet import WaveNetStep, WaveNetSteps
+from tfvq.endpoints.wavenet import step_endpoint
 from tfvq.layers import CategoricalHead, LogisticMixtureHead
 from tfvq.models import (
   WaveNet,
@@ -12,7 +12,7 @@ from tfvq.models import (
   sample_sequence,
   sequence_noise_shape,
 )
-from tfvq.training.stages import open_run
+from tfvq.tasks.stages import open_task
 
 
 def wavenet(num_bands, rng, **changes):
@@ -66,7 +66,7 @@ def test_several_steps_at_once_draw_what_keras_draws(num_steps, num_bands, rng):
 @pytest.mark.slow
 def test_steps_and_their_audio_are_exported_with_their_state(exported_speech, speech_run_folder, rng):
   """The file says, call by call, what Keras says at once; the audio comes eight steps later."""
-  model = open_run(speech_run_folder).autoencoder
+  model = open_task(speech_run_folder).autoencoder
   runner = tflite.Runner((exported_speech / "tflite" / "none" / "steps.tflite").read_bytes())
   codes, speaker = tf.constant(rng.integers(0, 16, [1, 12, 2])), tf.constant([1])
   shares = model.decoder.project_condition({"local": model.condition(codes, speaker)})

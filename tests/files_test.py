@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfvq.errors import UserError
-from tfvq.files import atomic_write, check_writable, file_path, is_standard_output, is_the_same_file, write_json
+from tfvq.files import atomic_write, check_writable, file_path, is_same_file, is_standard_output, write_json
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -295,11 +295,11 @@ def test_the_same_file_is_known_by_any_name(tmp_path):
   os.link(path, tmp_path / "hard")
   os.mkfifo(tmp_path / "pipe")
   for name in ("file", "link", "hard", "../" + tmp_path.name + "/file"):
-    assert is_the_same_file(path, tmp_path / name)
-  assert not is_the_same_file(path, other)
-  assert not is_the_same_file(path, tmp_path / "missing") and not is_the_same_file(tmp_path / "missing", path)
-  assert not is_the_same_file(tmp_path / "pipe", tmp_path / "pipe") and not is_the_same_file("/dev/null", "/dev/null")
-  code = "from tfvq.files import is_the_same_file; import sys; print(is_the_same_file(*sys.argv[1:]))"
+    assert is_same_file(path, tmp_path / name)
+  assert not is_same_file(path, other)
+  assert not is_same_file(path, tmp_path / "missing") and not is_same_file(tmp_path / "missing", path)
+  assert not is_same_file(tmp_path / "pipe", tmp_path / "pipe") and not is_same_file("/dev/null", "/dev/null")
+  code = "from tfvq.files import is_same_file; import sys; print(is_same_file(*sys.argv[1:]))"
   with open(path) as file:
     assert run_python(code, "/dev/stdin", tmp_path / "link", stdin=file).stdout == "True\n"
   with open(path) as file:

@@ -56,7 +56,7 @@ def test_a_whole_file_is_loaded(load, saved):
 @pytest.mark.parametrize("load", LOADERS)
 def test_a_missing_file_is_told(load, tmp_path):
   for path in (tmp_path / "missing.keras", tmp_path):
-    assert re.match("There (is no model|are no weights) ", sentence_of(load, path))
+    assert re.match("There is no (model|file of weights) ", sentence_of(load, path))
   assert "File name too long" in sentence_of(load, tmp_path / ("n" * 300))
 
 

@@ -1,5 +1,7 @@
 """What programs write to stderr: their own lines, and none of TensorFlow, XLA or LiteRT."""
 
+import functools
+import io
 import os
 import pathlib
 import re
@@ -12,7 +14,10 @@ import numpy as np
 import pytest
 
 from export.device.quiet import delegate_line_dropped
-from tfvq.startup import stderr_held_back
+from tests.audio_cases import encoded, noise
+from tests.audio_headers_test import frame_positions
+from tfvq.data.audio_files import AudioReader
+from tfvq.startup import stderr_held_back, stderr_without
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -39,7 +44,7 @@ def test_a_compiled_function_and_conversions_add_no_lines():
     import numpy as np
     import tensorflow as tf
     from export import onnx, tflite
-    from export.endpoint import Endpoint, floats
+    from tfvq.endpoints.endpoint import Endpoint, floats
     start_xla()
     assert tf.function(lambda x: 3 * x, jit_compile=True)(tf.constant(2)) == 6
     layer = keras.layers.Dense(8)
@@ -75,6 +80,22 @@ def test_other_lines_than_that_of_litert_appear(capfd):
   assert capfd.readouterr().err == "first\nlast\n"
 
 
+def test_damaged_mp3_frames_print_nothing(capfd):
+  mp3 = bytearray(encoded(noise(), format="MP3"))
+  for position in frame_positions(mp3)[5:50]:
+    mp3[position + 6 : position + 40] = bytes([255]) * 34
+  reader = AudioReader(io.BytesIO(mp3))
+  assert len(reader.read()) == reader.num_samples
+  assert capfd.readouterr().err == ""
+
+
+def test_stderr_without_drops_matching_lines_only(capfd):
+  with pytest.raises(RuntimeError), stderr_without(rb"noise: .*\n"):
+    os.write(2, b"first\nnoise: one\nlast\n")
+    raise RuntimeError
+  assert capfd.readouterr().err == "first\nlast\n"
+
+
 def test_what_was_held_back_appears_with_an_exception_only(capfd):
   with stderr_held_back():
     os.write(2, b"of no interest\n")
@@ -84,7 +105,9 @@ def test_what_was_held_back_appears_with_an_exception_only(capfd):
   assert capfd.readouterr().err == "the cause\n"
 
 
-@pytest.mark.parametrize("quiet", [delegate_line_dropped, stderr_held_back])
+@pytest.mark.parametrize(
+  "quiet", [delegate_line_dropped, stderr_held_back, functools.partial(stderr_without, b"noise")]
+)
 def test_stderr_is_back_after_many_threads_were_quiet(quiet, capfd):
   before = np.array(os.fstat(2))
 

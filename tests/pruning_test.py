@@ -11,25 +11,16 @@ from export import tflite
 from export.device import SpeechCodec as DeviceCodec
 from export.exporter import export
 from export.parity import measure_parity
-from export.wavenet_endpoints import step_endpoint
+from tfvq.endpoints.wavenet import step_endpoint
 from tfvq.errors import UserError
 from tfvq.files import sha256
 from tfvq.layers import CategoricalHead
 from tfvq.models import WaveNet
+from tfvq.models.wavenet_pruning import block_masks, channel_masks, layer_masks, magnitude, masks_of, remove_pruned
+from tfvq.tasks.stages import open_task, run_stages
 from tfvq.training.loading import load_model
 from tfvq.training.muon import ConvMuon, PruningMuon
-from tfvq.training.pruning import (
-  Pruning,
-  apply_masks,
-  block_masks,
-  channel_masks,
-  layer_masks,
-  magnitude,
-  masks_of,
-  saliency,
-  shrunk,
-)
-from tfvq.training.stages import open_run, run_stages
+from tfvq.training.pruning import Pruning, apply_masks, saliency
 
 
 def wavenet(rng, hidden_units=6, **changes):
@@ -127,22 +118,22 @@ def test_what_is_pruned_has_no_part_in_the_updates_of_muon(rng):
   ("choose", "sparsity", "channels", "num_layers"),
   [(channel_masks, 0.5, 4, 4), (channel_masks, 0.99, 1, 4), (layer_masks, 0.5, 8, 2), (layer_masks, 0.99, 8, 1)],
 )
-def test_a_shrunk_network_says_the_same(choose, sparsity, channels, num_layers, ordinal, rng):
+def test_removal_of_pruned_units_keeps_the_output(choose, sparsity, channels, num_layers, ordinal, rng):
   model = wavenet(rng, ordinal=ordinal)
   x, condition = inputs(rng)
   whole = model.log_prob(x, condition)
   apply_masks(choose(model, sparsity))
   pruned = model.log_prob(x, condition)
-  small = shrunk(model)
+  small = remove_pruned(model)
   assert (small.channels, len(small.blocks)) == (channels, num_layers)
   np.testing.assert_allclose(small.log_prob(x, condition), pruned, rtol=1e-5)
   assert np.abs(pruned - whole).min() > 1e-3 and small.count_params() < model.count_params()
 
 
-def test_what_is_not_pruned_is_not_shrunk(rng):
+def test_what_is_not_pruned_is_not_remove_pruned(rng):
   model = wavenet(rng)
   x, condition = inputs(rng)
-  small = shrunk(model)
+  small = remove_pruned(model)
   assert small.count_params() == model.count_params()
   np.testing.assert_allclose(small.log_prob(x, condition), model.log_prob(x, condition), rtol=1e-6)
 
@@ -274,7 +265,7 @@ def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(
   config = json.loads((tmp_path / "run" / "config.json").read_text())
   config["pruning"] |= {"method": method, "sparsity": sparsity, "block_size": block_size}
   (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-  run = open_run(tmp_path / "run")
+  run = open_task(tmp_path / "run")
   run_stages(run, "prune")
   path = tmp_path / "run" / "prune" / "model.keras"
   whole, pruned = run.autoencoder, load_model(path)
@@ -296,9 +287,9 @@ def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(
   metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
   assert metrics["decoder_weights_of_pruned"] < metrics["decoder_weights_of_dense"]
   np.testing.assert_allclose(metrics["nats_before_pruning"], metrics["nats_per_sample"], rtol=1e-5)
-  np.testing.assert_allclose(metrics["nats_of_pruned"], run.task.loss_nats(pruned), rtol=1e-5)
+  np.testing.assert_allclose(metrics["nats_of_pruned"], run.loss_nats(pruned), rtol=1e-5)
   assert "decoder pruned" in (tmp_path / "run" / "report.html").read_text()
   (tmp_path / "run" / "evaluation" / "done.json").unlink()
-  run_stages(open_run(tmp_path / "run"), "evaluation")
+  run_stages(open_task(tmp_path / "run"), "evaluation")
   again = json.loads((tmp_path / "run" / "metrics.json").read_text())
   assert again["nats_of_pruned"] == metrics["nats_of_pruned"]

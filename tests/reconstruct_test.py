@@ -17,8 +17,7 @@ from tfvq import release
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader
 from tfvq.errors import UserError
 from tfvq.layers import VectorQuantizer
-from tfvq.training.stages import Run
-from tfvq.training.workdir import Workdir
+from tfvq.tasks.stages import make_task
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -35,10 +34,10 @@ def reconstruct(*args):
 def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
   config = ConfigDict(json.loads((speech_run_folder / "config.json").read_text()))
   released = tmp_path / "speech.keras"
-  release.write_released(Run(config, Workdir(speech_run_folder, config.to_dict()), command=""), released)
+  release.write_released(make_task(config, speech_run_folder), released)
   model, facts = release.load_released(released)
   assert facts["speakers"] == ["en-us+m1", "en-us+f2"]
-  whole = Run(config, Workdir(speech_run_folder, config.to_dict()), command="").autoencoder
+  whole = make_task(config, speech_run_folder).autoencoder
   for part, num_bits in (("encoder", 11), ("quantizer", 11), ("conditioner", 11), ("decoder", 8)):
     for got, given in zip(getattr(model, part).get_weights(), getattr(whole, part).get_weights(), strict=True):
       if given.ndim > 1:
@@ -74,7 +73,7 @@ def test_only_a_trained_speech_model_is_released(frames_run, tmp_path):
     release.write_released(frames_run, tmp_path / "speech.keras")
   config = tiny("speech")
   with pytest.raises(UserError, match="could not be read"):
-    release.write_released(Run(config, Workdir(tmp_path / "run", config.to_dict()), ""), tmp_path / "speech.keras")
+    release.write_released(make_task(config, tmp_path / "run", ""), tmp_path / "speech.keras")
   assert not list(tmp_path.glob("speech*"))
 
 
@@ -115,16 +114,16 @@ def test_numbers_beyond_float16_stay_as_they_are(tmp_path):
   [
     (("text.wav", "out.wav"), "is not a WAV, FLAC, MP3 or Ogg Vorbis file"),
     (("nothing.wav", "out.wav"), "is not a file"),
-    (("one.wav",), "Give two files"),
+    (("one.wav",), "Give an input and an output file"),
     (("a.wav", "out.wav", "--bogus"), "bogus"),
     (("good.wav", "out.wav", "--model=nothing.keras"), "There is no model nothing.keras"),
     (("good.wav", "."), ". is a folder: name a file in it"),
     (("good.wav", "out.mp3"), "out.mp3 must be a WAV file"),
-    (("good.wav", "out.wav", "--temperature=nan"), "--temperature=nan is not a number of zero or more"),
-    (("good.wav", "out.wav", "--temperature=-1"), "--temperature=-1 is not a number of zero or more"),
+    (("good.wav", "out.wav", "--temperature=nan"), "--temperature=nan is not a non-negative number"),
+    (("good.wav", "out.wav", "--temperature=-1"), "--temperature=-1 is not a non-negative number"),
     (("numbers.wav", "out.wav"), "holds samples that are not finite numbers"),
     (("help", "out.mp3"), "out.mp3 must be a WAV file"),
-    (("good.wav", "good.wav"), "good.wav is the recording to read: name another file to write"),
+    (("good.wav", "good.wav"), "good.wav is the input file: give another output file"),
     (("good.wav", "link.wav"), "link.wav is the recording to read: name another file to write"),
     (("good.wav", "good.wav/out.wav"), "could not be written (Not a directory)"),
     (("good.wav", "n" * 252 + ".wav"), "could not be written (File name too long)"),

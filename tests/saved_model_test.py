@@ -9,16 +9,18 @@ import tensorflow as tf
 
 from export import onnx
 from export.parity import measure_parity
-from export.prior_endpoints import prior_endpoints
 from export.saved_model import write_saved_model
 from tests.tiny import tiny
 from tfvq.data.arrays import ArraySource
 from tfvq.data.speech_corpus import Clip
+from tfvq.endpoints.image_signatures import image_signatures
+from tfvq.endpoints.prior import pixelcnn_endpoints
+from tfvq.endpoints.speech_signatures import speech_signatures
 from tfvq.layers import CategoricalHead
 from tfvq.models import PixelCNN, WaveNet, gumbel_noise, sample_grid
 from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.speech import build_speech_vqvae
-from tfvq.training.stages import open_run
+from tfvq.tasks.stages import open_task
 
 _SERVE = """
 import sys
@@ -60,7 +62,7 @@ def test_a_server_of_images_needs_tensorflow_only(exported_frames, frames_run, t
 
 @pytest.mark.slow
 def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_folder, tmp_path, rng):
-  model = open_run(speech_run_folder).autoencoder
+  model = open_task(speech_run_folder).autoencoder
   audio = (0.1 * rng.normal(size=[2, 6401])).astype(np.float32)
   codes = serve(exported_speech, "encode", tmp_path, audio=audio)["codes"]
   padded = np.pad(audio, [(0, 0), (20 * 64, 63 + 20 * 64)])
@@ -78,27 +80,26 @@ def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_fo
 
 @pytest.fixture(scope="module")
 def served_speech(tmp_path_factory):
-  """A small speech model and its prior, untrained, as a SavedModel loaded again: (run, signatures)."""
+  """A small speech model, untrained, and the signatures of its SavedModel loaded again."""
   keras.utils.set_random_seed(0)
   config, rng = tiny("speech"), np.random.default_rng(0)
   model = build_speech_vqvae(config.autoencoder, num_speakers=2)
   prior = WaveNet(CategoricalHead(16, 2, hidden_units=8), channels=8, dilation_rates=(1, 2), num_speakers=2)
   clip = Clip("a", 1, (0.1 * rng.normal(size=3000)).astype(np.float32), np.zeros([0, 4], np.int32))
-  task = types.SimpleNamespace(corpus=types.SimpleNamespace(clips=lambda split: iter([clip]), speakers=["a", "b"]))
-  run = types.SimpleNamespace(autoencoder=model, prior=prior, task=task, config=config)
+  corpus = types.SimpleNamespace(clips=lambda split: iter([clip]), speakers=["a", "b"])
   folder = tmp_path_factory.mktemp("speech") / "saved_model"
-  write_saved_model(run, folder)
-  return run, tf.saved_model.load(str(folder)).signatures
+  write_saved_model(speech_signatures(model, prior, corpus, config.samples.temperature), folder)
+  return model, tf.saved_model.load(str(folder)).signatures
 
 
 @pytest.mark.parametrize("batch_size", [0, 1, 2])
 @pytest.mark.parametrize("num_samples", [0, 1, 64, 65, 2000])
 def test_served_codes_of_any_number_of_samples(batch_size, num_samples, served_speech, rng):
-  run, served = served_speech
+  model, served = served_speech
   audio = (0.1 * rng.normal(size=[batch_size, num_samples])).astype(np.float32)
   codes = served["encode"](audio=tf.constant(audio))["codes"].numpy()
   assert codes.shape == (batch_size, -(-num_samples // 64), 2) and codes.dtype == np.int32
-  codec = SpeechCodec(run.autoencoder)
+  codec = SpeechCodec(model)
   for found, samples in zip(codes, audio if num_samples else [], strict=False):
     np.testing.assert_array_equal(found, codec.encode(samples))
 
@@ -106,7 +107,7 @@ def test_served_codes_of_any_number_of_samples(batch_size, num_samples, served_s
 @pytest.mark.parametrize("batch_size", [0, 1, 2])
 @pytest.mark.parametrize("num_frames", [0, 1, 26])
 def test_served_speech_of_any_number_of_frames(batch_size, num_frames, served_speech, rng):
-  run, served = served_speech
+  model, served = served_speech
   codes = rng.integers(0, 16, [batch_size, num_frames, 2]).astype(np.int32)
   speaker = np.arange(batch_size, dtype=np.int32)
   drawn = {"speaker": speaker, "seed": np.int32(5), "temperature": np.full([8], 0.8, np.float32)}
@@ -114,7 +115,7 @@ def test_served_speech_of_any_number_of_frames(batch_size, num_frames, served_sp
   audio = served["decode"](codes=tf.constant(codes), **drawn)["audio"].numpy()
   assert audio.shape == (batch_size, 64 * num_frames) and np.isfinite(audio).all()
   if audio.size:
-    expected = SpeechCodec(run.autoencoder, frames_per_part=25, jit_compile=False).decode(codes, speaker, 5, 0.8)
+    expected = SpeechCodec(model, frames_per_part=25, jit_compile=False).decode(codes, speaker, 5, 0.8)
     np.testing.assert_allclose(audio[:, :64], expected[:, :64], atol=1e-4)
   more = {"num_frames": tf.constant(num_frames), "prior_temperature": tf.constant(0.9)}
   sampled = served["sample"](**drawn, **more)
@@ -140,18 +141,16 @@ def test_warm_up_requests_can_be_read(exported_speech):
   assert set(requests[1].predict_log.request.inputs) == {"codes", "speaker", "seed", "temperature"}
 
 
-def class_conditional_run(frames_run, rng):
-  """What the exporter reads of a run whose prior is conditioned on a class."""
+def class_conditional_prior(rng):
+  """A prior conditioned on a class, and codes with classes."""
   prior = PixelCNN(16, (4, 4), filters=8, num_layers=2, kernel_size=3, hidden_units=8, num_classes=3)
   arrays = {"codes": rng.integers(0, 16, [5, 4, 4]).astype(np.int32), "label": np.arange(5, dtype=np.int32) % 3}
-  return types.SimpleNamespace(
-    prior=prior, codes=ArraySource({"held_out": arrays}, 3), autoencoder=frames_run.autoencoder, task=frames_run.task
-  )
+  return prior, ArraySource({"held_out": arrays}, 3)
 
 
-def test_examples_of_a_prior_hold_the_states_of_a_generation_step_by_step(frames_run, rng):
-  run = class_conditional_run(frames_run, rng)
-  prior, arrays = run.prior, run.codes.splits["held_out"]
+def test_examples_of_a_prior_hold_the_states_of_a_generation_step_by_step(rng):
+  prior, source = class_conditional_prior(rng)
+  arrays = source.splits["held_out"]
   expected = {"prior_row": [], "prior_step": []}
   for number, (codes, label) in enumerate(zip(arrays["codes"][..., np.newaxis], arrays["label"], strict=True)):
     state = prior.initial_state(1, label[np.newaxis])
@@ -164,7 +163,7 @@ def test_examples_of_a_prior_hold_the_states_of_a_generation_step_by_step(frames
           expected["prior_step"].append({"column": column, "x_left": x_left, "state": state})
         _, state = prior.step(codes[np.newaxis, row, column - 1], state, column)
       state = begun  # a row does not look at the pixels' states of the row above
-  for endpoint in prior_endpoints(run)[:2]:
+  for endpoint in pixelcnn_endpoints(prior, source)[:2]:
     examples = list(endpoint.examples("held_out"))
     assert len(examples) == len(expected[endpoint.name])
     for example, wanted in zip(examples, expected[endpoint.name], strict=True):
@@ -176,14 +175,15 @@ def test_examples_of_a_prior_hold_the_states_of_a_generation_step_by_step(frames
 
 
 def test_a_prior_of_classes_is_exported_with_its_beginning(frames_run, tmp_path, rng):
-  run = class_conditional_run(frames_run, rng)
-  prior, endpoints = run.prior, prior_endpoints(run)
+  prior, codes = class_conditional_prior(rng)
+  endpoints = pixelcnn_endpoints(prior, codes)
   assert [endpoint.name for endpoint in endpoints] == ["prior_row", "prior_step", "prior_start"]
   for endpoint in endpoints:
     parity = measure_parity(endpoint, onnx.Runner(onnx.convert(endpoint)), endpoint.some_examples("held_out", 5))
     for name, figures in parity.items():
       assert figures.get("share_equal", 1) == 1 and figures.get("relative_rms_error", 0) < 1e-5, (endpoint.name, name)
-  signatures, parity = write_saved_model(run, tmp_path / "saved_model")
+  signatures = image_signatures(frames_run.autoencoder, prior, frames_run.source)
+  signatures, parity = write_saved_model(signatures, tmp_path / "saved_model")
   assert signatures["sample"]["inputs"]["label"] == [[None], "int32"]
   assert signatures["sample"]["input_ranges"] == {"label": [0, 2]}
   assert all(figures.get("share_equal", 1) == 1 for figures in parity.values())

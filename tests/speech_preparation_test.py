@@ -52,7 +52,7 @@ def test_a_voice_of_few_seconds_is_trained_on_too(tmp_path):
 def test_recordings_of_no_use_are_an_error(tmp_path):
   with pytest.raises(UserError, match="None of the 4 recordings could be used; the first: ann/000: it is broken"):
     prepare_corpus(tmp_path, fake_recordings(4, ("ann",), broken={(index, "ann") for index in range(4)}))
-  with pytest.raises(UserError, match="none of the 2 is left for the split 'validation'; give 60 or more"):
+  with pytest.raises(UserError, match="none of the 2 is in the split 'validation'; give 60 or more"):
     prepare_corpus(tmp_path, fake_recordings(2, ("ann",)))
 
 

@@ -102,7 +102,7 @@ def test_tfds_sets_have_speakers(name, rate_hz, monkeypatch):
     assert len(find_recordings(common.speech_data(splits=(first,), **settings))) == 4
     with pytest.raises(UserError, match=f"{name} has no split 'all'; choose from {first}, test"):
       find_recordings(common.speech_data(splits=("all",), **settings))
-    with pytest.raises(UserError, match="mnist does not hold speech with its speakers"):
+    with pytest.raises(UserError, match="mnist does not contain speech with speakers"):
       find_recordings(common.speech_data(source="tfds", name="mnist"))
   with pytest.raises(UserError, match="data set nonesuch"):
     find_recordings(common.speech_data(source="tfds", name="nonesuch"))

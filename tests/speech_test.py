@@ -10,7 +10,7 @@ from tests.sound import speech_like
 from tests.tiny import config_of, tiny
 from tfvq.data.speech_corpus import Clip
 from tfvq.evaluation.sections import curves_section
-from tfvq.evaluation.speech_figures import likelihoods
+from tfvq.evaluation.speech_metrics import likelihoods
 from tfvq.models import (
   SpeechVQVAE,
   conditioner,
@@ -24,8 +24,8 @@ from tfvq.models.speech_codec import SpeechCodec
 from tfvq.models.speech_networks import context_of
 from tfvq.release import load_released
 from tfvq.tasks.speech import build_speech_vqvae
+from tfvq.tasks.stages import open_task, run_stages
 from tfvq.training.callbacks import Curves, ProgressBar, read_curves
-from tfvq.training.stages import open_run, run_stages
 from tfvq.training.training import make_optimizer
 
 
@@ -301,10 +301,10 @@ def test_a_tiny_version_runs_through_every_stage(speech_run_folder):
 
 @pytest.mark.slow
 def test_the_decoder_hears_the_codes_that_the_spectra_taught(speech_run_folder):
-  run = open_run(speech_run_folder)
+  run = open_task(speech_run_folder)
   parts = {}
   for name in ("spectral/unquantized", "spectral"):
-    model = run.task.build_autoencoder()
+    model = run.build_autoencoder()
     model.spectral.load_weights(speech_run_folder / "autoencoder" / name / "checkpoint.keras")
     parts[name] = model
   learned, spectral = run.autoencoder, parts["spectral"]
@@ -321,7 +321,7 @@ def test_the_report_shows_what_listening_programs_measured(speech_run_folder, tm
   table = {"title": "Quality of 3 clips", "columns": ["codec", "stoi"], "rows": [["tfvq", "0.814"]]}
   (tmp_path / "run" / "quality.json").write_text(json.dumps({"tables": [table]}))
   (tmp_path / "run" / "evaluation" / "done.json").unlink()
-  run_stages(open_run(tmp_path / "run"), "evaluation")
+  run_stages(open_task(tmp_path / "run"), "evaluation")
   page = (tmp_path / "run" / "report.html").read_text()
   assert "Quality of 3 clips" in page and "0.814" in page
 

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 from tfvq.errors import UserError
-from tfvq.evaluation import figures
-from tfvq.training.stages import Run, run_stages
+from tfvq.evaluation import metrics
+from tfvq.tasks.stages import make_task, run_stages
 from tfvq.training.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_a_run_leaves_metrics_and_a_report(frames_run):
 def test_metrics_are_those_of_the_models_in_the_workdir(split, frames_run):
   metrics = json.loads((frames_run.workdir.path / "metrics.json").read_text())
   metrics = metrics.get(split, metrics)  # the held-out figures are at the top
-  images = frames_run.task.source.splits[split]["image"]
+  images = frames_run.source.splits[split]["image"]
   model = keras.saving.load_model(frames_run.workdir.folder("autoencoder") / "checkpoint.keras", compile=False)
   error = images.astype(np.float64) - np.clip(np.round(model.reconstruct(images)), 0, 255)
   np.testing.assert_allclose(metrics["reconstruction_psnr_db"], 10 * np.log10(255**2 / np.mean(error**2)), rtol=1e-3)
@@ -62,7 +62,7 @@ def test_metrics_are_those_of_the_models_in_the_workdir(split, frames_run):
 
 def test_a_finished_run_is_skipped(frames_run, capsys):
   before = {path: path.stat().st_mtime_ns for path in frames_run.workdir.path.rglob("*")}
-  run_stages(Run(frames_run.config, frames_run.workdir, command=""), "all")
+  run_stages(make_task(frames_run.config, frames_run.workdir.path), "all")
   assert {path: path.stat().st_mtime_ns for path in frames_run.workdir.path.rglob("*")} == before
   output = capsys.readouterr().out
   assert output.count("done already") == 6 and "report.html" in output
@@ -82,7 +82,7 @@ def test_samples_are_the_decoded_draws_of_the_prior(frames_run):
   with np.load(frames_run.workdir.folder("samples") / "samples.npz") as samples:
     values, images = samples["values"], samples["images"]
   assert values.shape == (3, 4, 4) and images.shape == (3, 16, 16, 3)
-  np.testing.assert_array_equal(images, figures.to_uint8(frames_run.autoencoder.decode(values)))
+  np.testing.assert_array_equal(images, metrics.to_uint8(frames_run.autoencoder.decode(values)))
 
 
 def test_the_prior_refuses_codes_of_another_autoencoder(frames_run, tmp_path):
@@ -93,7 +93,7 @@ def test_the_prior_refuses_codes_of_another_autoencoder(frames_run, tmp_path):
   with open(workdir.folder("autoencoder") / "checkpoint.keras", "ab") as file:
     file.write(b"changed")
   with pytest.raises(UserError, match="another autoencoder"):
-    run_stages(Run(frames_run.config, workdir, command=""), "prior")
+    run_stages(make_task(frames_run.config, workdir.path), "prior")
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_fields_named(tmp_path):
@@ -126,7 +126,7 @@ def test_a_stage_is_not_done_again_below_what_was_made_of_it(frames_run, tmp_pat
   workdir = Workdir(tmp_path / "run", frames_run.config.to_dict())
   shutil.rmtree(workdir.folder("autoencoder"))
   with pytest.raises(UserError, match="earlier `autoencoder`: delete codes, prior, samples, evaluation there"):
-    run_stages(Run(frames_run.config, workdir, command=""), "all")
+    run_stages(make_task(frames_run.config, workdir.path), "all")
   assert not workdir.folder("autoencoder").exists()
 
 

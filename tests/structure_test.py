@@ -15,7 +15,21 @@ from tests.sound import tone
 from tfvq.data.audio_files import AudioReader, write_wav
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYERS = ("errors", "extras", "files", "startup", "ops", "layers", "models", "data", "evaluation", "tasks", "training")
+LAYERS = (
+  "errors",
+  "extras",
+  "files",
+  "startup",
+  "configs",
+  "ops",
+  "layers",
+  "models",
+  "data",
+  "evaluation",
+  "training",
+  "endpoints",
+  "tasks",
+)
 
 
 def imported_modules(path):
@@ -40,13 +54,24 @@ def installed_distributions():
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_each_layer_imports_only_those_before_it(layer):
-  above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"configs"}
+  above = set(LAYERS[LAYERS.index(layer) + 1 :])
   folder = ROOT / "tfvq" / layer
   for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
     for module in imported_modules(path):
       parts = module.split(".")
       assert parts[0] != "export", f"{path} imports {module}"
       assert not (parts[0] == "tfvq" and len(parts) > 1 and parts[1] in above), f"{path} imports {module}"
+
+
+def test_nothing_outside_of_tasks_and_configs_knows_systems_by_name():
+  names = set()
+  for path in (ROOT / "tfvq" / "configs").glob("*.py"):
+    names |= set(re.findall(r'run_settings\("[\w.]+:(\w+)"\)', path.read_text()))
+  assert len(names) >= 3
+  for path in (*(ROOT / "tfvq").rglob("*.py"), *(ROOT / "export").rglob("*.py"), ROOT / "train_main.py"):
+    if path.parent.name not in ("tasks", "configs") and path.name != "release.py":  # which is for speech models
+      for name in names:
+        assert not re.search(rf"\b{name}\b", path.read_text()), f"{path} knows {name}"
 
 
 def test_configs_import_nothing_heavy():

@@ -20,7 +20,7 @@ def test_tfds_images_are_cropped_resized_and_labelled():
     assert source.examples("train", 2).shape == (2, 16, 16, 3)
     grey = TfdsImages("mnist", "test", 16)
     assert grey.image_shape == grey.examples("train", 1).shape[1:] == (16, 16, 1)
-    with pytest.raises(UserError, match="vctk does not hold labelled images"):
+    with pytest.raises(UserError, match="vctk does not contain labelled images"):
       TfdsImages("vctk", "test", 16)
 
 

@@ -44,9 +44,8 @@ def tiny(name, folder="", data_dir=""):
   }
   config.data.update(data[name])
   if "autoencoder" in config:
-    config.autoencoder.update(
-      {"hidden_units": 8, "stem_units": 4, "residual_units": 4, "num_embeddings": 16, "embedding_dim": 4}
-    )
+    config.autoencoder.update({"hidden_units": 8, "stem_units": 4, "residual_units": 4, "embedding_dim": 4})
+    config.autoencoder.quantizer.num_embeddings = 16
     config.autoencoder.latents_per_position = min(config.autoencoder.latents_per_position, 2)
     config.autoencoder.num_vimco_samples = 2
   config.prior.update({"filters": 8, "num_layers": 2, "hidden_units": 16})
@@ -59,7 +58,8 @@ def tiny_speech(config):
   """A speech config cut down; two synthetic voices."""
   config.data.update({"source": "espeak", "voices": ("en-us+m1", "en-us+f2"), "num_sentences": 40})
   config.data.crop_samples = 1024
-  config.autoencoder.update({"encoder_units": 8, "num_embeddings": 16, "embedding_dim": 4, "condition_dim": 8})
+  config.autoencoder.update({"encoder_units": 8, "embedding_dim": 4, "condition_dim": 8})
+  config.autoencoder.quantizer.num_embeddings = 16
   config.autoencoder.strides = (2,) * 6
   config.train.unquantized.steps = 2
   config.train.prune.checkpoint_seconds = 0.0

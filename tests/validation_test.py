@@ -5,9 +5,8 @@ from PIL import Image
 from tests.tiny import NAMES, config_of, tiny
 from tfvq.data.image_sources import open_image_source
 from tfvq.errors import UserError
-from tfvq.training.stages import Run, run_stages
-from tfvq.training.validation import validate
-from tfvq.training.workdir import Workdir
+from tfvq.tasks import validate
+from tfvq.tasks.stages import make_task, run_stages
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,8 +32,16 @@ def test_an_unknown_source_is_refused_before_anything_starts(name, expected):
     ("speech", {"samples.temperature": (-0.4,)}, "config.samples.temperature is .*; it must be zero or more"),
     ("wavenet", {"samples.temperature": (float("nan"),)}, "config.samples.temperature is .*; it must be zero or more"),
     ("wavenet", {"prior.num_values": 1}, "config.prior.num_values is 1; it must be 2 or more"),
-    ("frames", {"autoencoder.num_embeddings": 1}, "config.autoencoder.num_embeddings is 1; it must be 2 or more"),
-    ("speech", {"autoencoder.num_embeddings": 1}, "config.autoencoder.num_embeddings is 1; it must be 2 or more"),
+    (
+      "frames",
+      {"autoencoder.quantizer.num_embeddings": 1},
+      "quantizer.num_embeddings is 1; it must be 2 or more",
+    ),
+    (
+      "speech",
+      {"autoencoder.quantizer.num_embeddings": 1},
+      "quantizer.num_embeddings is 1; it must be 2 or more",
+    ),
     (
       "cifar10",
       {"autoencoder.num_vimco_samples": 1},
@@ -58,7 +65,23 @@ def test_an_unknown_source_is_refused_before_anything_starts(name, expected):
       {"train.prior.initial_weights": "gone.keras"},
       "config.train.prior.initial_weights is 'gone.keras', and ",
     ),
-    ("frames", {"autoencoder.num_embeddings": 2**17}, "it must be 65536 or less"),
+    ("frames", {"autoencoder.quantizer.num_embeddings": 2**17}, "it must be less than 65537"),
+    ("frames", {"autoencoder.quantizer.kind": "sieve"}, "quantizer.kind is 'sieve'; choose one of vector, residual"),
+    (
+      "speech",
+      {"autoencoder.quantizer.kind": "product", "autoencoder.quantizer.num_groups": 5},
+      "num_groups=5 quantisers cannot split 64 dimensions",
+    ),
+    (
+      "frames",
+      {"autoencoder.quantizer.kind": "finite_scalar", "autoencoder.quantizer.levels": (64, 64, 64)},
+      "The codes of config.autoencoder.quantizer have 262144 values; at most 65536 can be stored",
+    ),
+    (
+      "frames",
+      {"autoencoder.quantizer.kind": "residual", "autoencoder.quantizer.level_dropout": 2.0},
+      r"config.autoencoder.quantizer cannot work: dropout must lie in \[0, 1\]",
+    ),
     ("tts", {"data.source": "asterisk"}, "config.phones needs a source whose phones are known: .* is asterisk"),
     ("tts", {"data.crop_samples": 8192}, "config.data.crop_samples is 8192; with config.phones it must be a multiple"),
     ("wavenet", {"prior.num_bands": 3}, "config.prior.num_bands is 3; it must divide both 160"),
@@ -99,7 +122,7 @@ def test_a_speech_config_need_not_be_pruned(tmp_path):
   config = tiny("speech")
   del config.pruning, config.train.prune
   validate(config)
-  run = Run(config, Workdir(tmp_path, config.to_dict()), command="")
+  run = make_task(config, tmp_path)
   with pytest.raises(UserError, match="This system has no stage 'prune'"):
     run_stages(run, "prune")
 
@@ -113,7 +136,7 @@ def test_an_autoencoder_of_images_needs_no_prior():
 def test_windows_of_codes_longer_than_all_recordings_are_refused_before_training(tmp_path):
   config = tiny("speech")
   config.prior.window_frames = 100_000
-  run = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="")
+  run = make_task(config, tmp_path / "run")
   with pytest.raises(
     UserError, match="No speaker has 100000 frames in the split 'train': lower config.prior.window_fra"
   ):
@@ -121,10 +144,10 @@ def test_windows_of_codes_longer_than_all_recordings_are_refused_before_training
 
 
 def test_batches_that_the_replicas_cannot_share_are_refused_before_the_first_stage(tmp_path, two_replicas, monkeypatch):
-  monkeypatch.setattr("tfvq.training.stages.make_strategy", lambda name: two_replicas)
+  monkeypatch.setattr("tfvq.tasks.task.make_strategy", lambda name: two_replicas)
   config = tiny("frames")
   config.train.prior.batch_size = 3
-  run = Run(config, Workdir(tmp_path, config.to_dict()), command="")
+  run = make_task(config, tmp_path)
   with pytest.raises(UserError, match="2 replicas cannot share the batches of 3 of 'prior'"):
     run_stages(run, "all")
   assert not run.workdir.folder("data").exists()
@@ -149,7 +172,7 @@ def test_a_prior_of_classes_needs_classes(tmp_path, rng):
     Image.fromarray(rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(folder / f"{index}.png")
   config = tiny("photos", folder)
   config.prior.class_conditional = True
-  run = Run(config, Workdir(tmp_path / "run", config.to_dict()), command="")
+  run = make_task(config, tmp_path / "run")
   with pytest.raises(UserError, match="class_conditional needs classes, and .*source=photos have none"):
     run_stages(run, "data")
 

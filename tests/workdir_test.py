@@ -138,12 +138,12 @@ def test_a_workdir_that_cannot_be_written_is_told(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):
-  from tfvq.training.stages import open_run  # takes seconds to import
+  from tfvq.tasks.stages import open_task  # takes seconds to import
 
   for name in ("missing", "n" * 300, "file/below"):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not the folder of a run"):
-      open_run(tmp_path / name)
+      open_task(tmp_path / name)
 
 
 def test_without_locks_nothing_is_cleared_away(tmp_path, monkeypatch):

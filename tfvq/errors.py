@@ -1,5 +1,7 @@
 """The exceptions that end a program with one sentence for the user, and how programs print it."""
 
+import contextlib
+import os
 import signal
 import sys
 
@@ -14,9 +16,9 @@ class UserError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-  """A signal has asked the program to end.
+  """A signal asked the program to stop.
 
-  It is handled as Ctrl-C is: `finally` blocks remove partial files, and training saves a checkpoint.
+  It is handled like Ctrl-C: `finally` blocks remove partial files, and training saves a checkpoint.
 
   Args:
     signal_number: The signal.
@@ -28,22 +30,38 @@ class Terminated(KeyboardInterrupt):
 
 
 def run_program(main, flags_parser) -> None:
-  """Runs `main` as `absl.app.run` does; an error that the user can fix, or a signal, ends it with one line.
+  """Runs `main` as `absl.app.run` does, but prints one line instead of a stack trace for a `UserError` or a signal.
 
-  The exit code is 2 after a `UserError`, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
+  The exit code is 2 after a `UserError`, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP. It is 141, and
+  nothing is printed, if the reader of a pipe that the program prints to has closed it, as `head` does.
   """
   for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
     number = getattr(signal, name)
     if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
       signal.signal(number, _terminate)
+  with _silent_if_pipe_is_closed():
+    try:
+      app.run(main, flags_parser=flags_parser)
+    except UserError as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(error.__cause__.exit_code if isinstance(error.__cause__, Terminated) else 2)
+    except KeyboardInterrupt as error:
+      print("stopped", file=sys.stderr)
+      sys.exit(error.exit_code if isinstance(error, Terminated) else 130)
+
+
+@contextlib.contextmanager
+def _silent_if_pipe_is_closed():
+  """Ends the program silently if the reader of its output has closed the pipe."""
   try:
-    app.run(main, flags_parser=flags_parser)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.__cause__.exit_code if isinstance(error.__cause__, Terminated) else 2)
-  except KeyboardInterrupt as error:
-    print("stopped", file=sys.stderr)
-    sys.exit(error.exit_code if isinstance(error, Terminated) else 130)
+    try:
+      yield
+    finally:
+      if sys.stdout is not None:
+        sys.stdout.flush()  # otherwise Python would flush it at exit, and print the error
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at exit
+    sys.exit(128 + 13)  # 13 is SIGPIPE, which ends programs that are not written in Python
 
 
 def _terminate(signal_number, frame):
@@ -53,12 +71,12 @@ def _terminate(signal_number, frame):
 
 
 def parse_flags(argv: list[str], doc: str, holders) -> list[str]:
-  """Parses flags; --help prints the program's own flags and ends it.
+  """Parses flags; --help prints the program's own flags and exits.
 
   Args:
     argv: The command line.
     doc: The text that --help prints first.
-    holders: The program's flags.
+    holders: The program's flags, as `flags.DEFINE_string` and its like return them.
 
   Returns:
     The command line without the flags.

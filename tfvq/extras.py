@@ -6,12 +6,12 @@ from tfvq.errors import UserError
 
 
 class MissingPackageError(UserError, ImportError):
-  """A package is not installed; the sentence names the extra that brings it."""
+  """A package is not installed; the message names the extra that it belongs to."""
 
 
 @contextlib.contextmanager
 def extra(name: str):
-  """Wraps imports of packages that an extra brings.
+  """Wraps imports of packages that belong to an extra.
 
   >>> with extra("data"):
   ...   from PIL import Image

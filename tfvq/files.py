@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors that the user can fix."""
+"""Atomic writes, and file errors that the user can fix."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ import tempfile
 
 from tfvq.errors import UserError
 
-_LONGEST_SUFFIX_BYTES = 32  # longer ones name no format, and would make the temporary name too long
+_MAX_SUFFIX_BYTES = 32  # longer suffixes are not formats, and would make the temporary name too long
 
 
 @contextlib.contextmanager
@@ -45,9 +45,9 @@ def atomic_write(path):
 
 
 def check_writable(path) -> None:
-  """Checks that `atomic_write` can write a file, so that a program can fail before it computes anything.
+  """Checks that `atomic_write` can write a file, so that a program can fail early.
 
-  Nothing is left behind, not even folders that would have to be created.
+  It leaves nothing behind and does not create missing folders.
 
   Raises:
     UserError: `path` is a folder, its own folder cannot be created or written, or the disk is full.
@@ -75,7 +75,7 @@ def file_path(path) -> pathlib.Path:
   """The path of a file to write.
 
   Raises:
-    UserError: It is a folder, or cannot be reached.
+    UserError: It is a folder, or its folder cannot be accessed.
   """
   path = pathlib.Path(path)
   try:
@@ -88,7 +88,7 @@ def file_path(path) -> pathlib.Path:
 
 
 def is_stream(path) -> bool:
-  """Whether a path leads to a pipe, device or socket, or to where the program prints."""
+  """Whether a path is a pipe, device or socket, or the program's standard output."""
   try:
     mode = pathlib.Path(path).stat().st_mode
   except OSError:
@@ -97,15 +97,15 @@ def is_stream(path) -> bool:
 
 
 def is_standard_output(path) -> bool:
-  """Whether a path leads to where the program prints, as /dev/stdout does."""
+  """Whether a path is the program's standard output, like /dev/stdout."""
   try:
     return os.path.samestat(pathlib.Path(path).stat(), os.fstat(1))
   except OSError:
     return False
 
 
-def is_the_same_file(path, other) -> bool:
-  """Whether two paths lead to one regular file, through links or not."""
+def is_same_file(path, other) -> bool:
+  """Whether two paths refer to the same regular file, directly or through links."""
   path = pathlib.Path(path)
   try:
     return path.is_file() and path.samefile(other)
@@ -114,7 +114,7 @@ def is_the_same_file(path, other) -> bool:
 
 
 def write_json(path, value) -> None:
-  """Writes a JSON file whole."""
+  """Writes a JSON file atomically."""
   with atomic_write(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -132,7 +132,7 @@ def read_json(path):
     raise UserError(f"{path} could not be read ({error.strerror}).") from error
   except ValueError as error:
     raise UserError(
-      f"{path} is not valid JSON ({error}): delete it, and run again the command that writes it."
+      f"{path} is not valid JSON ({error}): delete it and run the command that writes it again."
     ) from error
 
 
@@ -143,17 +143,17 @@ def sha256(path) -> str:
 
 
 def _new_file(folder, suffix, mode):
-  """Creates an empty file with a short name that no other file has."""
-  suffix = suffix if len(os.fsencode(suffix)) <= _LONGEST_SUFFIX_BYTES else ""
+  """Creates an empty file with a short and unique name."""
+  suffix = suffix if len(os.fsencode(suffix)) <= _MAX_SUFFIX_BYTES else ""
   path = folder / f".partial-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
   os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
   return path
 
 
 def _deliver(temporary, path):
-  """Puts the content of a finished temporary file in its place."""
+  """Moves or copies a finished temporary file to its destination."""
   if is_standard_output(path):
-    # The descriptor, because a file that the output is redirected to must not be truncated.
+    # Opening the path would truncate a file that standard output is redirected to.
     _copy_to(1, temporary)
   elif is_stream(path):
     _copy_to(path, temporary)

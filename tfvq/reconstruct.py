@@ -5,7 +5,7 @@
   tfvq-reconstruct - - <in.flac | aplay
 
 The input is a WAV, FLAC, MP3 or Ogg Vorbis file; the output is a WAV file of 16 kHz, mono, 16 bits. A file named - is
-standard input or output. The model knows few voices and speaks with the one that --speaker names. Its card is
+standard input or output. The model knows a few speakers; --speaker chooses one. Its model card is
 tfvq/released/README.md.
 """
 
@@ -16,11 +16,11 @@ import time
 from absl import flags
 
 from tfvq.errors import UserError, parse_flags, run_program
-from tfvq.files import check_writable, file_path, is_standard_output, is_stream, is_the_same_file
+from tfvq.files import check_writable, file_path, is_same_file, is_standard_output, is_stream
 from tfvq.startup import import_tensorflow, start_xla
 
 _MODEL = flags.DEFINE_string("model", "", "A file written by `python -m tfvq.release`; default: the package's model.")
-_SPEAKER = flags.DEFINE_string("speaker", "", "The voice to speak with; default: the model's first speaker.")
+_SPEAKER = flags.DEFINE_string("speaker", "", "Speaker of the output; default: the model's first speaker.")
 _SEED = flags.DEFINE_integer(
   "seed",
   0,
@@ -36,7 +36,7 @@ _TEMPERATURE = flags.DEFINE_list(
 def main(argv):
   """Reads, encodes, decodes and writes."""
   if len(argv) != 3:
-    raise UserError("Give two files, one to read and one to write: tfvq-reconstruct in.wav out.wav")
+    raise UserError("Give an input and an output file: tfvq-reconstruct in.wav out.wav")
   source, target = argv[1], "/dev/stdout" if argv[2] == "-" else argv[2]
   _check_target(source, target)
   import_tensorflow()
@@ -74,25 +74,25 @@ def main(argv):
 
     write_wav(target, parts())
   seconds, elapsed = reader.num_samples / SAMPLE_RATE_HZ, time.monotonic() - began_at
-  kilobits = codes.size * np.log2(model.quantizer.num_embeddings) / 1000
+  kilobits = len(codes) * np.prod(model.encoder.output_shape[2:-1]) * model.quantizer.bits / 1000
   print(
-    f"{target}: {seconds:.2f} s through {kilobits:.2f} kbit ({kilobits / seconds:.2f} kbit/s) as {speaker}, "
-    f"{elapsed:.1f} s, {seconds / elapsed:.2f} times real time",
+    f"{target}: {seconds:.2f} s of speech in {kilobits:.2f} kbit ({kilobits / seconds:.2f} kbit/s), speaker {speaker}; "
+    f"took {elapsed:.1f} s, {seconds / elapsed:.2f} times real time",
     file=sys.stderr if is_standard_output(target) else sys.stdout,
   )
 
 
 def _check_target(source, target):
-  """Refuses a file that cannot be written, or that is the recording itself, before anything is computed."""
+  """Checks that the output can be written and is not the input, before anything is computed."""
   if not is_stream(target) and file_path(target).suffix.lower() != ".wav":
     raise UserError(f"{target} must be a WAV file: give it a name that ends in .wav.")
-  if is_the_same_file("/dev/stdin" if source == "-" else source, target):
-    raise UserError(f"{target} is the recording to read: name another file to write.")
+  if is_same_file("/dev/stdin" if source == "-" else source, target):
+    raise UserError(f"{target} is the input file: give another output file.")
   check_writable(target)
 
 
 def _content(source):
-  """All bytes of standard input, a pipe or a device, as a file that can seek."""
+  """Reads all of standard input, a pipe or a device, as a seekable file."""
   try:
     with open(0 if source == "-" else source, "rb", closefd=source != "-") as file:
       return io.BytesIO(file.read())

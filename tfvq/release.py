@@ -1,9 +1,9 @@
-"""Writes a trained speech model as the small file that the package ships, and reads it.
+"""Writes a trained speech model to a small file, as the package ships it, and loads such files.
 
   python -m tfvq.release --workdir=runs/speech --out=tfvq/released/speech.keras
 
 The file is an ordinary Keras file without the optimiser. The decoder's weights are rounded to eight bits, all others to
-eleven; biases and counts are kept as they are. A JSON file beside it names the speakers and the temperature.
+eleven; biases and counts are not rounded. A JSON file beside it lists the speakers and the temperature.
 """
 
 import io
@@ -23,13 +23,13 @@ RELEASED = pathlib.Path(__file__).with_name("released") / "speech.keras"
 
 
 def load_released(path=""):
-  """A released model and its facts.
+  """Loads a released model and its facts.
 
   Args:
-    path: Its `.keras` file; the package's own if empty.
+    path: Its `.keras` file; default: the package's own.
 
   Returns:
-    `(SpeechVQVAE, {"speakers": names, "temperature": one for each band})`.
+    `(SpeechVQVAE, {"speakers": list of names, "temperature": list with one value per band})`.
 
   Raises:
     UserError: There is no such file, it is damaged, or it is not a released model.
@@ -45,10 +45,10 @@ def load_released(path=""):
 
 
 def chosen_temperature(given: list[str], own, num_bands: int) -> list[float]:
-  """The decoder's temperature: that of --temperature, or the model's own if the flag is empty.
+  """The decoder's temperature: the value of --temperature, or the model's own if the flag is empty.
 
   Raises:
-    UserError: It is neither one number of zero or more nor one for each band.
+    UserError: It is neither a non-negative number nor a list of them, one for each band.
   """
   try:
     temperature = [float(value) for value in given] or list(own)
@@ -56,32 +56,34 @@ def chosen_temperature(given: list[str], own, num_bands: int) -> list[float]:
       raise ValueError
   except ValueError as error:
     raise UserError(
-      f"--temperature={','.join(given)} is not a number of zero or more, nor several separated by commas."
+      f"--temperature={','.join(given)} is not a non-negative number or a comma-separated list of them."
     ) from error
   if len(temperature) not in (1, num_bands):
     raise UserError(f"--temperature has {len(temperature)} values; give one, or one for each of {num_bands} bands.")
   return temperature
 
 
-def write_released(run, path) -> None:
-  """Writes the trained autoencoder of a `tfvq.training.stages.Run`.
+def write_released(task, path) -> None:
+  """Writes the trained autoencoder of a `tfvq.tasks.speech.SpeechTask`.
 
   Raises:
-    UserError: The run is not of a speech system, or not trained yet; the file's name does not end in .keras, or it
+    UserError: The run is not a speech run or is not trained yet, or the file's name does not end in .keras, or it
       cannot be written.
   """
+  from tfvq.tasks.speech import SpeechTask
+
   path = pathlib.Path(path)
   if path.suffix != ".keras":
     raise UserError(f"{path} must be a Keras file: give it a name that ends in .keras.")
-  if run.config.task != "speech":
-    raise UserError(f"{run.workdir.path} does not hold a speech system: only speech models can be released.")
+  if not isinstance(task, SpeechTask):
+    raise UserError(f"{task.workdir.path} does not hold a speech system: only speech models can be released.")
   for written in (path, path.with_suffix(".json")):
     check_writable(written)
-  facts = {"speakers": run.task.corpus.speakers, "temperature": list(run.config.samples.temperature)}
+  facts = {"speakers": task.corpus.speakers, "temperature": list(task.config.samples.temperature)}
   with atomic_write(path) as temporary:
-    run.autoencoder.save(temporary)
+    task.autoencoder.save(temporary)
     whole = io.BytesIO(temporary.read_bytes())
-    # Without dates and addresses in memory, the same weights make the same bytes.
+    # Dates and memory addresses are removed, so that the same weights give the same bytes.
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(temporary, "w") as target:
       for name in source.namelist():
         content = source.read(name)
@@ -90,19 +92,19 @@ def write_released(run, path) -> None:
         elif name == "metadata.json":
           content = json.dumps({**json.loads(content), "date_saved": ""})
         elif name == "config.json":
-          content = _numbered(content.decode())
+          content = _with_stable_ids(content.decode())
         target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
   write_json(path.with_suffix(".json"), facts)
 
 
-def _numbered(config):
-  """A Keras config whose shared objects are numbered in their order, not by their addresses in memory."""
+def _with_stable_ids(config):
+  """Renumbers the shared objects in a Keras config, whose ids are memory addresses, in order of appearance."""
   order = {}
   return re.sub(r'(?<="shared_object_id": )\d+', lambda match: str(order.setdefault(match[0], len(order))), config)
 
 
 def _rounded(content):
-  """An HDF5 file's bytes with every float32 array of two or more dimensions rounded, see `round_weights`."""
+  """Rounds every float32 array of two or more dimensions in the bytes of an HDF5 file, see `round_weights`."""
   import h5py
 
   source, target = h5py.File(io.BytesIO(content)), io.BytesIO()
@@ -112,7 +114,7 @@ def _rounded(content):
       if isinstance(item, h5py.Dataset):
         value = item[()]
         if value.dtype == "float32" and value.ndim > 1:
-          # Errors grow from one convolution to the next in the conditioner, and those of the encoder change codes.
+          # Errors accumulate over the convolutions of the conditioner, and errors of the encoder change codes.
           value = round_weights(value, 8 if name.startswith("decoder") else 11)
         file.create_dataset(name, data=value)
       else:
@@ -127,9 +129,9 @@ def _rounded(content):
 
 
 def round_weights(weights, num_bits: int) -> np.ndarray:
-  """Weights rounded to a number of bits, at most 11, float [..., outputs] -> float16, or float32 beyond its range.
+  """Rounds weights to at most 11 bits, float [..., outputs] -> float16, or float32 if float16 would overflow.
 
-  Each output has its own step, the smallest power of two with which its largest weight fits into the bits.
+  Each output has its own step: the smallest power of two for which its largest weight fits into the bits.
   """
   limit = 2 ** (num_bits - 1) - 1
   largest = np.max(np.abs(weights), axis=tuple(range(weights.ndim - 1)), keepdims=True)
@@ -140,18 +142,18 @@ def round_weights(weights, num_bits: int) -> np.ndarray:
 
 
 def main(argv):
-  """Writes the model of a workdir."""
+  """Writes the model of a run."""
   import_tensorflow()
-  from tfvq.training.stages import open_run
+  from tfvq.tasks.stages import open_task
 
   del argv
-  write_released(open_run(flags.FLAGS.workdir), flags.FLAGS.out)
+  write_released(open_task(flags.FLAGS.workdir), flags.FLAGS.out)
   print(f"{flags.FLAGS.out}: {pathlib.Path(flags.FLAGS.out).stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
   _FLAGS = (
-    flags.DEFINE_string("workdir", None, "A speech run's folder.", required=True),
+    flags.DEFINE_string("workdir", None, "Folder of a speech run.", required=True),
     flags.DEFINE_string("out", str(RELEASED), "The .keras file to write."),
   )
   run_program(main, lambda argv: parse_flags(argv, __doc__, _FLAGS))

@@ -4,7 +4,7 @@
 
 --config is the name of one of the package's configs or the path of a config file, with its variant after a colon. Every
 field of a config is a flag, such as --config.train.prior.steps=500; --config=FILE --help lists them with their values.
-The same command started again continues where it stopped. In a checkout, `python train_main.py` is the same program.
+Run the same command again to continue a run that stopped. In a checkout, `python train_main.py` is the same program.
 """
 
 import pathlib
@@ -15,27 +15,26 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from tfvq.configs.rules import fields
 from tfvq.errors import UserError, run_program
-from tfvq.training.validation import fields, validate
+from tfvq.tasks import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config's name or file, with :small or :paper after it.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run makes.")
-_STAGE = flags.DEFINE_string("stage", "all", "One stage of the system, or all that are not done yet, in order.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the files of the run.")
+_STAGE = flags.DEFINE_string("stage", "all", "Stage to run; all: every stage that is not done yet, in order.")
 
 _CONFIGS = pathlib.Path(__file__).with_name("configs")
 
 
 def main(argv):
-  """Runs the stages that the flags ask for."""
+  """Runs the stages given by the flags."""
   del argv
   config = _CONFIG.value
   validate(config)
-  # Imported late: a wrong flag is reported at once, before TensorFlow starts.
-  from tfvq.training.stages import Run, run_stages
-  from tfvq.training.workdir import Workdir
+  # Imported here, so that wrong flags are reported before TensorFlow is loaded.
+  from tfvq.tasks.stages import make_task, run_stages
 
-  workdir = Workdir(_WORKDIR.value, config.to_dict())
-  run_stages(Run(config, workdir, _command()), _STAGE.value)
+  run_stages(make_task(config, _WORKDIR.value, _command()), _STAGE.value)
 
 
 def run() -> None:
@@ -49,14 +48,14 @@ def config_names() -> list[str]:
 
 
 def _command():
-  """The command that makes all of the run, whatever stage was asked for now: the report shows it."""
+  """The command that makes the whole run, without --stage; the report shows it."""
   program = pathlib.Path(sys.argv[0])
   command = ["python", *sys.argv] if program.suffix == ".py" else [program.name, *sys.argv[1:]]
   return re.sub(r" --?stage[= ]\S+", "", shlex.join(command))
 
 
 def _with_config_file(argv):
-  """The command line with the file of one of the package's configs in place of its name."""
+  """Replaces the name of one of the package's configs in the command line by its file."""
   argv = list(argv)
   for index, argument in enumerate(argv):
     flag, equals, value = argument.partition("=")
@@ -71,12 +70,12 @@ def _with_config_file(argv):
 
 
 def _parse_flags(argv):
-  """Parses flags; what is wrong with them becomes a UserError."""
+  """Parses flags; turns every error in them into a UserError."""
   wants_help = any(arg in ("-h", "-help", "--help") for arg in argv)
   try:
     remaining = flags.FLAGS(_with_config_file(arg for arg in argv if arg.lstrip("-") not in ("h", "help")))
     config = _CONFIG.value
-    # A file that could not be loaded says so only when something is asked of it.
+    # A config that failed to load raises its error only when it is read.
     fields(config or {})
   except (AttributeError, KeyError) as error:
     name, _, hint = str(error.args[0]).replace("\\n", "\n").partition("\n")
@@ -93,7 +92,7 @@ def _parse_flags(argv):
   if len(remaining) > 1:
     raise UserError(f"Unexpected argument {remaining[1]!r}: flags look like --name=value.")
   if config is None or _WORKDIR.value is None:
-    raise UserError("Both --config=FILE and --workdir=DIR are needed; --help tells more.")
+    raise UserError("Both --config=FILE and --workdir=DIR are needed; see --help.")
   return remaining
 
 

@@ -3,11 +3,12 @@
   tfvq-codec encode in.wav out.codes
   tfvq-codec decode out.codes out.wav [--speaker NAME]
 
-In a checkout, `python -m export.device` is the same program. WAV files have 16 kHz, one channel and 16 bits. A file
-named - is standard input or output.
+In a checkout, `python -m export.device` is the same program. WAV files must have 16 kHz, one channel and 16 bits.
+A file named - is standard input or output.
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,22 @@ _LARGEST_SEED = 2**31 - 1
 
 
 def main(arguments=None) -> int:
-  """Runs a command; returns the exit code."""
+  """Runs a command; returns the exit code.
+
+  It is 141, and nothing is printed, if the reader of a pipe that the program prints to has closed it, as `head` does.
+  """
+  try:
+    try:
+      return _run(arguments)
+    finally:
+      if sys.stdout is not None:
+        sys.stdout.flush()  # otherwise Python would flush it at exit, and print the error
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at exit
+    return 128 + 13  # 13 is SIGPIPE, which ends programs that are not written in Python
+
+
+def _run(arguments):
   parser = argparse.ArgumentParser(
     prog="tfvq-codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -60,7 +76,7 @@ def main(arguments=None) -> int:
 
 
 def _terminate(signal_number, frame):
-  """Ends the program as Ctrl-C does, so that no partial file is left."""
+  """Ends the program like Ctrl-C, so that no partial file is left."""
   del frame
   signal.signal(signal_number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
   raise KeyboardInterrupt(signal_number)
@@ -105,7 +121,7 @@ def _decode(codec, source, target, speaker, seed):
 
 
 class _Progress:
-  """A progress bar on the terminal; at its end the speed, as a multiple of real time."""
+  """A progress bar on the terminal that ends with the speed, as a multiple of real time."""
 
   def __init__(self, title, seconds):
     self._title, self._seconds, self._done = title, seconds, 0.0

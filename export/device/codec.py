@@ -1,4 +1,4 @@
-"""Speech to codes and back with TFLite files, in one piece or as it comes in."""
+"""Encodes speech to codes and decodes them with TFLite files, as a whole or as a stream."""
 
 import ctypes
 import hashlib
@@ -11,10 +11,10 @@ from .generation import GumbelNoise, StepLoop
 from .quiet import delegate_line_dropped
 
 SHIPPED = pathlib.Path(__file__).with_name("speech")
-PARTS = ("encoder", "condition", "step", "synthesis")  # a file each
+PARTS = ("encoder", "condition", "step", "synthesis")  # one file each
 
 _SIGNATURE = "serving_default"
-_LEVEL = 0.08  # root mean square of the sounding parts of the speech that models are trained on
+_LEVEL = 0.08  # root mean square of the speech that models are trained on, without silence
 _POWER_FRAME = 160  # samples over which power is measured
 
 
@@ -23,13 +23,13 @@ class CodecError(Exception):
 
 
 class SpeechCodec:
-  """Codes of speech, and speech from codes.
+  """Encodes speech to codes, and decodes codes to speech.
 
   Args:
-    folder: What `export.export_main` wrote for one kind of quantisation; the model of this package by default.
+    folder: A folder of TFLite files that `tfvq-export` wrote; default: the model of this package.
 
   Raises:
-    CodecError: A file is missing, damaged, or not the one that the others belong to.
+    CodecError: A file is missing, damaged, or from another export than the others.
   """
 
   def __init__(self, folder=SHIPPED):
@@ -39,10 +39,10 @@ class SpeechCodec:
       checksums = {name: self.facts["files"][f"{name}.tflite"] for name in PARTS}
       self._contents = {name: (folder / f"{name}.tflite").read_bytes() for name in PARTS}
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise CodecError(f"{folder} does not hold a whole codec ({error}): export it again.") from error
+      raise CodecError(f"{folder} does not contain a complete codec ({error}): export it again.") from error
     for name, content in self._contents.items():
       if hashlib.sha256(content).hexdigest() != checksums[name]:
-        raise CodecError(f"{folder / name}.tflite is not the file that was written: export the codec again.")
+        raise CodecError(f"{folder / name}.tflite has changed since it was written: export the codec again.")
 
   @property
   def sample_rate_hz(self) -> int:
@@ -71,13 +71,13 @@ class SpeechCodec:
 
   @property
   def model_id(self) -> bytes:
-    """Eight bytes that tell models apart, however they are quantised."""
+    """Eight bytes that identify the model, the same for every quantisation."""
     return bytes.fromhex(self.facts["autoencoder_sha256"])[:8]
 
   def encode(self, samples) -> np.ndarray:
     """Codes of speech, float [T] in -1..1 -> int32 [F, *frame_shape], F = ceil(T / hop_samples).
 
-    The codes are best at the level that the model was trained on: multiply the samples by `gain_of` first.
+    Codes are best at the level that the model was trained on: multiply the samples by `gain_of` first.
 
     Raises:
       CodecError: The samples are not finite, or have more than one dimension.
@@ -111,7 +111,7 @@ class SpeechCodec:
     if speaker not in self.speakers:
       raise CodecError(f"The model has no speaker {speaker!r}; choose one of {', '.join(self.speakers)}.")
     if seed < 0:
-      raise CodecError(f"The seed is {seed}; give one of zero or more.")
+      raise CodecError(f"The seed is {seed}; give zero or a positive number.")
     num_bands = self.facts["num_bands"]
     temperature = np.asarray(self.facts["temperature"] if temperature is None else temperature, np.float32)
     if temperature.shape not in ((), (1,), (num_bands,)):
@@ -139,7 +139,7 @@ class SpeechCodec:
     powers = np.mean(np.square(frames), axis=1)
     if not len(powers):
       return 1.0
-    # Silence does not count: frames 40 dB below the loudest twentieth, or 50 dB below the loudest frame.
+    # Silence is ignored: frames 40 dB below the 95th percentile, or 50 dB below the loudest frame.
     loud = max(np.percentile(powers, 95), np.max(powers) / 10)
     sounding = powers[powers > max(1e-4 * loud, 1e-9)]
     return float(_LEVEL / np.sqrt(np.mean(sounding))) if len(sounding) else 1.0
@@ -159,7 +159,7 @@ class Encoder:
     self._frames = facts["encoder_frames"]
     context = facts["encoder_context_frames"] * self._hop
     self._window = self._frames * self._hop + 2 * context
-    # Before the first sample and after the last there is silence.
+    # Silence precedes the first sample and follows the last one.
     self._pending = np.zeros(context, np.float32)
     self._num_samples = self._num_frames = 0
 
@@ -167,7 +167,7 @@ class Encoder:
     """Takes the next samples, float [T] in -1..1; returns the codes that they complete, int32 [F, *frame_shape].
 
     Raises:
-      CodecError: The samples are not finite, or have more than one dimension; the stream is as it was before.
+      CodecError: The samples are not finite, or have more than one dimension; the stream is unchanged.
     """
     samples = _checked_samples(samples)
     self._num_samples += len(samples)
@@ -201,26 +201,26 @@ class Decoder:
     self._pending = np.zeros([0, *facts["frame_shape"]], np.int32)
     self._num_frames = self._num_frames_done = 0
     self._loop = StepLoop(models["step"], facts)
-    # Before the first step there is nothing.
+    # Before the first step there are no values.
     self._values = np.full([facts["synthesis_context"], facts["num_bands"]], -1, np.int32)
 
   def push(self, codes) -> np.ndarray:
     """Takes the next codes, integers [F, *frame_shape]; returns the speech that they complete, float32 [T] in -1..1.
 
     Raises:
-      CodecError: The codes have another shape, are not integers, or not in 0..K-1; the stream is as it was before.
+      CodecError: The codes have another shape, are not integers, or not in 0..K-1; the stream is unchanged.
     """
     codes = np.asarray(codes)
     if not codes.ndim or codes.shape[1:] != self._pending.shape[1:]:
       wanted = ", ".join(["frames", *map(str, self._pending.shape[1:])])
-      raise CodecError(f"Codes have shape {list(codes.shape)}; those of this model have [{wanted}].")
+      raise CodecError(f"Codes have shape {list(codes.shape)}; this model needs [{wanted}].")
     if codes.size and (codes.min() < 0 or codes.max() >= self._facts["num_embeddings"]):
       raise CodecError(f"Codes must be 0..{self._facts['num_embeddings'] - 1}, but are {codes.min()}..{codes.max()}.")
     if codes.size and not np.issubdtype(codes.dtype, np.integer):
       raise CodecError(f"Codes must be integers, but are of type {codes.dtype}.")
     codes = codes.astype(np.int32)
     if not self._num_frames and len(codes):
-      # Before the first frame there is more of it.
+      # The context before the first frame is a repetition of it.
       self._pending = np.repeat(codes[:1], self._facts["conditioner_context_frames"], axis=0)
     self._num_frames += len(codes)
     self._pending = np.concatenate([self._pending, codes])
@@ -234,7 +234,7 @@ class Decoder:
     window = self._facts["condition_frames"] + 2 * self._facts["conditioner_context_frames"]
     self._pending = np.concatenate([self._pending, np.repeat(self._pending[-1:], window, axis=0)])
     settled = self._settled(self._num_frames - self._num_frames_done)
-    # After the last step there is nothing.
+    # After the last step there are no values.
     self._values = np.concatenate(
       [self._values, np.full([self._synthesis_window, self._facts["num_bands"]], -1, np.int32)]
     )
@@ -246,7 +246,7 @@ class Decoder:
 
   @property
   def _held_back(self):
-    """Samples that wait for steps after them."""
+    """Number of samples that wait for later steps."""
     return (len(self._values) - self._facts["synthesis_context"]) * self._facts["num_bands"]
 
   def _settled(self, num_frames_left=None):
@@ -274,7 +274,7 @@ class Decoder:
 
 
 def _checked_samples(samples):
-  """Samples as float32 [T]; a CodecError if they are not one channel of finite numbers."""
+  """Converts samples to float32 [T]; raises a CodecError if they are not one channel of finite numbers."""
   with np.errstate(over="ignore"):
     samples = np.asarray(samples, np.float32)
   if samples.ndim != 1:
@@ -285,7 +285,7 @@ def _checked_samples(samples):
 
 
 class Model:
-  """A TFLite file that runs on one thread; arrays go in and out by name.
+  """A TFLite file that runs on one thread; inputs and outputs are arrays by name.
 
   Raises:
     CodecError: LiteRT is not installed.
@@ -311,13 +311,13 @@ class Model:
     return {name: self.get(name) for name in self._outputs}
 
   def set(self, name: str, value) -> None:
-    """Sets an input; it stays as it is until it is set again."""
+    """Sets an input, until it is set again."""
     self._interpreter.set_tensor(self._inputs[name], value)
 
   def view(self, name: str) -> np.ndarray:
-    """An input's or output's own memory; it is valid as long as this object is, while no shape changes."""
+    """A view of the memory of an input or output, valid as long as this object exists."""
     array = self._interpreter.tensor({**self._inputs, **self._outputs}[name])()
-    # The interpreter does not run while arrays that it gave are held. Nothing moves once its tensors are allocated.
+    # The interpreter does not run while arrays that it returned are referenced. Allocated tensors do not move.
     memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
     return np.frombuffer(memory, array.dtype).reshape(array.shape)
 

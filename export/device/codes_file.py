@@ -65,23 +65,23 @@ def unpack(
 
   Args:
     content: The bytes.
-    model_id: The model that will decode the codes; the next three arguments are also that model's.
+    model_id: Id of the model that will decode the codes; the next three arguments also belong to that model.
     num_embeddings: K, number of codes.
     hop_samples: Samples per frame.
     frame_shape: Shape of a frame's codes.
 
   Raises:
-    CodecError: The bytes are not a file of codes, are cut short or altered, or come from another version or model.
+    CodecError: The bytes are not a file of codes, are truncated or altered, or come from another version or model.
   """
   if content[:4] != _MAGIC:
     raise CodecError("It is not a file of codes.")
   if len(content) < _HEADER.size + 4:
-    raise CodecError("It is cut short.")
+    raise CodecError("It is truncated.")
   _, version, num_bits, made_by, gain, num_samples = _HEADER.unpack_from(content)
   if version != _VERSION:
-    raise CodecError(f"It is of version {version}; this program reads version {_VERSION}.")
+    raise CodecError(f"It has version {version}, but this program reads version {_VERSION}.")
   if zlib.crc32(content[:-4]) != struct.unpack("<I", content[-4:])[0]:
-    raise CodecError("It is cut short or altered: its checksum does not match.")
+    raise CodecError("It is truncated or altered: its checksum does not match.")
   if made_by != model_id:
     raise CodecError("It was made with another model: name that model with --model.")
   packed = np.frombuffer(content[_HEADER.size : -4], np.uint8)
@@ -96,5 +96,5 @@ def unpack(
 
 
 def bits_per_code(num_embeddings: int) -> int:
-  """Number of bits that a code is packed into."""
+  """Number of bits of a packed code."""
   return max(1, (num_embeddings - 1).bit_length())

@@ -13,7 +13,7 @@ from .codec import CodecError
 
 @contextlib.contextmanager
 def open_source(source: str):
-  """Opens a file to read; a pipe or standard input is read to its end first, so that it can seek.
+  """Opens a file to read; a pipe or standard input is read to its end first, to make it seekable.
 
   Raises:
     CodecError: It cannot be read.
@@ -26,10 +26,10 @@ def open_source(source: str):
 
 
 def check_target(source: str, target: str) -> None:
-  """Refuses a file that cannot be written, or that is the source itself, before anything is computed.
+  """Checks that the output can be written and is not the input, before anything is computed.
 
   Raises:
-    CodecError: It is such a file.
+    CodecError: It cannot be written, or is the input.
   """
   path = _path(target)
   try:
@@ -37,7 +37,7 @@ def check_target(source: str, target: str) -> None:
     if status and stat.S_ISDIR(status.st_mode):
       raise CodecError(f"{target} is a folder: name a file in it.")
     if status and stat.S_ISREG(status.st_mode) and _is_opened_by(source, status):
-      raise CodecError(f"{target} is the file to read: name another file to write.")
+      raise CodecError(f"{target} is the input file: give another output file.")
     if _is_stream(path):
       if not is_standard_output(target) and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -55,7 +55,7 @@ def check_target(source: str, target: str) -> None:
 
 
 def write(target: str, content: bytes) -> None:
-  """Writes a file whole or not at all; links are followed, modes are kept, and pipes and devices receive the bytes.
+  """Writes a file atomically; follows links, keeps the mode, and writes directly to pipes and devices.
 
   Raises:
     CodecError: It cannot be written.
@@ -73,7 +73,7 @@ def write(target: str, content: bytes) -> None:
 
 
 def is_standard_output(target: str) -> bool:
-  """Whether a file is where the program prints."""
+  """Whether a file is the program's standard output."""
   try:
     return os.path.samestat(_path(target).stat(), os.fstat(1))
   except OSError:
@@ -100,7 +100,7 @@ def _is_opened_by(source, status):
 
 
 def _is_stream(path):
-  """Whether a path leads to a pipe, device or socket, or to where the program prints."""
+  """Whether a path is a pipe, device or socket, or the program's standard output."""
   status = _status(path)
   return is_standard_output(path) or (status is not None and not stat.S_ISREG(status.st_mode))
 
@@ -121,7 +121,7 @@ def _replace(path, content):
 
 
 def _new_file(folder, mode):
-  """Creates an empty file with a short name that no other file has."""
+  """Creates an empty file with a short and unique name."""
   path = folder / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
   os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
   return path

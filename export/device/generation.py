@@ -4,7 +4,7 @@ import numpy as np
 
 
 class StepLoop:
-  """Runs the decoder's step again and again, and keeps the past inputs of its layers in between.
+  """Runs the decoder's steps, and keeps the past inputs of its layers.
 
   Args:
     model: The `Model` of the step.
@@ -22,11 +22,11 @@ class StepLoop:
     self._time = 0
 
   def run(self, share, noise, temperature):
-    """Runs the steps of some frames.
+    """Runs the steps of several frames.
 
     Args:
-      share: The condition's projections for all layers, float32 [F, 2CL].
-      noise: Gumbel noise, float32 [T, *noise_shape], at most `steps_per_frame` steps for each frame.
+      share: The condition's term in the pre-activations of all layers, float32 [F, 2CL].
+      noise: Gumbel noise, float32 [T, *noise_shape], at most `steps_per_frame` steps per frame.
       temperature: Float32 [G].
 
     Returns:
@@ -55,7 +55,7 @@ class StepLoop:
 
 
 class GumbelNoise:
-  """Standard Gumbel noise, drawn from 65,536 quantiles: several times as fast as two logarithms per number.
+  """Standard Gumbel noise, drawn from 65,536 quantiles; this is several times as fast as two logarithms per number.
 
   Args:
     seed: Seed.

@@ -1,4 +1,4 @@
-"""Keeps a log line of LiteRT, which has no setting for it, out of a program's own output."""
+"""Drops a log line of LiteRT that no option turns off."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ _LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def delegate_line_dropped():
-  """Drops the line that LiteRT writes to stderr when it first makes XNNPACK's kernels for a model.
+  """Drops the line that LiteRT writes to stderr when it first creates XNNPACK's kernels for a model.
 
-  Whatever else is written to stderr during the block appears at its end. One thread at a time is in such a block.
+  All else that is written to stderr during the block appears at its end. One thread at a time is in such a block.
   """
   with _LOCK, contextlib.ExitStack() as at_end:
     try:

@@ -1,4 +1,4 @@
-"""WAV files of 16-bit mono audio, read and written by NumPy alone."""
+"""Reads and writes WAV files of 16-bit mono audio, with NumPy only."""
 
 import os
 import struct
@@ -8,24 +8,24 @@ import numpy as np
 from .codec import CodecError
 
 _PCM, _EXTENSIBLE = 1, 0xFFFE
-_SUBFORMAT_END = bytes.fromhex("000000001000800000aa00389b71")  # of the formats that are numbered as without it
-_STREAM_BYTES = 0x7FFFF000  # programs that stream claim this size or more, because they do not know it yet
+_SUBFORMAT_END = bytes.fromhex("000000001000800000aa00389b71")  # of GUIDs that begin with the tag of a plain format
+_STREAM_BYTES = 0x7FFFF000  # programs that write to a pipe claim at least this size, because they do not know it
 _LARGEST_BYTES = 2**32 - 1 - 36  # of audio in a file whose whole size has 32 bits
 
 
 def read_wav(file, name: str, sample_rate_hz: int) -> np.ndarray:
-  """Reads 16-bit mono PCM; RIFF, RF64, WAVE_FORMAT_EXTENSIBLE, and streams that do not say how long they are.
+  """Reads 16-bit mono PCM from RIFF, RF64 and WAVE_FORMAT_EXTENSIBLE files, and from streams of unknown length.
 
   Args:
     file: A binary file that can seek.
-    name: What errors call it.
-    sample_rate_hz: The sample rate that it must have.
+    name: Its name in error messages.
+    sample_rate_hz: The required sample rate.
 
   Returns:
     Float32 [T] in -1..1, T > 0.
 
   Raises:
-    CodecError: It is not such a file, or its end is missing.
+    CodecError: It is not such a file, or is truncated.
   """
 
   def refuse(reason):
@@ -58,7 +58,7 @@ def read_wav(file, name: str, sample_rate_hz: int) -> np.ndarray:
   elif (size >= _STREAM_BYTES and size > num_left) or (size == 0 and not _are_chunks(file, start, num_bytes)):
     size = num_left
   if not 2 <= size <= num_left:
-    refuse("it is empty or breaks off")
+    refuse("it is empty or truncated")
   file.seek(start)
   return np.frombuffer(file.read(size - size % 2), "<i2").astype(np.float32) / 2**15
 
@@ -67,11 +67,11 @@ def wav_bytes(samples, sample_rate_hz: int) -> bytes:
   """A WAV file of 16-bit mono PCM.
 
   Args:
-    samples: Float [T]; what lies outside -1..1 is clipped.
+    samples: Float [T], clipped to -1..1.
     sample_rate_hz: Their sample rate.
 
   Raises:
-    CodecError: They are more than such a file can hold, 37 hours at 16 kHz.
+    CodecError: There are more than a WAV file can contain, 37 hours at 16 kHz.
   """
   audio = np.clip(np.round(samples * 2**15), -(2**15), 2**15 - 1).astype("<i2").tobytes()
   if len(audio) > _LARGEST_BYTES:
@@ -83,7 +83,7 @@ def wav_bytes(samples, sample_rate_hz: int) -> bytes:
 
 
 def _chunks(file, start, num_bytes):
-  """Yields name, place and claimed size of each chunk, with the file at that place."""
+  """Yields name, position and claimed size of each chunk's body, with the file at that position."""
   while start + 8 <= num_bytes:
     file.seek(start)
     name, size = struct.unpack("<4sI", file.read(8))
@@ -94,14 +94,14 @@ def _chunks(file, start, num_bytes):
 
 
 def _are_chunks(file, start, num_bytes):
-  """Whether a file goes on with nothing but whole chunks."""
+  """Whether only whole chunks follow a position."""
   for _, begin, size in _chunks(file, start, num_bytes):
     start = begin + size + size % 2
   return num_bytes <= start <= num_bytes + 1  # the last byte of padding is often left out
 
 
 def _problem_of(kind, sample_rate_hz):
-  """Why audio of a format chunk is not read; empty if it is."""
+  """Why audio with this format chunk cannot be read; empty if it can."""
   if len(kind) < 16:
     return "it does not say what format it has"
   tag, num_channels, rate_hz, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", kind)

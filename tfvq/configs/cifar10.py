@@ -39,7 +39,7 @@ def small():
 
 
 def paper():
-  config = common.run_settings()
+  config = common.run_settings("tfvq.tasks.images:ImageTask")
   config.data = common.cifar10_data()
   config.autoencoder = common.autoencoder(distribution="logistic", latents_per_position=10)
   config.prior = common.pixelcnn(num_layers=10, kernel_size=3)

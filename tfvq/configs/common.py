@@ -4,7 +4,87 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from tfvq.configs.rules import Rules
 from tfvq.errors import UserError
+
+RUN_RULES = Rules(
+  choices={
+    "strategy": ("auto", "default", "cores", "mirrored", "tpu"),
+    "precision": ("float32", "float64", "mixed_bfloat16", "mixed_float16"),
+    "train.*.optimizer": ("adam", "muon", "pruning_muon"),
+    "train.*.schedule": ("cosine", "constant"),
+    "pruning.method": ("blocks", "channels", "layers"),
+  },
+  may_be_zero=(
+    "seed",
+    "samples.temperature",
+    "samples.prior_temperature",
+    "train.*.warmup_steps",
+    "train.*.clipnorm",
+    "train.*.checkpoint_seconds",
+  ),
+  below={"seed": 2**32, "train.*.beta_2": 1, "pruning.sparsity": 1, "pruning.ramp": 1},
+)
+_QUANTIZER_RULES = Rules(
+  choices={
+    "autoencoder.quantizer.kind": (
+      "vector",
+      "residual",
+      "product",
+      "finite_scalar",
+      "lookup_free",
+      "soft_to_hard",
+    ),
+    "autoencoder.quantizer.codebook_update": ("moving_average", "loss"),
+    "autoencoder.quantizer.metric": ("euclidean", "cosine"),
+    "autoencoder.quantizer.gradient": ("straight_through", "rotation"),
+  },
+  may_be_zero=(
+    "autoencoder.quantizer.commitment_cost",
+    "autoencoder.quantizer.revival_threshold",
+    "autoencoder.quantizer.level_dropout",
+    "autoencoder.quantizer.entropy_weight",
+  ),
+  # A code is stored in 16 bits.
+  below={
+    "autoencoder.quantizer.decay": 1,
+    "autoencoder.quantizer.revival_threshold": 1,
+    "autoencoder.quantizer.num_embeddings": 2**16 + 1,
+    "autoencoder.quantizer.num_bits": 17,
+  },
+  at_least={"autoencoder.quantizer.num_embeddings": 2, "autoencoder.quantizer.levels": 2},
+)
+IMAGE_RULES = _QUANTIZER_RULES | Rules(
+  choices={
+    "autoencoder.bottleneck": ("vq", "gaussian", "vimco"),
+    "autoencoder.distribution": ("gaussian", "logistic"),
+  },
+  may_be_zero=(
+    "data.num_validation_episodes",
+    "data.validation_percent",
+    "autoencoder.num_encoder_blocks",
+    "autoencoder.num_decoder_blocks",
+    "prior.dropout",
+  ),
+  below={"prior.dropout": 1},
+  at_least={"autoencoder.num_vimco_samples": 2},  # its bound compares each sample with the others
+)
+WAVENET_RULES = Rules(
+  choices={"prior.distribution": ("categorical", "logistic_mixture")}, at_least={"prior.num_values": 2}
+)
+SPEECH_RULES = (
+  _QUANTIZER_RULES
+  | WAVENET_RULES
+  | Rules(
+    choices={
+      "autoencoder.encoder": ("waveform", "log_mel"),
+      "autoencoder.decoder.distribution": ("categorical", "logistic_mixture"),
+    },
+    may_be_zero=("autoencoder.mel_weight", "autoencoder.null_rate", "autoencoder.voice_perturbation"),
+    below={"autoencoder.null_rate": 1, "autoencoder.voice_perturbation": 1},
+    at_least={"autoencoder.decoder.num_values": 2},
+  )
+)
 
 
 def choose(variant: str | None, variants: dict[str, Callable[[], ConfigDict]]) -> ConfigDict:
@@ -19,10 +99,14 @@ def choose(variant: str | None, variants: dict[str, Callable[[], ConfigDict]]) -
   return variants[variant]()
 
 
-def run_settings(task: str = "images") -> ConfigDict:
-  """The fields that every config has, with their defaults."""
+def run_settings(task: str) -> ConfigDict:
+  """The fields that every config has, with their defaults.
+
+  Args:
+    task: The class of the system, "module:Class" or "path/to/file.py:Class"; see `tfvq.tasks.find_task`.
+  """
   config = ConfigDict()
-  config.task = task  # see tfvq/tasks
+  config.task = task
   config.seed = 0
   # auto | default | cores | mirrored | tpu. auto: tpu, or mirrored where there are several accelerators. cores: each
   # core of the CPU takes a part of every batch.
@@ -65,6 +149,42 @@ def training(steps: int, batch_size: int, learning_rate: float, **changes) -> Co
   return settings
 
 
+def quantizer(**changes) -> ConfigDict:
+  """Settings of the quantiser of an autoencoder; which of them matter depends on `kind`."""
+  settings = ConfigDict(
+    {
+      "kind": "vector",  # or residual, product, finite_scalar, lookup_free, soft_to_hard
+      # vector, residual, product, soft_to_hard:
+      "num_embeddings": 512,  # of each codebook
+      # vector, residual, product:
+      "codebook_update": "moving_average",  # or loss, eq. 3
+      "decay": 0.99,
+      "revival_threshold": 0.03,
+      "gradient": "straight_through",  # or rotation
+      # vector, product:
+      "metric": "euclidean",  # or cosine
+      # vector, residual, product, lookup_free:
+      "commitment_cost": 0.25,
+      # residual:
+      "num_levels": 4,
+      "level_dropout": 0.5,  # share of the training examples that only the first levels quantise
+      # product:
+      "num_groups": 4,  # of channels
+      # finite_scalar:
+      "levels": (8, 5, 5, 5),  # of each channel
+      # lookup_free:
+      "num_bits": 9,
+      "entropy_weight": 0.1,
+      # soft_to_hard:
+      "initial_hardness": 1.0,
+      "final_hardness": 1000.0,
+      "annealing_steps": 10_000,
+    }
+  )
+  settings.update(changes)
+  return settings
+
+
 def autoencoder(**changes) -> ConfigDict:
   """Settings of the autoencoder; the defaults are the paper's sizes."""
   settings = ConfigDict(
@@ -78,12 +198,8 @@ def autoencoder(**changes) -> ConfigDict:
       "num_decoder_blocks": 2,
       "num_downsamplings": 2,
       "latents_per_position": 1,
-      "num_embeddings": 512,
       "embedding_dim": 64,
-      "commitment_cost": 0.25,
-      "codebook_update": "moving_average",  # or loss, eq. 3
-      "decay": 0.99,
-      "revival_threshold": 0.03,
+      "quantizer": quantizer(),
       "num_vimco_samples": 50,
     }
   )
@@ -165,12 +281,8 @@ def speech_autoencoder(**changes) -> ConfigDict:
       "strides": (2, 2, 2, 2, 2, 2),  # their product is the number of samples per frame; waveform: of its convolutions
       "latents_per_position": 1,  # codes of a frame
       "encoder_units": 256,
-      "num_embeddings": 512,
       "embedding_dim": 64,
-      "commitment_cost": 0.25,
-      "codebook_update": "moving_average",  # or loss, eq. 3
-      "decay": 0.99,
-      "revival_threshold": 0.03,
+      "quantizer": quantizer(),
       "encoder_dilations": (),  # of residual blocks after the log_mel encoder's convolutions
       "voice_perturbation": 0.0,  # log_mel: in training only; 0.25 removes much of the voice from the codes
       "condition_dim": 128,

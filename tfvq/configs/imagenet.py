@@ -20,8 +20,9 @@ def get_config(variant=None):
 def small():
   config = paper()
   config.autoencoder = common.autoencoder(
-    hidden_units=64, stem_units=32, residual_units=32, num_encoder_blocks=0, embedding_dim=16, decay=0.97
+    hidden_units=64, stem_units=32, residual_units=32, num_encoder_blocks=0, embedding_dim=16
   )
+  config.autoencoder.quantizer.decay = 0.97
   config.prior = common.pixelcnn(
     filters=32, num_layers=8, kernel_size=3, hidden_units=128, dropout=0.0, class_conditional=True
   )
@@ -31,7 +32,7 @@ def small():
 
 
 def paper():
-  config = common.run_settings()
+  config = common.run_settings("tfvq.tasks.images:ImageTask")
   config.data = ConfigDict(
     {
       "source": "tfds",

@@ -20,7 +20,7 @@ def get_config(variant=None):
 
 
 def small():
-  config = common.run_settings()
+  config = common.run_settings("tfvq.tasks.images:ImageTask")
   config.data = ConfigDict(
     {
       "source": "photos",
@@ -33,8 +33,9 @@ def small():
     }
   )
   config.autoencoder = common.autoencoder(
-    hidden_units=64, stem_units=32, residual_units=32, num_encoder_blocks=0, embedding_dim=16, decay=0.97
+    hidden_units=64, stem_units=32, residual_units=32, num_encoder_blocks=0, embedding_dim=16
   )
+  config.autoencoder.quantizer.decay = 0.97
   config.prior = common.pixelcnn(filters=32, num_layers=8, kernel_size=3, hidden_units=128)
   config.train.autoencoder = common.training(steps=4000, batch_size=4, learning_rate=4e-3, optimizer="muon")
   config.train.prior = common.training(steps=2000, batch_size=4, learning_rate=2e-2, optimizer="muon")

@@ -20,7 +20,7 @@ def get_config(variant=None):
 
 
 def small():
-  config = common.run_settings("wavenet")
+  config = common.run_settings("tfvq.tasks.wavenet:WaveNetTask")
   config.phones = False
   config.data = common.speech_data(source="piano", composers=("bach",), crop_samples=8192)
   config.prior = common.audio_wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=9, hidden_units=32)

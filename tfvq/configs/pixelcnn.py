@@ -19,7 +19,7 @@ def get_config(variant=None):
 
 
 def small():
-  config = common.run_settings()
+  config = common.run_settings("tfvq.tasks.images:ImageTask")
   config.data = ConfigDict(
     {
       "source": "vizdoom_scenarios",
@@ -48,7 +48,7 @@ def small():
 
 
 def paper():
-  config = common.run_settings()
+  config = common.run_settings("tfvq.tasks.images:ImageTask")
   config.data = common.cifar10_data()
   config.prior = common.pixelcnn(num_layers=15, kernel_size=5, class_conditional=True)
   config.train.prior = common.training(steps=200_000, batch_size=128, learning_rate=4e-4)

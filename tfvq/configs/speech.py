@@ -22,7 +22,7 @@ def get_config(variant=None):
 
 
 def small():
-  config = common.run_settings("speech")
+  config = common.run_settings("tfvq.tasks.speech:SpeechTask")
   config.data = common.speech_data(source="asterisk")
   config.autoencoder = common.speech_autoencoder(
     encoder="log_mel",
@@ -31,9 +31,8 @@ def small():
     encoder_units=128,
     encoder_dilations=(1, 2),
     condition_dilations=(1, 2),
-    decay=0.98,
-    revival_threshold=0.2,
   )
+  config.autoencoder.quantizer.update({"decay": 0.98, "revival_threshold": 0.2})
   config.autoencoder.decoder = common.audio_wavenet(
     num_bands=8, channels=96, num_stacks=2, layers_per_stack=7, hidden_units=32
   )

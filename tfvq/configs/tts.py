@@ -19,7 +19,7 @@ def get_config(variant=None):
 
 
 def small():
-  config = common.run_settings("wavenet")
+  config = common.run_settings("tfvq.tasks.wavenet:WaveNetTask")
   config.phones = True  # the phones condition the network
   config.data = common.speech_data(source="festvox_ru", crop_samples=4800)
   config.prior = common.audio_wavenet(num_bands=8, channels=96, num_stacks=2, layers_per_stack=7, hidden_units=32)

@@ -1,4 +1,4 @@
-"""Audio files of many kinds, read as 16 kHz mono."""
+"""Reads audio files as 16 kHz mono, and writes WAV files."""
 
 import functools
 import os
@@ -19,29 +19,29 @@ SAMPLE_RATE_HZ = 16_000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 _RATES_HZ = (1000, 768_000)
-_MARGIN_SECONDS = 0.1  # read beside a part that is to be resampled, so that its ends sound as in the whole
+_MARGIN_SECONDS = 0.1  # read after a part, so that its end is resampled as in the whole file
 _BLOCK_SAMPLES = 2**20
-_LARGEST = 2.0**31  # files of floats may hold the values of 32-bit integers
+_MAX_VALUE = 2.0**31  # files of floats may contain the values of 32-bit integers
 
-_PROBE_SECONDS = 10  # that are not digital silence
+_PROBE_SECONDS = 10  # of audio that is not digital silence
 _MAX_PROBE_SECONDS = 60
-_LEAST_SHARE = 0.01  # of the channels' power, that their average must have
+_MIN_POWER_RATIO = 0.01  # of the averaged channels to the single ones
 
 
 class AudioReader:
   """A WAV, FLAC, MP3 or Ogg file of any number of channels and a sample rate of 1 to 768 kHz.
 
-  Channels are averaged and the audio is resampled. Where the average cancels nearly all sound, as with two channels of
-  opposite sign, the first channel that has sound is taken instead. This is decided once for the whole file, by the
-  first ten seconds that are not digital silence, within its first minute.
+  Channels are averaged and the audio is resampled. If averaging would cancel nearly all sound, as with two channels of
+  opposite sign, the first channel with sound is used instead. This is decided once per file, from the first ten seconds
+  that are not digital silence within its first minute.
 
-  Parts are read without the rest, so that a long file needs no more memory than a short one. Readers share nothing:
-  many may be used at once, each by one thread.
+  A part can be read without loading the rest, so that a long file needs no more memory than a short one. Readers share
+  no state: several threads may each use their own.
 
   Args:
     source: The path of a file, or an open binary file that can seek.
-    name: What errors call an open file.
-    backend: "soundfile", or "tensorflow_io", which also reads remote paths such as gs://, each file whole.
+    name: Name of an open file in error messages.
+    backend: "soundfile", or "tensorflow_io", which also reads remote paths such as gs:// but loads whole files.
 
   Raises:
     UserError: There is no such file, it cannot be decoded, or it holds no samples.
@@ -75,7 +75,7 @@ class AudioReader:
   def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Samples `start` to `stop` (16 kHz; the end if None), float32 [T].
 
-    They lie in -1..1, except that files of floats may go beyond.
+    They are in -1..1, except that samples stored as floats may exceed it.
 
     Raises:
       UserError: They cannot be decoded, or are not all finite numbers.
@@ -100,13 +100,13 @@ class AudioReader:
 
   def _read_frames(self, start, stop):
     frames = self._decoder.read(start, min(stop, self._decoder.num_frames))
-    if not (np.abs(frames) <= _LARGEST).all():
+    if not (np.abs(frames) <= _MAX_VALUE).all():
       raise UserError(f"{self.name} holds samples that are not finite numbers of at most 2^31.")
     return frames
 
   @functools.cached_property
   def _channel(self):
-    """The one channel to take, or None to average all."""
+    """The channel to use, or None to average all channels."""
     decoder = self._decoder
     if decoder.num_channels == 1:
       return 0
@@ -118,7 +118,7 @@ class AudioReader:
       num_seconds += frames.any()
       if num_seconds == _PROBE_SECONDS:
         break
-    if mean_power >= _LEAST_SHARE * powers.mean():
+    if mean_power >= _MIN_POWER_RATIO * powers.mean():
       return None
     return int(np.argmax(powers >= powers.max() / 2))
 
@@ -134,7 +134,7 @@ def _open_file(path):
 
 
 def write_wav(path, parts) -> None:
-  """Writes 16-bit mono WAV at 16 kHz, whole or not at all.
+  """Writes a 16-bit mono WAV file at 16 kHz, atomically.
 
   Args:
     path: The file.
@@ -145,7 +145,7 @@ def write_wav(path, parts) -> None:
 
 
 def write_wav_to(file, parts) -> None:
-  """Writes what `write_wav` does to a path or an open binary file."""
+  """Writes the same as `write_wav`, but not atomically, to a path or an open binary file."""
   with wave.open(file, "wb") as file:
     file.setnchannels(1)
     file.setsampwidth(2)
@@ -155,7 +155,7 @@ def write_wav_to(file, parts) -> None:
 
 
 def resampled(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-  """Audio of a sample rate, float32 [T] -> the same at 16 kHz, without delay."""
+  """Resamples audio to 16 kHz, float32 [T] -> float32 [T * 16000 / rate_hz], without delay."""
   return samples if rate_hz == SAMPLE_RATE_HZ else soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
 
 

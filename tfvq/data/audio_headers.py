@@ -1,4 +1,4 @@
-"""Finds out what kind of audio file there is, checks its header, and mends what decoders would misread."""
+"""Detects the format of an audio file, checks its header, and corrects what decoders would misread."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from tfvq.errors import UserError
 
 
 class CheckedFile(NamedTuple):
-  """An audio file that decoders can be trusted with."""
+  """An audio file that is safe to decode."""
 
   kind: str  # "wav", "flac", "ogg" or "mp3"
   stream: io.IOBase  # binary, seekable, at its beginning
@@ -60,7 +60,7 @@ def checked(file, name: str) -> CheckedFile:
     name: Its name, for errors.
 
   Raises:
-    UserError: It is no such file, breaks off, is damaged, or holds several recordings one after another.
+    UserError: It is not such a file, is truncated or damaged, or contains several concatenated recordings.
   """
   position = _skip_tags(file)
   file.seek(position)
@@ -78,6 +78,15 @@ def checked(file, name: str) -> CheckedFile:
   if parts is None:
     raise UserError(f"{name} is not a WAV, FLAC, MP3 or Ogg Vorbis file.")
   return CheckedFile("mp3", _Spliced(parts[0], file, *parts[1:]))
+
+
+def flac_of_unknown_length(stream) -> io.IOBase:
+  """A FLAC stream without the number of samples in its header, which may be wrong."""
+  stream.seek(0)
+  head = bytearray(stream.read(26))
+  head[21] &= 0xF0  # the number has 36 bits
+  head[22:26] = bytes(4)
+  return _Spliced(bytes(head), stream, 26, stream.seek(0, os.SEEK_END))
 
 
 def _rewound(file):
@@ -100,7 +109,7 @@ def _skip_tags(file):
 
 
 def _check_pages(file, name):
-  """Raises an error if an Ogg file breaks off, or holds streams one after another, of which decoders read the first."""
+  """Raises an error if an Ogg file is truncated, or is chained: decoders would read its first stream only."""
   size = file.seek(0, os.SEEK_END)
   position, began = 0, False
   while position < size:
@@ -118,11 +127,11 @@ def _check_pages(file, name):
     began = began or not starts_stream
     position += num_segments + sum(file.read(num_segments))
   if position > size:
-    raise UserError(f"{name} breaks off: its last page of Ogg is not whole.")
+    raise UserError(f"{name} is truncated: its last Ogg page is incomplete.")
 
 
 def _check_nothing_follows(file, name, position, pattern):
-  """Raises an error if a pattern of at most 8 bytes, the beginning of another recording, occurs from a position on."""
+  """Raises an error if the first bytes of another recording, a pattern of up to 8 bytes, follow a position."""
   file.seek(position)
   block = b""
   while more := file.read(2**20):
@@ -132,4 +141,4 @@ def _check_nothing_follows(file, name, position, pattern):
 
 
 def _joined(name):
-  return UserError(f"{name} is damaged, or is several files joined (a chained stream): convert it to one WAV file.")
+  return UserError(f"{name} is damaged or is several concatenated files (a chain): convert it to one WAV file.")

@@ -1,55 +1,56 @@
-"""Codes as files: TFRecord shards, and a manifest that describes them and holds their checksums."""
+"""Codes as files: TFRecord shards, and a manifest that describes their features and holds their checksums.
+
+An example has the feature "codes" and any number of named conditions, such as "label", "speaker" or "action". Examples
+are of one shape, or clips: features whose first dimension is time and differs from example to example.
+"""
 
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 
-from tfvq.data.arrays import ArraySource, check_range
+from tfvq.data.arrays import ArraySource, ClipSource, check_range
 from tfvq.data.shards import check_shards, write_shard
 from tfvq.errors import UserError
 from tfvq.files import read_json, write_json
 
-_VERSION = 1
+_VERSION = 2
 _EXAMPLES_PER_SHARD = 4096
-_MAX_EMBEDDINGS = 2**16  # a code is stored in 16 bits
+MAX_NUM_VALUES = 2**16  # a code is stored in 16 bits
 
 
-def write_codes(folder, splits, *, num_embeddings: int, num_classes: int, autoencoder_sha256: str) -> None:
-  """Writes codes with their labels.
+def write_codes(folder, splits, *, num_values: dict, autoencoder_sha256: str) -> None:
+  """Writes codes with their conditions.
 
   Args:
     folder: Folder to write into; the manifest is written last.
-    splits: For each split, {"codes": integers [N, ...] in 0..K-1, "label": int32 [N] in 0..num_classes-1} ("label" may
-      be left out).
-    num_embeddings: K, at most 65,536.
-    num_classes: Number of label values; 0 if there are none.
+    splits: For each split its features, {"codes": integers [N, ...], name of a condition: array [N, ...], ...}. A
+      feature of clips is a list of N arrays that differ in their first dimension only.
+    num_values: For "codes" K, and for each condition that is an index its number of values: an integer, or an array of
+      integers that broadcasts to the shape of the feature. K is 65,536 at most.
     autoencoder_sha256: Checksum of the model that made the codes.
 
   Raises:
-    UserError: A code or a label is out of range or no integer, or the folder cannot be written.
+    UserError: A value is out of its range or no integer, or the folder cannot be written.
   """
   folder = pathlib.Path(folder)
-  if num_embeddings > _MAX_EMBEDDINGS:
-    raise UserError(f"num_embeddings is {num_embeddings}; it must be {_MAX_EMBEDDINGS} or less.")
-  for split, arrays in splits.items():
-    check_range(arrays["codes"], num_embeddings, f"The codes of the split {split!r}")
-    if num_classes and "label" in arrays:
-      check_range(arrays["label"], num_classes, f"The labels of the split {split!r}")
+  if np.max(num_values["codes"]) > MAX_NUM_VALUES:
+    raise UserError(f"The codes have {np.max(num_values['codes'])} values; at most {MAX_NUM_VALUES} can be stored.")
+  for split, features in splits.items():
+    for name, values in features.items():
+      for part in values if isinstance(values, list) else [values]:
+        if name in num_values:
+          check_range(part, num_values[name], f"The values of {name!r} in the split {split!r}")
+  described = _describe(next(iter(splits.values())), num_values)
   shards = []
-  for split, arrays in splits.items():
-    for index, start in enumerate(range(0, len(arrays["codes"]), _EXAMPLES_PER_SHARD)):
-      part = {key: value[start : start + _EXAMPLES_PER_SHARD] for key, value in arrays.items()}
-      examples = ({key: value[row] for key, value in part.items()} for row in range(len(part["codes"])))
-      written = write_shard(folder / f"{split}-{index:05d}.tfrecord", [_serialize(example) for example in examples])
-      shards.append({"split": split, **written})
-  code_shape = list(next(iter(splits.values()))["codes"].shape[1:])
+  for split, features in splits.items():
+    for index, start in enumerate(range(0, len(features["codes"]), _EXAMPLES_PER_SHARD)):
+      rows = range(start, min(start + _EXAMPLES_PER_SHARD, len(features["codes"])))
+      records = [_serialize({name: features[name][row] for name in features}, described) for row in rows]
+      shards.append({"split": split, **write_shard(folder / f"{split}-{index:05d}.tfrecord", records)})
   manifest = {
     "version": _VERSION,
-    "num_embeddings": num_embeddings,
-    "num_classes": num_classes,
-    "code_shape": code_shape,
-    "bits_per_example": float(np.prod(code_shape) * np.log2(num_embeddings)),
+    "features": described,
     "autoencoder_sha256": autoencoder_sha256,
     "shards": shards,
   }
@@ -62,6 +63,10 @@ def read_manifest(folder, autoencoder_sha256: str | None = None) -> dict:
   Args:
     folder: The folder.
     autoencoder_sha256: Checksum of the model that must have made the codes; None accepts codes of any model.
+
+  Returns:
+    The manifest. Its "features" have for each feature its "dtype", the "shape" of an example (None stands for the
+    length of a clip), and "num_values" if its values are limited.
 
   Raises:
     UserError: There is no manifest, it has another version, or another model made the codes.
@@ -82,45 +87,64 @@ def read_manifest(folder, autoencoder_sha256: str | None = None) -> dict:
   return manifest
 
 
-def read_codes(folder, manifest: dict) -> ArraySource:
+def read_codes(folder, manifest: dict) -> ArraySource | ClipSource:
   """Reads the codes that a manifest lists.
 
   Returns:
-    A source whose splits hold "codes", int32 [N, ...], and "label", int32 [N], if there are labels.
+    A source whose examples hold the features of the manifest; integers are int32. A `ClipSource` if they are clips.
 
   Raises:
-    UserError: A shard is missing, cut short or altered, or a code or a label is out of range.
+    UserError: A shard is missing, cut short or altered, or a value is out of its range.
   """
   folder = pathlib.Path(folder)
   check_shards(folder, manifest["shards"], "codes")
-  parts = {}
+  described = manifest["features"]
+  splits = {}
   for shard in manifest["shards"]:
     path = folder / shard["file"]
-    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-    examples = [_parse(record, manifest["code_shape"]) for record in records]
-    part = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
-    advice = f"delete {folder} and run the stage `codes` again"
-    check_range(part["codes"], manifest["num_embeddings"], f"The codes in {path}", advice)
-    if manifest["num_classes"] and "label" in part:
-      check_range(part["label"], manifest["num_classes"], f"The labels in {path}", advice)
-    parts.setdefault(shard["split"], []).append(part)
-  splits = {
-    split: {key: np.concatenate([part[key] for part in found]) for key in found[0]} for split, found in parts.items()
+    examples = [_parse(record, described) for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()]
+    for name, feature in described.items():
+      if "num_values" in feature:
+        join = np.concatenate if None in feature["shape"] else np.stack
+        values = join([example[name] for example in examples])
+        advice = f"delete {folder} and run the stage `codes` again"
+        check_range(values, feature["num_values"], f"The values of {name!r} in {path}", advice)
+    splits.setdefault(shard["split"], []).extend(examples)
+  if any(None in feature["shape"] for feature in described.values()):
+    return ClipSource(splits, [name for name, feature in described.items() if None in feature["shape"]])
+  stacked = {
+    split: {name: np.stack([example[name] for example in examples]) for name in described}
+    for split, examples in splits.items()
   }
-  return ArraySource(splits, manifest["num_classes"])
+  return ArraySource(stacked)
 
 
-def _serialize(example):
-  feature = {"codes": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["codes"].astype("<u2").tobytes()]))}
-  if "label" in example:
-    feature["label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[int(example["label"])]))
-  return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+def _describe(features, num_values):
+  """What the manifest says of each feature."""
+  described = {}
+  for name, values in features.items():
+    first = np.asarray(values[0])
+    dtype = np.dtype("<u2") if name == "codes" else first.dtype.newbyteorder("<")
+    shape = [None, *first.shape[1:]] if isinstance(values, list) else list(first.shape)
+    described[name] = {"dtype": dtype.str, "shape": shape}
+    if name in num_values:
+      described[name]["num_values"] = np.asarray(num_values[name]).tolist()
+  return described
 
 
-def _parse(record, code_shape):
-  feature = tf.train.Example.FromString(record).features.feature
-  codes = np.frombuffer(feature["codes"].bytes_list.value[0], "<u2").reshape(code_shape).astype(np.int32)
-  example = {"codes": codes}
-  if "label" in feature:
-    example["label"] = np.int32(feature["label"].int64_list.value[0])
+def _serialize(example, described):
+  features = {}
+  for name, value in example.items():
+    content = np.asarray(value).astype(described[name]["dtype"]).tobytes()
+    features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+  return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def _parse(record, described):
+  found = tf.train.Example.FromString(record).features.feature
+  example = {}
+  for name, feature in described.items():
+    shape = [-1 if size is None else size for size in feature["shape"]]
+    value = np.frombuffer(found[name].bytes_list.value[0], feature["dtype"]).reshape(shape)
+    example[name] = value.astype(np.int32 if value.dtype.kind in "iu" else value.dtype.newbyteorder("="))
   return example

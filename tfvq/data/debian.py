@@ -1,4 +1,4 @@
-"""Data that Debian ships as packages, fetched and unpacked without root."""
+"""Downloads and unpacks data that Debian ships as packages, without root."""
 
 import pathlib
 import shutil
@@ -16,10 +16,10 @@ def unpacked(package: str, cache) -> pathlib.Path:
     cache: Folder where unpacked packages are kept, one sub-folder each.
 
   Returns:
-    The folder in which the package's files lie as they would below `/`.
+    The folder with the package's files, laid out as below `/`.
 
   Raises:
-    UserError: There is no apt-get here, the package cannot be had, or the folder cannot be written.
+    UserError: apt-get is not installed, the package cannot be downloaded, or the folder cannot be written.
   """
   cache = pathlib.Path(cache).expanduser()
   folder = cache / package
@@ -27,7 +27,7 @@ def unpacked(package: str, cache) -> pathlib.Path:
     return folder
   for program in ("apt-get", "dpkg-deb"):
     if not shutil.which(program):
-      raise UserError(f"The Debian package {package} needs {program}, which this system has not: use a folder instead.")
+      raise UserError(f"The Debian package {package} needs {program}, which is not installed: use a folder of files.")
   try:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
@@ -45,5 +45,5 @@ def _run(command, folder, package):
   if result.returncode:
     reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
     raise UserError(
-      f"The Debian package {package} could not be fetched ({reason}): run `apt-get update`, or go online."
+      f"The Debian package {package} could not be downloaded ({reason}): run `apt-get update`, or go online."
     )

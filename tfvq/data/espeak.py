@@ -24,9 +24,9 @@ _PLACES = ("behind the house", "near the harbour", "on Thursday morning", "befor
 
 
 def sentences(num: int) -> list[str]:
-  """English sentences without much sense, each another one, at most 1440."""
+  """Different English sentences of little meaning, at most 1440."""
   words = list(itertools.product(_SUBJECTS, _VERBS, _OBJECTS, _PLACES))
-  # A stride without a common factor with the number of combinations makes neighbours differ in every word.
+  # A stride that is coprime to the number of combinations makes neighbouring sentences differ in every word.
   chosen = [" ".join(words[631 * index % len(words)]) for index in range(num)]
   return [sentence[0].upper() + sentence[1:] + "." for sentence in chosen]
 
@@ -61,8 +61,8 @@ class Espeak:
     data_path = espeakng_loader.get_data_path().encode()
     self.sample_rate_hz = self._library.espeak_Initialize(_RETRIEVAL, 0, data_path, _DO_NOT_EXIT | _PHONEME_EVENTS)
     self._parts, self._phones = [], []
-    self._lock = threading.Lock()  # the library says one thing at a time
-    # The library keeps the callback's address: the object must live as long.
+    self._lock = threading.Lock()  # the library is not thread-safe
+    # The library keeps the callback's address, so this object must stay alive.
     self._callback = ctypes.CFUNCTYPE(
       ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
     )(self._receive)
@@ -90,7 +90,7 @@ class Espeak:
       self._library.espeak_Synchronize()
       parts, phones = self._parts, self._phones
     audio = np.concatenate(parts or [np.zeros(0, np.int16)]).astype(np.float32) / 32768
-    # An event tells where a phone begins, which is where the one before it ends.
+    # An event marks the start of a phone, which is the end of the one before it.
     ends = [begin for begin, _ in phones[1:]] + [len(audio)]
     return audio, tuple((end / self.sample_rate_hz, name) for end, (_, name) in zip(ends, phones, strict=True))
 

@@ -1,7 +1,7 @@
-"""The image data sets by name, each behind one small interface.
+"""Image data sets by name, all with the same interface.
 
 A source has `split_names`, `image_shape`, `num_classes` (0 without labels), `num_examples(split)`, endless shuffled
-batches `train(batch_size, seed, start_step)`, ordered ones `batches(split, batch_size)`, and a few images to look at,
+batches `train(batch_size, seed, start_step)`, ordered ones `batches(split, batch_size)`, and a few images to show,
 `examples(split, num)`. A batch is {"image": uint8 [B, H, W, C], "label": int32 [B]}.
 
 Settings are chosen on the split "validation", so that "held_out" stays unseen until the end. A config without the field
@@ -22,7 +22,7 @@ from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
 from tfvq.files import atomic_write
 
-# The order in which episodes got their seeds: these numbers must not change, or recorded frames would.
+# Part of the seeds of the episodes: other numbers would give other frames.
 _SEED_NUMBERS = {"train": 0, "held_out": 1, "unseen_map": 2, "validation": 3}
 
 
@@ -49,13 +49,13 @@ class ImageArrays(ArraySource):
     return self.splits["train"]["image"].shape[1:]
 
   def examples(self, split: str, num: int) -> np.ndarray:
-    """Images from all over a split, uint8 [num, H, W, C]."""
+    """Images spread evenly over a split, uint8 [num, H, W, C]."""
     images = self.splits[split]["image"]
     return images[np.linspace(0, len(images) - 1, min(num, len(images))).astype(int)]
 
 
 def open_image_source(data: ConfigDict, folder: pathlib.Path, seed: int):
-  """The data set that a config's `data` names.
+  """Opens the data set that a config's `data` names.
 
   Args:
     data: Fields of the data set; `source` is its name.
@@ -89,7 +89,7 @@ def _vizdoom(data, folder, seed):
 
 
 def _vizdoom_scenarios(data, folder, seed):
-  """Frames of several scenarios, the scenario being the class."""
+  """Frames of several scenarios; the scenario is the class."""
   num_episodes_of = {
     "train": data.num_train_episodes,
     "validation": data.get("num_validation_episodes", 0),
@@ -131,7 +131,7 @@ def _collected(plan, image_size, folder, seed):
         parts.append({**part, "label": np.full(len(part["image"]), label, np.int32)})
       return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
-    splits[split] = _kept(folder / f"{split}.npz", make, f"frames {split}", "episode", num_episodes)
+    splits[split] = _cached(folder / f"{split}.npz", make, f"frames {split}", "episode", num_episodes)
   return splits
 
 
@@ -161,8 +161,8 @@ def _tfds(data, folder, seed):
   )
 
 
-def _kept(path, make, title, unit, num_parts):
-  """The arrays in an .npz file, which is written first if there is none."""
+def _cached(path, make, title, unit, num_parts):
+  """Loads the arrays in an .npz file, or makes and writes them if there is no such file."""
   if not path.exists():
     with tqdm.tqdm(total=num_parts, desc=title, unit=unit, dynamic_ncols=True) as bar:
       arrays = make(bar.update)

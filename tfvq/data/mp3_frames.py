@@ -1,7 +1,7 @@
-"""The frames of an MP3 file, found without decoding.
+"""Finds the frames of an MP3 file without decoding them.
 
-Decoders take the length from the first frame. Where it is not there, they guess it from the first bit rate and drop
-what comes after, which loses sound if the bit rate varies. Therefore the frames are counted here.
+Decoders read the length from the first frame. If it is missing, they guess it from the first bit rate and drop
+everything beyond, which loses sound if the bit rate varies. This module therefore counts the frames.
 """
 
 import os
@@ -14,7 +14,7 @@ _KILOBITS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8000)}  # by version bits
 
 _MAX_FRAME_BYTES = 1441
-_MAX_BYTES_BEFORE = 65_536  # before the first frame of a file that was cut anywhere
+_MAX_BYTES_BEFORE = 65_536  # before the first whole frame, in a file that was cut at any byte
 _FRAMES_IN_A_ROW = 3  # fewer may be chance
 
 
@@ -27,11 +27,11 @@ def counted_header(file, name: str, position: int):
     position: Byte position after the tags at its beginning.
 
   Returns:
-    A first frame that holds the length, and the byte positions of the first frame to follow it and of the end of the
-    last. None if it is not an MP3 file.
+    A first frame that states the length, the byte position of the frame to follow it, and that of the end of the last
+    frame. None if it is not an MP3 file.
 
   Raises:
-    UserError: The file breaks off, is damaged, or is several files joined.
+    UserError: The file is truncated or damaged, or is several concatenated files.
   """
   first = _find_frames(file, position, position + _MAX_BYTES_BEFORE)
   if first is None:
@@ -41,16 +41,16 @@ def counted_header(file, name: str, position: int):
   side_bytes = _side_bytes(head)
   count, end = _count_frames(file, first)
   if _find_frames(file, end, None) is not None:
-    raise UserError(f"{name} is damaged, or is several MP3 files joined: convert it to one WAV file.")
+    raise UserError(f"{name} is damaged or is several concatenated MP3 files: convert it to one WAV file.")
   info = head[4 + side_bytes :]
   if info[:4] in (b"Xing", b"Info") and info[7] & 1:
     claimed, following = struct.unpack_from(">I", info, 8)[0], count - 1
     if claimed > following + 1:  # some encoders count this frame too
-      raise UserError(f"{name} breaks off: its header claims {claimed} frames of MP3, and {following} are there.")
+      raise UserError(f"{name} is truncated: its header claims {claimed} MP3 frames, but it has {following}.")
     if claimed < following - 1:
       raise UserError(
-        f"{name} is several MP3 files joined: its header claims {claimed} frames, and {following} are there; convert "
-        "it to one WAV file."
+        f"{name} is several concatenated MP3 files: its header claims {claimed} frames, but it has {following}; "
+        "convert it to one WAV file."
       )
     info_bytes = _frame_bytes(head)
     frame = head[: 12 + side_bytes] + struct.pack(">I", following) + head[16 + side_bytes : info_bytes]
@@ -61,7 +61,7 @@ def counted_header(file, name: str, position: int):
 
 
 def _frame_bytes(header):
-  """Bytes of the frame that four bytes begin, 0 if they do not begin one of MPEG layer III."""
+  """Length in bytes of the MPEG layer III frame with this 4-byte header, 0 if it is not such a header."""
   if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
     return 0
   version, kilobits, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
@@ -74,7 +74,7 @@ def _frame_bytes(header):
 
 
 def _side_bytes(header):
-  """Bytes of side information in a frame, which depend on its version and on whether it is mono."""
+  """Length in bytes of a frame's side information, which depends on its version and on whether it is mono."""
   mono = header[3] >> 6 == 3
   if header[1] >> 3 & 3 == 3:
     return 17 if mono else 32
@@ -82,7 +82,7 @@ def _side_bytes(header):
 
 
 def _count_frames(file, position, at_most=None):
-  """How many whole frames of one version and rate follow each other from a position, and where they end."""
+  """Counts the consecutive whole frames of one version and rate from a position; returns the count and their end."""
   size = file.seek(0, os.SEEK_END)
   file.seek(position)
   count, kind = 0, None
@@ -101,7 +101,7 @@ def _count_frames(file, position, at_most=None):
 
 
 def _find_frames(file, start, stop):
-  """The first position from `start` to `stop` where frames begin in a row, or None."""
+  """The first position from `start` to `stop` with several consecutive frames, or None."""
   while stop is None or start < stop:
     file.seek(start)
     block = file.read(_MAX_BYTES_BEFORE)

@@ -13,21 +13,21 @@ with extra("data"):
   from PIL import Image
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_LEAST_STDDEV = 10.0  # of a tile's values; flatter tiles, such as sky, are left out
+_MIN_STDDEV = 10.0  # of a tile's values; flatter tiles, such as sky, are left out
 _HELD_OUT_SHARE = 0.1
 
 
 def find_photos(folder) -> list[pathlib.Path]:
-  """Picture files below a folder, each photograph once, in order of their names.
+  """Lists the picture files below a folder, each photograph once, sorted by name.
 
-  Wallpaper packages hold one photograph in many sizes, as NAME/contents/images/WIDTHxHEIGHT.png: the largest is taken.
+  Wallpaper packages contain a photograph in many sizes, NAME/contents/images/WIDTHxHEIGHT.png: the largest is listed.
 
   Raises:
     UserError: There is no such folder, or no picture in it.
   """
   folder = pathlib.Path(folder).expanduser()
   if not folder.is_dir():
-    raise UserError(f"{folder} is not a folder; name one that holds pictures.")
+    raise UserError(f"{folder} is not a folder: give a folder of pictures.")
   largest = {}
   for path in sorted(folder.rglob("*")):
     if path.suffix.lower() in _SUFFIXES and path.is_file() and not path.is_symlink():
@@ -35,7 +35,7 @@ def find_photos(folder) -> list[pathlib.Path]:
       if photograph not in largest or path.stat().st_size > largest[photograph].stat().st_size:
         largest[photograph] = path
   if not largest:
-    raise UserError(f"{folder} holds no picture ({', '.join(_SUFFIXES)}).")
+    raise UserError(f"{folder} contains no pictures ({', '.join(_SUFFIXES)}).")
   return list(largest.values())
 
 
@@ -53,8 +53,8 @@ def tiles(
 
   Returns:
     The splits "train", "validation" and "held_out" (a tenth of the photographs), each
-    {"image": uint8 [N, tile_size, tile_size, 3]}. A photograph's split depends on its file's contents alone. Which
-    photographs are held out does not depend on `validation_percent`. Flat tiles are left out.
+    {"image": uint8 [N, tile_size, tile_size, 3]}. A photograph's split depends only on the contents of its file, and
+    which photographs are held out does not depend on `validation_percent`. Flat tiles are left out.
 
   Raises:
     UserError: No file could be read, or a split has no tile.
@@ -82,7 +82,7 @@ def tiles(
 
 
 def _split_of(checksum, validation_percent):
-  """The split of a photograph, by where its checksum lies among all checksums."""
+  """The split of a photograph, chosen by its checksum."""
   place = int(checksum[:8], 16) / 2**32
   if place < _HELD_OUT_SHARE:
     return "held_out"
@@ -104,7 +104,7 @@ def _read(path, shorter_side):
 
 
 def _cut(photograph, size):
-  """Whole tiles of a photograph, [H, W, 3] -> list of [size, size, 3]."""
+  """Cuts whole tiles from a photograph, [H, W, 3] -> list of [size, size, 3]."""
   rows, columns = photograph.shape[0] // size, photograph.shape[1] // size
   grid = photograph[: rows * size, : columns * size].reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
-  return [tile for tile in grid.reshape(-1, size, size, 3) if tile.std() >= _LEAST_STDDEV]
+  return [tile for tile in grid.reshape(-1, size, size, 3) if tile.std() >= _MIN_STDDEV]

@@ -1,6 +1,6 @@
-"""Piano music: scores of music21's corpus, played by a sampled piano; all of it from optional packages.
+"""Piano music: scores from music21's corpus, played on a sampled piano; needs optional packages.
 
-The scores are Bach's chorales and others in the public domain; the sound font is the one that pretty_midi ships.
+The scores are Bach's chorales and others in the public domain; the sound font comes with pretty_midi.
 """
 
 import importlib.util
@@ -11,12 +11,12 @@ import numpy as np
 from tfvq.errors import UserError
 
 _SECONDS_PER_QUARTER = 0.6
-_RELEASE_SECONDS = 1.0  # that the last note rings
+_RELEASE_SECONDS = 1.0  # after the end of the last note
 _VELOCITY = 80
 
 
 def find_scores(composers: tuple[str, ...]) -> list[pathlib.Path]:
-  """Scores of composers, by the names of the corpus's folders, such as "bach".
+  """Lists the scores of composers, given as folder names of the corpus, such as "bach".
 
   Raises:
     UserError: A package is missing, or a composer has no score.
@@ -31,7 +31,7 @@ def find_scores(composers: tuple[str, ...]) -> list[pathlib.Path]:
   scores = []
   for composer in composers:
     paths = sorted(pathlib.Path(path) for path in corpus.getComposer(composer))
-    # Each score once, some being kept in several formats; analyses in Roman numerals are no scores.
+    # Some scores exist in several formats: each is listed once. Roman numeral analyses are not scores.
     found = {path.stem: path for path in paths if path.suffix != ".rntxt"}
     if not found:
       raise UserError(f"music21's corpus has no score of {composer!r}.")
@@ -40,7 +40,7 @@ def find_scores(composers: tuple[str, ...]) -> list[pathlib.Path]:
 
 
 def play(score: pathlib.Path, sample_rate_hz: int, max_seconds: float = 60.0) -> np.ndarray:
-  """A score's first `max_seconds` on a piano, float32 [T] in -1..1.
+  """Plays the first `max_seconds` of a score, float32 [T] in -1..1.
 
   Raises:
     UserError: The score cannot be read.
@@ -53,7 +53,7 @@ def play(score: pathlib.Path, sample_rate_hz: int, max_seconds: float = 60.0) ->
   except Exception as error:  # music21 raises many kinds
     raise UserError(f"{score} could not be read as a score.") from error
   to_samples = lambda quarters: int(float(quarters) * _SECONDS_PER_QUARTER * sample_rate_hz)
-  events = []  # (sample, whether it begins, key): of one key's end and beginning at once, the end comes first
+  events = []  # (sample, 1 for a start or 0 for an end, key): at the same sample, ends sort before starts
   for note in notes:
     begin, end = to_samples(note.offset), to_samples(note.offset + note.duration.quarterLength)
     if begin < max_seconds * sample_rate_hz and end > begin:

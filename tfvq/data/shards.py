@@ -1,4 +1,4 @@
-"""Shards of TFRecords: written whole, listed with their checksums, and checked against these when they are read."""
+"""TFRecord shards: written atomically, listed with their checksums in a manifest, and checked when they are read."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from tfvq.files import atomic_write, sha256
 
 
 def write_shard(path: pathlib.Path, records: list[bytes]) -> dict:
-  """Writes a file of records; returns what a manifest is to say of it.
+  """Writes a shard; returns its entry for a manifest.
 
   Raises:
     UserError: The file cannot be written.
@@ -24,18 +24,18 @@ def write_shard(path: pathlib.Path, records: list[bytes]) -> dict:
 
 
 def check_shards(folder: pathlib.Path, shards: list[dict], stage: str) -> None:
-  """Checks that files are those that were written.
+  """Checks that shards have not changed since they were written.
 
   Args:
     folder: Where they are.
-    shards: What `write_shard` returned for each.
-    stage: The stage that writes them.
+    shards: Their entries, as `write_shard` returned them.
+    stage: Name of the stage that writes them, for the error.
 
   Raises:
-    UserError: One is missing, cut short or altered.
+    UserError: A shard is missing, truncated or altered.
   """
   for shard in shards:
     path = folder / shard["file"]
     if not path.exists() or sha256(path) != shard["sha256"]:
-      state = "is not what was written" if path.exists() else "is missing"
+      state = "has changed since it was written" if path.exists() else "is missing"
       raise UserError(f"{path} {state}: delete {folder} and run the stage `{stage}` again.")

@@ -1,7 +1,7 @@
-"""A prepared corpus of speech, kept as TFRecord shards; `tfvq.data.speech_preparation` makes it.
+"""A prepared speech corpus in TFRecord shards, made by `tfvq.data.speech_preparation`.
 
-The split "train" holds stretches of equal length, each of one speaker: recordings joined end to end. "validation" and
-"held_out" hold whole recordings.
+The split "train" contains stretches of equal length: recordings of one speaker, joined end to end. "validation" and
+"held_out" contain whole recordings.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from tfvq.ops.loudness import FRAME_SAMPLES
 SPLITS = ("train", "validation", "held_out")
 VERSION = 3  # of the records and of the manifest; before 3, recordings could be swapped
 STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
-NUM_PHONE_FIELDS = 5  # ids of the phone, of the one before and the one after; place in it in percent; length in frames
+NUM_PHONE_FIELDS = 5  # ids of this, the previous and the next phone; position in this one in percent; its length
 
 _FILES_AT_ONCE = 64
 
@@ -31,17 +31,17 @@ class Clip(NamedTuple):
   name: str
   speaker: int
   audio: np.ndarray  # float32 [T] in -1..1
-  phones: np.ndarray  # int32 [T / 160, NUM_PHONE_FIELDS]; empty, [0, NUM_PHONE_FIELDS], where they are not known
+  phones: np.ndarray  # int32 [T / 160, NUM_PHONE_FIELDS]; empty, [0, NUM_PHONE_FIELDS], if unknown
 
 
 class SpeechCorpus:
   """A corpus on disk.
 
   Args:
-    folder: Where it is.
+    folder: Its folder.
 
   Raises:
-    UserError: There is none, or a shard is missing, cut short or altered.
+    UserError: There is no corpus, or a shard is missing, cut short or altered.
   """
 
   def __init__(self, folder):
@@ -49,23 +49,23 @@ class SpeechCorpus:
     self._manifest = read_json(self._folder / "manifest.json")
     if self._manifest["version"] != VERSION:
       raise UserError(
-        f"{folder} holds a corpus of version {self._manifest['version']}, and this program reads version {VERSION}: "
+        f"{folder} contains a corpus of version {self._manifest['version']}, but this program reads version {VERSION}: "
         f"delete {folder} and run the stage `data` again."
       )
     check_shards(self._folder, self._manifest["shards"], "data")
 
   @property
   def speakers(self) -> list[str]:
-    """Names of the speakers; their indices are their ids."""
+    """Names of the speakers, in the order of their ids."""
     return self._manifest["speakers"]
 
   @property
   def phones(self) -> list[str]:
-    """Names of the phones; their indices are their ids. Empty if they are not known."""
+    """Names of the phones, in the order of their ids; empty if they are unknown."""
     return self._manifest["phones"]
 
   def seconds(self, split: str) -> float:
-    """Length of a split's audio."""
+    """Duration of a split's audio."""
     return sum(shard["num_samples"] for shard in self._shards(split)) / SAMPLE_RATE_HZ
 
   def train(self, batch_size: int, crop_samples: int, seed: int, with_phones: bool = False) -> tf.data.Dataset:
@@ -73,27 +73,27 @@ class SpeechCorpus:
 
     Args:
       batch_size: B.
-      crop_samples: T; with phones a multiple of 160.
+      crop_samples: T; a multiple of 160 if `with_phones`.
       seed: Seed of the crops and of their order.
-      with_phones: Whether to give the phones too; they must be known.
+      with_phones: Whether to return phones too; the corpus must have them.
 
     Returns:
-      Batches {"audio": float32 [B, T], "speaker": int32 [B]}, with phones "phones", int32 [B, T / 160, 5].
+      Batches {"audio": float32 [B, T], "speaker": int32 [B]}, and "phones", int32 [B, T / 160, 5], if `with_phones`.
 
     Raises:
-      UserError: Crops are too long, or with phones not made of whole frames.
+      UserError: `crop_samples` is too large, or not a multiple of 160 although phones are wanted.
     """
     if 2 * crop_samples > STRETCH_SAMPLES:
       raise UserError(
-        f"Training takes crops of {crop_samples} samples, including the context of the networks, and at most "
-        f"{STRETCH_SAMPLES // 2} can be had: lower config.data.crop_samples."
+        f"Training needs crops of {crop_samples} samples, including the context of the networks, but at most "
+        f"{STRETCH_SAMPLES // 2} are possible: lower config.data.crop_samples."
       )
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
     num_stretches = sum(shard["num_records"] for shard in self._shards("train"))
     num_crops = (STRETCH_SAMPLES - crop_samples) // crop_samples
     crop_frames = crop_samples // FRAME_SAMPLES
     if with_phones and crop_samples % FRAME_SAMPLES:
-      raise UserError(f"Crops of {crop_samples} samples are not made of frames of {FRAME_SAMPLES}, as phones are.")
+      raise UserError(f"Crops of {crop_samples} samples are not a multiple of {FRAME_SAMPLES}, the frame of phones.")
 
     def crops(stretch):
       frames = (STRETCH_SAMPLES - num_crops * crop_samples) // FRAME_SAMPLES
@@ -106,7 +106,7 @@ class SpeechCorpus:
         crop["phones"] = tf.reshape(phones, [num_crops, crop_frames, NUM_PHONE_FIELDS])
       return crop
 
-    # From all shards at once, because recordings were written speaker by speaker.
+    # Interleaves all shards, because recordings were written speaker by speaker.
     records = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths), seed=seed)
     num_open = min(len(paths), _FILES_AT_ONCE)
     records = records.interleave(tf.data.TFRecordDataset, cycle_length=num_open)
@@ -118,14 +118,14 @@ class SpeechCorpus:
   def clips(self, split: str) -> "_Clips":
     """The recordings of "validation" or "held_out", or the stretches of "train", in the order they were written.
 
-    They have a length and are read during iteration, so that a corpus may be larger than the memory.
+    The result has a length and reads during iteration, so that a corpus may be larger than memory.
     """
     shards = self._shards(split)
     paths = [str(self._folder / shard["file"]) for shard in shards]
     return _Clips(paths, sum(shard["num_records"] for shard in shards))
 
   def clips_of_length(self, split: str, seconds: float, num: int) -> list[Clip]:
-    """At most `num` recordings, those whose length is nearest to `seconds`, from each speaker in turn."""
+    """The `num` recordings with lengths closest to `seconds`, or fewer, taken from each speaker in turn."""
     nearest = {}
     for clip in self.clips(split):
       found = nearest.setdefault(clip.speaker, [])
@@ -140,7 +140,7 @@ class SpeechCorpus:
 
 
 class _Clips:
-  """Clips in files of records."""
+  """The clips in TFRecord files."""
 
   def __init__(self, paths, num_clips):
     self._paths, self._num_clips = paths, num_clips
@@ -155,13 +155,13 @@ class _Clips:
 
 
 def to_record(audio: np.ndarray, phones: np.ndarray, speaker: int, name: str) -> bytes:
-  """A clip, or a stretch, as a record of a shard.
+  """Serialises a clip or a stretch as a record of a shard.
 
   Args:
     audio: float [T] in -1..1.
     phones: [T / 160, NUM_PHONE_FIELDS], or empty.
     speaker: Id of the speaker.
-    name: Name of the recording; a stretch has none.
+    name: Name of the recording; empty for a stretch.
   """
   values = {"audio": to_int16(audio).tobytes(), "phones": phones.astype("<i2").tobytes(), "name": name.encode()}
   feature = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""Makes a corpus of recordings: shortens silences, equalises levels, splits by sentence, writes shards."""
+"""Makes a corpus from recordings: shortens silences, equalises levels, splits by sentence, writes shards."""
 
 import collections
 import concurrent.futures
@@ -16,7 +16,7 @@ from tfvq.errors import UserError
 from tfvq.files import write_json
 from tfvq.ops.loudness import FRAME_SAMPLES, frame_powers, gain_to_level, is_sounding
 
-_PAUSE_FRAMES = 5  # kept to either side of sound: no silence is longer than twice this
+_PAUSE_FRAMES = 5  # of silence kept before and after sound: no pause is longer than twice this
 _LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
 _SHARD_SAMPLES = 256 * STRETCH_SAMPLES
 
@@ -24,20 +24,20 @@ _SHARD_SAMPLES = 256 * STRETCH_SAMPLES
 def prepare_corpus(folder, recordings) -> None:
   """Reads, prepares and writes recordings.
 
-  What cannot be read is left out, reported, and listed in the manifest, which is written last.
+  Recordings that cannot be read are left out, reported, and listed in the manifest, which is written last.
 
   Args:
-    folder: Where to write.
+    folder: Folder to write.
     recordings: `tfvq.data.speech_sources.Recording`s, a sized iterable.
 
   Raises:
-    UserError: No recording could be read, a split is empty, or the folder cannot be written.
+    UserError: No recording can be read, a split is empty, or the folder cannot be written.
   """
   folder = pathlib.Path(folder)
   speakers, phones = [], []  # in order of appearance
   writers = {split: _Shards(folder, split) for split in SPLITS}
   joined = collections.defaultdict(list)
-  skipped, labelled = [], None  # the first recording decides whether phones are known
+  skipped, labelled = [], None  # the first recording decides whether the corpus has phones
   progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
   for recording, audio, said, kept, error in _read(recordings):
     progress.update()
@@ -68,8 +68,8 @@ def prepare_corpus(folder, recordings) -> None:
   for split in SPLITS:
     if not any(shard["split"] == split for shard in shards):
       raise UserError(
-        f"There are too few recordings: none of the {len(recordings)} is left for the split {split!r}; give 60 or "
-        "more, or cut long ones into sentences."
+        f"There are too few recordings: none of the {len(recordings)} is in the split {split!r}; give 60 or more, or "
+        "cut long ones into sentences."
       )
   manifest = {"version": VERSION, "sample_rate_hz": SAMPLE_RATE_HZ, "speakers": speakers, "phones": phones}
   write_json(folder / "manifest.json", {**manifest, "skipped": skipped, "shards": shards})
@@ -82,7 +82,7 @@ def split_of(sentence: str) -> str:
 
 
 def frames_to_keep(audio: np.ndarray) -> np.ndarray:
-  """Which frames of 160 samples to keep, float [T] -> bool [N]: silences become 0.1 s, and 0.05 s at the ends."""
+  """Which frames of 160 samples to keep, float [T] -> bool [N]: cuts silences to 0.1 s, and to 0.05 s at the ends."""
   sounding = is_sounding(frame_powers(_frames(audio).reshape(-1)))
   if not len(sounding):
     return sounding
@@ -90,16 +90,16 @@ def frames_to_keep(audio: np.ndarray) -> np.ndarray:
 
 
 def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
-  """What is said in each frame of a recording.
+  """Describes the phone in each frame of a recording.
 
   Args:
     phones: Pairs (end in seconds, name), one after another; the last one lasts to the end of the recording.
     num_frames: N, frames of 160 samples.
-    names: Names of the phones so far; new ones are appended.
+    names: Names of the known phones; new ones are appended.
 
   Returns:
-    int32 [N, 5]: ids of the phone, of the one before it and of the one after it, how far the frame lies in it (0..100),
-    and its length in frames. [N, 0] if there are no phones.
+    int32 [N, 5]: ids of the phone, the previous one and the next one, the position of the frame in the phone in
+    percent, and the length of the phone in frames. [N, 0] if there are no phones.
   """
   if not phones:
     return np.zeros([num_frames, 0], np.int32)
@@ -115,7 +115,7 @@ def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
 
 
 def level(audio: np.ndarray) -> np.ndarray:
-  """Audio, float [T] -> float32 at the level of all recordings, or lower if samples would clip."""
+  """Scales audio, float [T] -> float32 [T], to the common level, or lower if samples would clip."""
   largest = np.max(np.abs(audio), initial=0.0)
   return (audio * min(gain_to_level(frame_powers(audio)), 0.98 / max(largest, 1e-6))).astype(np.float32)
 
@@ -124,7 +124,7 @@ def _read(recordings):
   """Reads and prepares recordings, several at a time, in order.
 
   Yields:
-    `(recording, audio, phones, which frames of the recording are kept, what is wrong with it or "")`.
+    `(recording, audio, phones, mask of the frames that are kept, error message or "")`.
   """
   num_threads = os.cpu_count() or 1
   pending = collections.deque()
@@ -132,7 +132,7 @@ def _read(recordings):
   try:
     for recording in recordings:
       pending.append((recording, executor.submit(_read_one, recording)))
-      if len(pending) > 2 * num_threads:  # no more, for the memory's sake
+      if len(pending) > 2 * num_threads:  # bounds the memory
         recording, future = pending.popleft()
         yield recording, *future.result()
     while pending:
@@ -153,12 +153,12 @@ def _read_one(recording):
 
 
 def _frames(audio):
-  """Audio [T] -> frames [T / 160, 160] without the rest."""
+  """Audio [T] -> frames [T // 160, 160]; the remainder is dropped."""
   return audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
 
 
 def _join(pending, audio, phones, speaker, writer):
-  """Adds a recording to a speaker's pending ones, and writes the stretches that they fill."""
+  """Adds a recording to a speaker's pending audio, and writes the stretches that it fills."""
   pending.append((audio, phones))
   if sum(len(part) for part, _ in pending) < STRETCH_SAMPLES:
     return
@@ -171,7 +171,7 @@ def _join(pending, audio, phones, speaker, writer):
 
 
 def _fill_up(pending, speaker, writer):
-  """Repeats a speaker's last pending audio to fill one more stretch, so that every voice has one.
+  """Repeats a speaker's pending audio to fill a last stretch, so that every speaker has one.
 
   Less than a second is dropped.
   """

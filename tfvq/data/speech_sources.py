@@ -22,10 +22,10 @@ class Recording(NamedTuple):
 
   name: str
   speaker: str
-  # Returns the audio, float32 [T] in -1..1 at 16 kHz, and (end in seconds, name) of each phone, none if they are not
-  # known. Raises UserError.
+  # Returns the audio, float32 [T] in -1..1 at 16 kHz, and (end in seconds, name) of each phone, () if they are unknown.
+  # Raises UserError.
   read: Callable[[], tuple[np.ndarray, tuple[tuple[float, str], ...]]]
-  sentence: str = ""  # what is said, if several speakers say it; decides the split, or else the name does
+  sentence: str = ""  # if several speakers say the same: recordings of one sentence are in one split
 
 
 def find_recordings(data: ConfigDict):
@@ -35,11 +35,11 @@ def find_recordings(data: ConfigDict):
     data: Fields of the data set; `source` is its name.
 
   Raises:
-    UserError: A package or folder is missing, or there is no recording in it.
+    UserError: A package or folder is missing or contains no recordings.
   """
   recordings = SOURCES[data.source](data)
   if not len(recordings):
-    raise UserError(f"The source {data.source} has no recordings of this choice: change the fields of config.data.")
+    raise UserError(f"The source {data.source} has no recordings for these fields of config.data: change them.")
   return recordings
 
 
@@ -75,7 +75,7 @@ def _asterisk(data):
 
 
 def _fillets(data):
-  """Acted dialogue, two speakers in each of two languages, 22 kHz Ogg Vorbis (Debian's Fish Fillets; GPL-2)."""
+  """Acted dialogue of two speakers in each of two languages, 22 kHz Ogg Vorbis (Debian's Fish Fillets; GPL-2)."""
   recordings = []
   for language in _languages(data, ("cs", "nl")):
     folder = unpacked(f"fillets-ng-data-{language}", data.cache) / "usr/share/games/fillets-ng/sound"
@@ -106,12 +106,12 @@ def _read_phones(path):
 
 
 def _folder(data):
-  """Audio files of any kind below a folder; the sub-folder's name is the speaker."""
+  """Audio files below a folder; the name of the sub-folder is the speaker."""
   if not data.folder:
     raise UserError("The source `folder` needs --config.data.folder=DIR.")
   folder = pathlib.Path(data.folder).expanduser()
   if not folder.is_dir():
-    raise UserError(f"{folder} is not a folder: name one that holds audio files, one sub-folder per speaker.")
+    raise UserError(f"{folder} is not a folder: give a folder of audio files, with one sub-folder per speaker.")
   recordings = []
   for path in sorted({*folder.glob("*"), *folder.glob("*/**/*")}):  # rglob would not follow links to speakers' folders
     if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -124,13 +124,13 @@ def _folder(data):
 
 
 def _readable(name):
-  """A file's name as text: not all are UTF-8."""
+  """A file name as text, even if it is not UTF-8."""
   return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _espeak(data):
   """Synthetic speech: each voice says the same sentences."""
-  espeak()  # a missing package is reported at once
+  espeak()  # raises an error now if the package is missing
 
   def reader(voice, sentence):
     def read():
@@ -147,7 +147,7 @@ def _espeak(data):
 
 
 def _tfds(data):
-  """A TFDS set with speech and speakers: `vctk` or `librispeech`; its own test split is not used as such."""
+  """A TFDS set with speech and speakers: `vctk` or `librispeech`; its own test split has no special role."""
   with extra("data"):
     import tensorflow_datasets as tfds  # takes seconds to import: only where it is used
 
@@ -157,7 +157,8 @@ def _tfds(data):
   except Exception as error:  # TFDS raises many kinds, from a wrong name to a broken connection
     reason = " ".join(str(error).split())[:200]
     raise UserError(
-      f"The data set {data.name} is not in {data.data_dir or '~/tensorflow_datasets'} and did not download: {reason}"
+      f"The data set {data.name} is not in {data.data_dir or '~/tensorflow_datasets'} and could not be downloaded: "
+      f"{reason}"
     ) from error
   features, splits = builder.info.features, tuple(data.splits) or tuple(builder.info.splits)
   unknown = [split for split in splits if split not in builder.info.splits]
@@ -167,14 +168,14 @@ def _tfds(data):
     )
   speaker_key = next((key for key in ("speaker", "speaker_id") if key in features), None)
   if "speech" not in features or not speaker_key:
-    raise UserError(f"The data set {data.name} does not hold speech with its speakers: choose vctk or librispeech.")
-  # TFDS's audio features have their sample rate where the data set gives it.
+    raise UserError(f"The data set {data.name} does not contain speech with speakers: choose vctk or librispeech.")
+  # TFDS's audio features have a sample rate only if the data set declares it.
   rate_hz = getattr(features["speech"], "sample_rate", None) or data.sample_rate_hz
   return _TfdsRecordings(builder, splits, speaker_key, rate_hz)
 
 
 class _TfdsRecordings:
-  """The examples of a TFDS set as recordings, read one by one during iteration."""
+  """The examples of a TFDS set as recordings, read one at a time during iteration."""
 
   def __init__(self, builder, splits, speaker_key, rate_hz):
     self._builder, self._splits = builder, splits
@@ -184,7 +185,7 @@ class _TfdsRecordings:
     return sum(int(dataset.cardinality()) for dataset in self._datasets())
 
   def __iter__(self):
-    # Some sets number their speakers and know their names, others have numbers only.
+    # Some sets have names for the speakers' numbers, others do not.
     speaker_name = getattr(self._builder.info.features[self._speaker_key], "int2str", str)
     for dataset in self._datasets():
       for example in dataset.as_numpy_iterator():
@@ -198,7 +199,7 @@ class _TfdsRecordings:
 
 
 def _piano(data):
-  """Scores played on a sampled piano."""
+  """Scores, played on a sampled piano."""
   return [
     Recording(f"{score.parent.name}/{score.stem}", "piano", lambda score=score: (play(score, SAMPLE_RATE_HZ), ()))
     for score in find_scores(data.composers)

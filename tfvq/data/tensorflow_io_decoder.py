@@ -1,7 +1,7 @@
-"""Decodes audio files by tensorflow-io, the second backend of `tfvq.data.audio_files`; the one place that imports it.
+"""Decodes audio files with tensorflow-io, the second backend of `tfvq.data.audio_files`.
 
-It reads whatever TensorFlow's file systems reach, each file whole. Only operations without state are used: its
-`AudioIOTensor` is one C++ object that all files share, so that one file's samples are returned for another.
+This is the only module that imports tensorflow-io. It loads whole files from any of TensorFlow's file systems, and uses
+stateless operations only: all `AudioIOTensor`s share one C++ object, which may return the samples of another file.
 """
 
 import io
@@ -17,7 +17,7 @@ _MAX_BYTES = 2**31 - 1
 
 
 def open_file(path) -> io.BytesIO:
-  """The content of a local or remote file.
+  """Reads a local or remote file.
 
   Raises:
     UserError: It cannot be read.
@@ -48,9 +48,9 @@ class TensorflowIoDecoder:
     content = header.stream.read()
     if len(content) > _MAX_BYTES:
       raise UserError(f"{name} has 2 GiB or more, which tensorflow-io cannot decode: use the backend soundfile.")
-    # tensorflow-io allocates memory for the length that a header claims, and does not end for some that are wrong.
+    # tensorflow-io allocates memory for the length that a header claims, and never returns for some wrong ones.
     if header.count_frames() != header.num_frames:
-      raise UserError(f"{name} breaks off or is damaged: it could not be decoded to its end.")
+      raise UserError(f"{name} is truncated or damaged: it could not be decoded to its end.")
     try:
       frames = _decode(audio, header, content, name)
     except NotImplementedError as error:  # tensorflow-io loads its library on first use
@@ -79,7 +79,7 @@ def _decode(audio, header, content, name):
     frames = audio.decode_flac(_with_length(content, header.num_frames), dtype=_TYPES[subtype]).numpy()
   else:
     frames = audio.decode_wav(content, dtype=_TYPES[subtype]).numpy()
-  if subtype == "PCM_32":  # returned as floats of the same bits
+  if subtype == "PCM_32":  # returned as floats with the same bits
     frames = frames.view(np.int32)
   if subtype == "PCM_U8":
     return (frames.astype(np.float32) - 128) / 128
@@ -87,7 +87,7 @@ def _decode(audio, header, content, name):
 
 
 def _with_length(content, num_frames):
-  """A FLAC file with its length written into its header, which may say zero for an unknown length."""
+  """Writes the length of a FLAC file into its header, where zero means that it is unknown."""
   fields = int.from_bytes(content[18:26], "big") >> 36 << 36 | num_frames
   return content[:18] + fields.to_bytes(8, "big") + content[26:]
 
@@ -95,7 +95,7 @@ def _with_length(content, num_frames):
 def _tensorflow_io():
   try:
     import tensorflow_io
-  except Exception as error:  # a library built for another TensorFlow fails in many ways
+  except Exception as error:  # a library built for another TensorFlow raises many kinds
     raise _not_loaded() from error
   return tensorflow_io
 

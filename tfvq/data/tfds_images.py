@@ -12,18 +12,18 @@ _SHUFFLE_BUFFER = 10_000
 
 
 class TfdsImages:
-  """A TensorFlow Datasets image set, its images cropped to the middle square and resized.
+  """Images of a TensorFlow Datasets set, centre-cropped to squares and resized.
 
   Args:
     name: Name of the data set, such as "cifar10" or "imagenet2012".
     held_out: The set's own split to hold out, such as "test" or "validation".
     image_size: Height and width in pixels.
-    data_dir: Where the data set is kept; "" for the default of TensorFlow Datasets.
+    data_dir: Folder of the data set; "" for the default of TensorFlow Datasets.
     validation_percent: Percentage of the set's split "train", 0..99, taken from its end as "validation"; 0 for no such
       split.
 
   Raises:
-    UserError: The data set is missing and cannot be downloaded, holds no labelled uint8 images, or has no such split.
+    UserError: The data set is missing and cannot be downloaded, has no labelled uint8 images, or has no such split.
   """
 
   def __init__(self, name: str, held_out: str, image_size: int, data_dir: str = "", *, validation_percent: int = 0):
@@ -36,12 +36,12 @@ class TfdsImages:
     except Exception as error:  # TFDS raises many kinds, from a wrong name to a broken connection
       reason = " ".join(str(error).split())[:200]
       raise UserError(
-        f"The data set {name} is not in {data_dir or '~/tensorflow_datasets'} and could not be fetched: {reason}"
+        f"The data set {name} is not in {data_dir or '~/tensorflow_datasets'} and could not be downloaded: {reason}"
       ) from error
     features, splits = dict(self._builder.info.features), self._builder.info.splits
     image, label = (features.get(key) for key in ("image", "label"))
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-      raise UserError(f"The data set {name} does not hold labelled images: choose another config.data.name.")
+      raise UserError(f"The data set {name} does not contain labelled images: choose another config.data.name.")
     if image.dtype != tf.uint8:
       raise UserError(
         f"The images of the data set {name} are {image.dtype.name}, not uint8: choose another config.data.name."

@@ -1,4 +1,4 @@
-"""First-person frames with actions from ViZDoom, the stand-in for DeepMind Lab."""
+"""First-person frames with actions from ViZDoom, used in place of DeepMind Lab."""
 
 import concurrent.futures
 import contextlib
@@ -26,7 +26,7 @@ ACTIONS = (
 _ACTION_PROBABILITIES = (0.5, 0.15, 0.15, 0.1, 0.1)
 _TICS_PER_DECISION = 7  # a fifth of a second
 _MEAN_DECISIONS_PER_ACTION = 4
-_STUCK_UNITS = 8.0  # walking for one decision covers about 50 map units; less means that there is a wall
+_STUCK_UNITS = 8.0  # one decision of walking covers about 50 map units; much less means that a wall is in the way
 
 
 def collect(
@@ -47,11 +47,11 @@ def collect(
   Args:
     scenario: Name of a scenario that ViZDoom ships, such as "my_way_home".
     num_episodes: Episodes to play, each with a seed of its own.
-    frames_per_episode: Frames kept of each episode; if the episode ends sooner, it starts again.
+    frames_per_episode: Frames kept of each episode; if the game ends early, it starts again.
     tics_per_frame: Game tics (1/35 s) between two frames, a multiple of 7.
     image_size: Height and width of a frame in pixels; the native 160x120 is resized by area.
     seed: Seed of the first episode; the others follow.
-    num_processes: Episodes played at the same time.
+    num_processes: Number of episodes played in parallel.
     progress: Called after each episode.
 
   Returns:
@@ -80,7 +80,7 @@ def check(scenario: str, tics_per_frame: int) -> None:
   """Checks, without playing, that `collect` can play a scenario.
 
   Raises:
-    UserError: The vizdoom package is missing, it has no such scenario, or `tics_per_frame` is no multiple of 7.
+    UserError: The vizdoom package is missing, it has no such scenario, or `tics_per_frame` is not a multiple of 7.
   """
   _scenario_path(scenario)
   if tics_per_frame % _TICS_PER_DECISION:
@@ -88,7 +88,7 @@ def check(scenario: str, tics_per_frame: int) -> None:
 
 
 def _end_with_parent():
-  """Ends a worker when the process that started it is killed; otherwise it would wait for work forever."""
+  """Ends a worker process when its parent is killed; otherwise it would wait for work forever."""
 
   def wait():
     multiprocessing.parent_process().join()
@@ -108,7 +108,7 @@ def _scenario_path(scenario):
 
 
 def _play_episode(job):
-  """Plays one episode in a game of its own."""
+  """Plays one episode in its own game."""
   scenario, episode, num_frames, tics_per_frame, image_size, seed = job
   import vizdoom
 

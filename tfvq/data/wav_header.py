@@ -1,7 +1,7 @@
-"""Checks the header of a WAV file and writes a plain one in its place.
+"""Checks the header of a WAV file and replaces it by a plain one.
 
-Decoders differ in what they make of headers of unusual make, and some crash on wrong ones. They are given the samples
-with a header of one kind only.
+Decoders interpret unusual headers differently, and some crash on invalid ones. They therefore get the samples with one
+kind of header only.
 """
 
 import os
@@ -18,7 +18,7 @@ _EXTENSIBLE_GUID = (0, 0x10, bytes.fromhex("800000aa00389b71"))  # after the tag
 _BITS = {PCM: range(1, 33), FLOAT: (32, 64), _A_LAW: (8,), _MU_LAW: (8,)}
 _MAX_CHANNELS = 1024  # libsndfile's limit
 
-# Programs that write to a pipe do not know the length. They put a size from here on, or zero.
+# Programs that write to a pipe do not know the length: they write zero, or a size of at least this.
 _MIN_STREAM_SIZE = 0x7FFFF000
 
 _MAX_CHUNKS = 1000
@@ -28,8 +28,8 @@ _MAX_FORMAT_BYTES = 1024
 def plain_header(file, name: str):
   """Checks a WAV file: RIFF, RIFX (big-endian), RF64 or BW64.
 
-  The samples are those of the first data chunk. A data size of zero, or of 2 GiB and more, is taken for that of a
-  stream if it does not fit the file; the samples then go to the end of the file.
+  The samples are those of the first data chunk. If its size is zero or at least 2 GiB and does not fit the file, the
+  file was written as a stream, and the samples go to its end.
 
   Args:
     file: The file, binary and seekable.
@@ -37,10 +37,10 @@ def plain_header(file, name: str):
 
   Returns:
     A header with only what decoding needs, and the byte positions of the first sample and of the end of the samples.
-    None if the file is to be decoded with its own header (ADPCM and GSM).
+    None if the file must be decoded with its own header (ADPCM and GSM).
 
   Raises:
-    UserError: The file contradicts itself, breaks off, or holds samples of another format.
+    UserError: The header is inconsistent, the file is truncated, or its format is not supported.
   """
   file_size = file.seek(0, os.SEEK_END)
   file.seek(0)
@@ -51,7 +51,7 @@ def plain_header(file, name: str):
   if tag in _BLOCK_FORMATS:
     return None
   if not 0 < rate_hz < 2**31:
-    raise UserError(f"{name} is a damaged WAV file: its header says a sample rate of {rate_hz} Hz.")
+    raise UserError(f"{name} is a damaged WAV file: its header has a sample rate of {rate_hz} Hz.")
   bytes_per_frame = _checked_frame_bytes(name, tag, num_channels, align, bits)
   num_bytes = _data_size(file, name, order, start, claimed, file_size) // bytes_per_frame * bytes_per_frame
   bits = 8 * (bytes_per_frame // num_channels)
@@ -73,7 +73,7 @@ def _chunk(kind, body, order):
 
 
 def _find_chunks(file, name, order, file_size):
-  """The body of the chunk `fmt `, where the samples begin, and how many bytes of them the header claims."""
+  """The body of the chunk `fmt `, the position of the samples, and their number of bytes as the header claims it."""
   fields, long_size, position = None, None, 12
   for _ in range(_MAX_CHUNKS):
     file.seek(position)
@@ -95,7 +95,7 @@ def _find_chunks(file, name, order, file_size):
     if size % 2:  # a padding byte should follow, which some programs forget
       file.seek(position)
       position += file.read(4) not in (b"data", b"fmt ", b"fact", b"LIST")
-  raise UserError(f"{name} is a WAV file without samples: it breaks off in its header, or is damaged.")
+  raise UserError(f"{name} is a WAV file without samples: its header is truncated or damaged.")
 
 
 def _parse_format(fields, name, order):
@@ -123,14 +123,14 @@ def _checked_frame_bytes(name, tag, num_channels, align, bits):
   bytes_per_frame = num_channels * -(-bits // 8)
   if align != bytes_per_frame:
     raise UserError(
-      f"{name} is a damaged WAV file: its header says {align} bytes per frame, but {num_channels} times {bits} bits "
-      f"take {bytes_per_frame}."
+      f"{name} is a damaged WAV file: its header has {align} bytes per frame, but {num_channels} channels of "
+      f"{bits} bits take {bytes_per_frame}."
     )
   return bytes_per_frame
 
 
 def _data_size(file, name, order, start, claimed, file_size):
-  """How many bytes of samples there are."""
+  """The number of bytes of samples."""
   available = max(0, file_size - start)
   if claimed == 0:
     return 0 if _chunks_follow(file, order, start, file_size) else available
@@ -138,11 +138,11 @@ def _data_size(file, name, order, start, claimed, file_size):
     return claimed
   if claimed >= _MIN_STREAM_SIZE:
     return available
-  raise UserError(f"{name} breaks off: its header claims {claimed} bytes of samples, and {available} are there.")
+  raise UserError(f"{name} is truncated: its header claims {claimed} bytes of samples, but it has {available}.")
 
 
 def _chunks_follow(file, order, position, file_size):
-  """Whether a chunk begins at a position, rather than samples."""
+  """Whether a chunk, not samples, begins at a position."""
   file.seek(position)
   header = file.read(8)
   if len(header) < 8:

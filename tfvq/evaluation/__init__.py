@@ -1,1 +1,1 @@
-"""What is measured of a run, and how it is shown."""
+"""Metrics of trained models, and sections of reports."""

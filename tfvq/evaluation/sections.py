@@ -1,4 +1,4 @@
-"""Sections of a report: pictures, plots, tables and players, each held in the page itself."""
+"""Sections of a report: images, plots, tables and audio players, all embedded in the page."""
 
 import base64
 import dataclasses
@@ -30,14 +30,14 @@ class Section:
 
 @dataclasses.dataclass
 class Player:
-  """A sound with its spectrogram, in a table's cell."""
+  """Audio with its spectrogram, for a cell of a table."""
 
   audio: str  # data URL
   spectrogram: str  # data URL
 
 
 def image_grid(images: np.ndarray, num_columns: int) -> np.ndarray:
-  """Images side by side, uint8 [N, H, W, C] -> uint8 [rows (H + 2), columns (W + 2), C], white between them."""
+  """Tiles images with white borders, uint8 [N, H, W, C] -> uint8 [rows (H + 2), columns (W + 2), C]."""
   num_rows = -(-len(images) // num_columns)
   _, height, width, channels = images.shape
   grid = np.full((num_rows * num_columns, height + 2, width + 2, channels), 255, np.uint8)
@@ -53,23 +53,23 @@ def save_image_grid(path, images: np.ndarray, num_columns: int) -> None:
 
 
 def image_section(title: str, images: np.ndarray, num_columns: int) -> Section:
-  """Images side by side, twice their size."""
+  """A grid of images at twice their size."""
   image = _to_image(image_grid(images, num_columns))
   image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
   return Section(title, image=_data_url("image/png", lambda file: image.save(file, format="PNG")))
 
 
-def usage_section(codes: np.ndarray, num_embeddings: int) -> Section:
+def usage_section(codes: np.ndarray, num_values: int) -> Section:
   """How often each code is used."""
-  counts = np.bincount(codes.ravel(), minlength=num_embeddings)
+  counts = np.bincount(codes.ravel(), minlength=num_values)
   figure, axes = plt.subplots(figsize=(8, 2.5), layout="constrained")
   axes.bar(np.arange(len(counts)), np.sort(counts)[::-1] / counts.sum(), width=1.0)
-  axes.set(xlabel="codes, most used first", ylabel="share of positions", yscale="log")
+  axes.set(xlabel="codes, most used first", ylabel="fraction of positions", yscale="log")
   return Section("Use of the codebook on held-out data", image=_figure_url(figure))
 
 
 def curves_section(title: str, rows: list[dict[str, float]]) -> Section:
-  """A panel per metric over the steps of a training, see `tfvq.training.callbacks.Curves`."""
+  """A plot per metric over the steps of training, see `tfvq.training.callbacks.Curves`."""
   names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("step", "seconds")]
   figure, panels = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), layout="constrained", squeeze=False)
   for axes, name in zip(panels[0], names, strict=True):

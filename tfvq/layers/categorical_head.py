@@ -42,13 +42,13 @@ class CategoricalHead(keras.layers.Layer):
     self.num_variables = num_variables
     self.hidden_units = hidden_units
     policy = self.dtype_policy
-    self.hidden = Dense(num_variables * hidden_units, dtype=policy)
+    self.hidden = Dense(num_variables * hidden_units, dtype=policy, name="hidden")
     # earlier[g](x_g) is what variable g tells the hidden layers of all variables after it.
     self.earlier = [
-      keras.layers.Embedding(num_values, (num_variables - 1 - g) * hidden_units, dtype=policy)
+      keras.layers.Embedding(num_values, (num_variables - 1 - g) * hidden_units, dtype=policy, name=f"embedding_{g}")
       for g in range(num_variables - 1)
     ]
-    self.outputs = [Dense(num_values, dtype=policy) for _ in range(num_variables)]
+    self.outputs = [Dense(num_values, dtype=policy, name=f"output_{g}") for g in range(num_variables)]
 
   @property
   def noise_shape(self) -> tuple[int, ...]:

@@ -42,8 +42,8 @@ class DilatedBlock(keras.layers.Layer):
     self.channels = channels
     self.dilation_rate = dilation_rate
     self.last = last
-    self.conv = Dense(2 * channels, dtype=self.dtype_policy)  # of [past, present]
-    self.residual = None if last else Dense(channels, dtype=self.dtype_policy)
+    self.conv = Dense(2 * channels, dtype=self.dtype_policy, name="conv")  # of [past, present]
+    self.residual = None if last else Dense(channels, dtype=self.dtype_policy, name="residual")
 
   def build(self, input_shape):
     del input_shape

@@ -44,11 +44,13 @@ class GatedBlock(keras.layers.Layer):
     self.filters = filters
     self.kernel_size = kernel_size
     self.last = last
-    self.vertical_conv = VerticalConv2D(2 * filters, kernel_size, dtype=self.dtype_policy)
-    self.horizontal_conv = HorizontalConv2D(2 * filters, kernel_size, dtype=self.dtype_policy)
-    self.vertical_to_horizontal = keras.layers.Dense(2 * filters, use_bias=False, dtype=self.dtype_policy)
-    self.residual = None if last else keras.layers.Dense(filters, dtype=self.dtype_policy)
-    self.condition = keras.layers.Dense(4 * filters, use_bias=False, dtype=self.dtype_policy)
+    self.vertical_conv = VerticalConv2D(2 * filters, kernel_size, dtype=self.dtype_policy, name="vertical")
+    self.horizontal_conv = HorizontalConv2D(2 * filters, kernel_size, dtype=self.dtype_policy, name="horizontal")
+    self.vertical_to_horizontal = keras.layers.Dense(
+      2 * filters, use_bias=False, dtype=self.dtype_policy, name="vertical_to_horizontal"
+    )
+    self.residual = None if last else keras.layers.Dense(filters, dtype=self.dtype_policy, name="residual")
+    self.condition = keras.layers.Dense(4 * filters, use_bias=False, dtype=self.dtype_policy, name="condition")
 
   def build(self, input_shape):
     vertical, horizontal, condition = input_shape

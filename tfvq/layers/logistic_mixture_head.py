@@ -46,8 +46,8 @@ class LogisticMixtureHead(keras.layers.Layer):
     self.num_variables = num_variables
     self.num_mixtures = num_mixtures
     self.hidden_units = hidden_units
-    self.hidden = Dense(hidden_units, activation="relu", dtype=self.dtype_policy)
-    self.output_projection = Dense(3 * num_variables * num_mixtures, dtype=self.dtype_policy)
+    self.hidden = Dense(hidden_units, activation="relu", dtype=self.dtype_policy, name="hidden")
+    self.output_projection = Dense(3 * num_variables * num_mixtures, dtype=self.dtype_policy, name="output")
 
   @property
   def noise_shape(self) -> tuple[int, ...]:

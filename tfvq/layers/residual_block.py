@@ -25,8 +25,8 @@ class ResidualBlock(keras.layers.Layer):
     super().__init__(**kwargs)
     self.hidden_units = hidden_units
     self.residual_units = residual_units or hidden_units
-    self.conv3x3 = keras.layers.Conv2D(self.residual_units, 3, padding="same", dtype=self.dtype_policy)
-    self.conv1x1 = keras.layers.Conv2D(hidden_units, 1, dtype=self.dtype_policy)
+    self.conv3x3 = keras.layers.Conv2D(self.residual_units, 3, padding="same", dtype=self.dtype_policy, name="conv3x3")
+    self.conv1x1 = keras.layers.Conv2D(hidden_units, 1, dtype=self.dtype_policy, name="conv1x1")
 
   def build(self, input_shape):
     self.conv3x3.build(input_shape)

@@ -13,7 +13,7 @@ from tfvq.ops.values import outside
 
 @keras.saving.register_keras_serializable("tfvq")
 class SpectralVQVAE(LikelihoodModel):
-  """Encoder, vector quantiser and conditioner; a linear map of the condition predicts the log-mel spectra.
+  """Encoder, quantiser and conditioner; a linear map of the condition predicts the log-mel spectra.
 
   A step of it costs a fiftieth of one with a WaveNet, so that codes can be learned before a decoder listens to them.
 
@@ -21,7 +21,7 @@ class SpectralVQVAE(LikelihoodModel):
 
   Args:
     encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D], or [B, T / hop, G, D] with G latents a frame.
-    quantizer: `tfvq.layers.VectorQuantizer` of dimension D.
+    quantizer: `tfvq.layers.Quantizer` of dimension D.
     conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
     hop_samples: Samples per frame.
     **kwargs: As for `keras.Model`.

@@ -80,7 +80,7 @@ class SpeechCodec:
       temperature: A scalar, or one for each band, lowest first.
     """
     model, codes = self.model, np.asarray(codes, np.int32)
-    check_values(tf.constant(codes), model.quantizer.num_embeddings, "Codes")
+    check_values(tf.constant(codes), model.quantizer.num_values, "Codes")
     check_values(tf.constant(speaker), model.spectral.num_speakers, "Speakers")
     batch_size, num_frames, *latents = codes.shape
     if not num_frames:

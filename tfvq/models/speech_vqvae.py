@@ -13,7 +13,7 @@ from tfvq.ops.values import check_values
 
 @keras.saving.register_keras_serializable("tfvq")
 class SpeechVQVAE(LikelihoodModel):
-  """Encoder, vector quantiser, and a WaveNet conditioned on codes and speaker, trained together.
+  """Encoder, quantiser, and a WaveNet conditioned on codes and speaker, trained together.
 
   A decoder this strong can learn to ignore its codes. So that one sees whether it does, the codes of some training
   clips are replaced by one learned vector, the null condition; `gain_nats` is what the codes are worth beside it.
@@ -25,7 +25,7 @@ class SpeechVQVAE(LikelihoodModel):
 
   Args:
     encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D], or [B, T / hop, G, D] with G latents a frame.
-    quantizer: `tfvq.layers.VectorQuantizer` of dimension D.
+    quantizer: `tfvq.layers.Quantizer` of dimension D.
     conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
     audio_values: `tfvq.layers.AudioValues`: what the decoder models.
     decoder: `tfvq.models.WaveNet` with `condition_dim` E, over these values.
@@ -82,8 +82,8 @@ class SpeechVQVAE(LikelihoodModel):
 
   @property
   def frame_shape(self) -> tuple[int, ...]:
-    """Shape of a frame's codes: (G,), or () if there is one."""
-    return self.encoder.output_shape[2:-1]
+    """Shape of a frame's codes: (G,) if it has G latents, then the quantiser's `code_shape`."""
+    return (*self.encoder.output_shape[2:-1], *self.quantizer.code_shape)
 
   @property
   def steps_per_frame(self) -> int:
@@ -143,11 +143,11 @@ class SpeechVQVAE(LikelihoodModel):
     return {**results, "gain_nats": null_nats - results["nats_per_sample"]}
 
   def encode(self, audio) -> tf.Tensor:
-    """Codes of audio, float [B, T] -> int32 [B, T / hop_samples], or [B, T / hop_samples, G]."""
+    """Codes of audio, float [B, T] -> int32 [B, T / hop_samples, *frame_shape]."""
     return self.quantizer.encode(self.encoder(audio))
 
   def condition(self, codes, speaker) -> tf.Tensor:
-    """The decoder's local condition, int32 [B, F] or [B, F, G] and [B] -> float [B, F, E].
+    """The decoder's local condition, int32 [B, F, *frame_shape] and [B] -> float [B, F, E].
 
     Training leaves out `conditioner_context_frames` at either end: give so many more codes, and drop their frames.
     """
@@ -184,7 +184,7 @@ class SpeechVQVAE(LikelihoodModel):
     return self.encode_inside(tf.pad(audio, [[0, 0], [self.encoder_context_frames * self.hop_samples] * 2]))
 
   def adapt(self, audio) -> None:
-    """Sets the codebook to the k-means centres of the encoder's output, and the levels of the bands."""
+    """Fits the quantiser to the encoder's output, by k-means if it has a codebook, and the levels of the bands."""
     self.audio_values.adapt(audio)
     self.quantizer.adapt(self.encoder(audio))
 

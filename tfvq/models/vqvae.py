@@ -1,7 +1,8 @@
 """The VQ-VAE: an autoencoder with discrete latents."""
 
+import math
+
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfvq.models.autoencoder import Autoencoder, Reconstruction
@@ -11,13 +12,13 @@ from tfvq.ops.precision import to_full_precision
 
 @keras.saving.register_keras_serializable("tfvq")
 class VQVAE(Autoencoder):
-  """Encoder, vector quantiser and decoder, trained together.
+  """Encoder, quantiser and decoder, trained together.
 
   Reference: arXiv 1711.00937, section 3 and eq. 3.
 
   Args:
     encoder: Keras model, data [B, ...] -> z_e, float [B, ..., D].
-    quantizer: `tfvq.layers.VectorQuantizer` of dimension D.
+    quantizer: `tfvq.layers.Quantizer` of dimension D.
     decoder: Keras model, z_q -> parameters of the output distribution.
     distribution: Output distribution, see `tfvq.models.output_distributions`.
     **kwargs: As for `keras.Model`.
@@ -54,15 +55,15 @@ class VQVAE(Autoencoder):
     parameters = for_any_batch(lambda z_q: self.decoder(z_q, training=training), z_q)
     parameters = to_full_precision(parameters)
     # The prior is uniform while the autoencoder trains: log K for each of a datum's codes.
-    latent_nats = np.prod(self.encoder.output_shape[1:-1]) * np.log(self.quantizer.num_embeddings)
+    latent_nats = math.prod(self.encoder.output_shape[1:-1]) * self.quantizer.bits * math.log(2)
     return Reconstruction(parameters, tf.fill([tf.shape(x)[0]], tf.constant(latent_nats, parameters.dtype)))
 
   def encode(self, x) -> tf.Tensor:
-    """Codes of data, int32 [B, ...]."""
+    """Codes of data, int32 [B, ..., *quantizer.code_shape]."""
     return self.quantizer.encode(self.encoder(x))
 
   def decode(self, codes) -> tf.Tensor:
-    """Data from codes, int32 [B, ...] -> float, mostly in 0..255, not rounded."""
+    """Data from codes, int32 [B, ..., *quantizer.code_shape] -> float, mostly in 0..255, not rounded."""
     return self.distribution.mode(self.decoder(self.quantizer.decode(codes)))
 
   def reconstruct(self, x) -> tf.Tensor:
@@ -70,7 +71,7 @@ class VQVAE(Autoencoder):
     return self.decode(self.encode(x))
 
   def adapt(self, x) -> None:
-    """Sets the codebook to the k-means centres of the encoder's output for `x`; call it before training."""
+    """Fits the quantiser to the encoder's output for `x`, by k-means if it has a codebook; call it before training."""
     self.quantizer.adapt(self.encoder(x))
 
   def get_config(self):

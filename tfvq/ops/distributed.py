@@ -1,25 +1,25 @@
-"""Sums over the replicas of a `tf.distribute` strategy, without effect where there is one replica."""
+"""Sums over the replicas of a `tf.distribute` strategy; with one replica they have no effect."""
 
 import tensorflow as tf
 
 
 def num_replicas() -> int:
-  """Replicas that run this code in step."""
+  """Number of replicas in sync that run this code."""
   context = tf.distribute.get_replica_context()
   return 1 if context is None else context.num_replicas_in_sync
 
 
 def share_of_loss(loss: tf.Tensor, num_examples: tf.Tensor, training: bool = True) -> tf.Tensor:
-  """A replica's mean loss as its share of the global batch's: Keras adds up the gradients of all replicas.
+  """Weights a replica's mean loss by its part of the global batch, because Keras sums the gradients of all replicas.
 
   Args:
     loss: Mean over this replica's examples, float scalar.
-    num_examples: How many they are, float scalar; replicas may have different numbers, or none.
+    num_examples: Number of these examples, float scalar; it may differ between replicas, and may be zero.
     training: Whether the gradient is needed.
 
   Returns:
-    The loss divided by the number of replicas, by which Keras's own metric multiplies it again. Its gradient is
-    weighted by the replica's share of the examples.
+    The loss divided by the number of replicas; Keras's loss metric multiplies by that number. The gradient is weighted
+    by the fraction of all examples that this replica has.
   """
   if num_replicas() == 1:
     return loss
@@ -38,7 +38,7 @@ def replica_seed(generator) -> tf.Tensor:
 
 
 def one_hot_replica(value: tf.Tensor) -> tf.Tensor:
-  """A scalar at this replica's place in a vector of zeros [num_replicas]; summed over replicas it holds every one's."""
+  """A vector [num_replicas] with a scalar at this replica's index; the sum over replicas has the scalars of all."""
   if num_replicas() == 1:
     return value[tf.newaxis]
   replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -53,7 +53,7 @@ def replica_id() -> tf.Tensor | int:
 def sum_over_replicas(*values: tf.Tensor) -> list[tf.Tensor]:
   """Sums of tensors of one dtype over all replicas, the same on each.
 
-  All go into one reduction: separate ones may start in another order on each replica, and then never meet.
+  They are summed in one reduction: separate ones might start in a different order on each replica, and deadlock.
   """
   if num_replicas() == 1:
     return list(values)
@@ -65,7 +65,7 @@ def sum_over_replicas(*values: tf.Tensor) -> list[tf.Tensor]:
 def _sum_over_replicas(value):
   context = tf.distribute.get_replica_context()
   if isinstance(context.strategy, tf.distribute.MirroredStrategy) and "CPU" in str(context.devices):
-    # On one of the devices: collective operations of two strategies in one process take each other's keys.
+    # Reduces on one device: collective operations of two strategies in one process would use the same keys.
     reduce = lambda strategy, values: strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, values, values)
     return context.merge_call(reduce, args=(value,))
   return context.all_reduce(tf.distribute.ReduceOp.SUM, value)

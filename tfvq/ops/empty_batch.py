@@ -1,4 +1,4 @@
-"""Networks on batches that may be empty, as a replica's share of a last batch is."""
+"""Runs networks on batches that may be empty, such as a replica's part of a small last batch."""
 
 import tensorflow as tf
 
@@ -6,11 +6,11 @@ import tensorflow as tf
 def for_any_batch(network, *inputs):
   """Runs a network on a batch that may be empty.
 
-  TensorFlow's convolutions with oneDNN give an empty batch the wrong shape: such a batch is run as one example of
-  zeros, whose output is dropped.
+  TensorFlow's oneDNN convolutions return a wrong shape for an empty batch. An empty batch is therefore replaced by one
+  example of zeros, whose output is dropped.
 
   Args:
-    network: Function of `inputs`, each example by itself.
+    network: Function of `inputs` that treats each example independently.
     *inputs: Tensors [B, ...], or None.
 
   Returns:

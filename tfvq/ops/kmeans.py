@@ -1,4 +1,4 @@
-"""k-means, for codebooks that start where the data is."""
+"""k-means, to initialise codebooks from data."""
 
 import tensorflow as tf
 
@@ -17,7 +17,7 @@ def _lloyd_step(vectors, centres, spare):
 
 
 def kmeans(vectors: tf.Tensor, num_centres: int, num_iterations: int = 10, seed: int = 0) -> tf.Tensor:
-  """Centres of k-means by Lloyd's algorithm, begun at random vectors.
+  """Runs Lloyd's algorithm for k-means, starting from random vectors.
 
   Args:
     vectors: Float [N, D]; those that are not finite are left out. With fewer vectors than centres, some centres

@@ -1,4 +1,4 @@
-"""How loud speech is, and where in a recording there is any."""
+"""Loudness of speech, and detection of silence."""
 
 import numpy as np
 
@@ -6,28 +6,28 @@ import numpy as np
 LEVEL = 0.08
 FRAME_SAMPLES = 160  # over which power is measured: 10 ms at 16 kHz
 
-_SILENCE = 1e-4  # power of silence beside that of the loud frames
-_LEAST_POWER = 1e-9
+_SILENCE = 1e-4  # power of silence relative to that of the loud frames
+_MIN_POWER = 1e-9
 
 
 def frame_powers(audio) -> np.ndarray:
-  """Mean squares of frames, float [T] -> float64 [ceil(T / 160)], the last one filled up with zeros."""
+  """Mean squares of frames, float [T] -> float64 [ceil(T / 160)]; the last frame is padded with zeros."""
   frames = np.pad(audio, [0, -len(audio) % FRAME_SAMPLES]).reshape(-1, FRAME_SAMPLES)
   return np.mean(frames.astype(np.float64) ** 2, axis=1)
 
 
 def is_sounding(powers) -> np.ndarray:
-  """Which frames of a recording are no silence, by their powers [N] -> bool [N].
+  """Detects the frames of a recording that are not silence, powers [N] -> bool [N].
 
-  They are within 40 dB of the 95th percentile of the powers, or, where that is higher, of a tenth of the loudest.
+  They are within 40 dB of the 95th percentile of the powers, or of a tenth of the highest power if that is larger.
   """
   if not len(powers):
     return np.zeros(0, bool)
   loud = max(np.percentile(powers, 95), np.max(powers) / 10)
-  return powers > max(loud * _SILENCE, _LEAST_POWER)
+  return powers > max(loud * _SILENCE, _MIN_POWER)
 
 
 def gain_to_level(powers) -> float:
-  """What a recording is to be multiplied by to have `LEVEL`, by the powers of its frames; 1 if it is silent."""
+  """The gain that brings a recording to `LEVEL`, from the powers of its frames [N]; 1 for silence."""
   sounding = powers[is_sounding(powers)]
   return float(LEVEL / np.sqrt(np.mean(sounding))) if len(sounding) else 1.0

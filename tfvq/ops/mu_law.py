@@ -22,10 +22,10 @@ def mu_law_decode(values, num_values: int = 256) -> tf.Tensor:
 
 
 def compress(x) -> tf.Tensor:
-  """The companding itself, float [...] in -1..1 -> the same."""
+  """Mu-law companding, float [...] in -1..1 -> float [...] in -1..1."""
   return tf.sign(x) * tf.math.log(1 + _MU * tf.abs(x)) / np.log1p(_MU)  # ONNX has no log1p
 
 
 def expand(x) -> tf.Tensor:
-  """The inverse of `compress`, float [...] in -1..1 -> the same."""
+  """The inverse of `compress`, float [...] in -1..1 -> float [...] in -1..1."""
   return tf.sign(x) * (tf.exp(tf.abs(x) * np.log1p(_MU)) - 1) / _MU

@@ -5,16 +5,16 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# Size of one float32 table of scores, and its codes. Some tables fit the last-level cache of a server core complex
-# together, and they bound the memory of a search in a codebook of any size.
+# Size of one float32 table of scores, and its number of codes. Several tables fit into the last-level cache of a server
+# CPU, and the size bounds the memory of a search in a codebook of any size.
 _TABLE_BYTES = 8 * 2**20
 _TABLE_CODES = 2048
 
-# The best code is found in its group first: a maximum within groups is several times as fast as one argmax.
+# The search finds the best group first: maxima of groups are several times as fast as one argmax over all codes.
 _GROUP = 32
 
-# Close calls are settled in batches: exact distances to the codes with the best scores. A batch has at most this many
-# vectors, computes at most this many scores (one vector may need more), and compares this many codes for each vector.
+# Close calls are settled in batches, by exact distances to the codes with the best scores. A batch has at most this
+# many vectors and scores (one vector may need more scores), and compares this many codes for each vector.
 _SETTLED_ROWS = 64
 _SETTLED_SCORES = 2**20
 _CANDIDATES = 64
@@ -32,12 +32,12 @@ def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor, exact: bool = True) -> tf.
   Args:
     z_e: Float vectors, [..., D]; any leading dimensions, unknown or zero ones included.
     codebook: Float codebook, [K, D], K >= 1. A code that is not finite is never the nearest.
-    exact: Whether to settle close calls and to mark vectors that are not finite. Graphs for devices do without: there,
-      a close call may go either way, and the code of a vector that is not finite is arbitrary.
+    exact: Whether to settle close calls and to mark vectors that are not finite. Graphs for devices skip this: there, a
+      close call may go either way, and the code of a vector that is not finite is arbitrary.
 
   Returns:
-    Codes, int32 [...], in 0..K-1; of equally near codes the lowest; -1 for a vector that is not finite. All is computed
-    in float32, or in float64 if either argument is float64.
+    Codes, int32 [...], in 0..K-1: the lowest of equally near codes; -1 for a vector that is not finite. The computation
+    is in float32, or in float64 if either argument is float64.
   """
   z_e, codebook = tf.convert_to_tensor(z_e), tf.convert_to_tensor(codebook)
   dtype = tf.float64 if tf.float64 in (z_e.dtype, codebook.dtype) else tf.float32
@@ -54,8 +54,8 @@ def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor, exact: bool = True) -> tf.
     found = search(vectors)
   else:
     num_vectors = tf.shape(vectors)[0]
-    padding = (rows - num_vectors % rows) % rows  # ONNX has no other remainder of a negative number
-    # Padding is not finite: then it has no close calls to settle.
+    padding = (rows - num_vectors % rows) % rows  # in ONNX, a negative number has another remainder
+    # Padding with NaN: vectors that are not finite have no close calls to settle.
     vectors = tf.pad(vectors, [[0, padding], [0, 0]], constant_values=float("nan"))
     chunks = tf.reshape(vectors, [-1, rows, dim])
     # Two at a time in a graph: one is multiplied while another is searched.
@@ -77,15 +77,15 @@ def is_finite(vectors: tf.Tensor) -> tf.Tensor:
 class _Tables:
   """A codebook as matrices that turn vectors into scores, the higher the nearer.
 
-  argmin ||z - e||^2 = argmax z.e - ||e||^2 / 2, since ||z||^2 is the same for every code. The second term meets a one
-  at the end of z.
+  argmin ||z - e||^2 = argmax z.e - ||e||^2 / 2, since ||z||^2 is the same for every code. The second term is multiplied
+  by a one that is appended to z.
 
   Attributes:
-    codebook: The codebook, filled up with zeros to whole tables, [tables * table_codes, D].
+    codebook: The codebook, padded with zeros to whole tables, [tables * table_codes, D].
     centre: Where most codes are, [D], subtracted from vectors and codes: scores keep their digits far from zero.
     scores: [tables, D + 1, table_codes].
     longest: Norm of the longest centred code.
-    lowest: Score of what is never chosen: codes that are not finite, or that fill up the last table.
+    lowest: Score of codes that are never chosen: those that are not finite, and the padding of the last table.
   """
 
   def __init__(self, codebook):
@@ -110,7 +110,7 @@ class _Tables:
 
 
 def _centre(codebook, weights):
-  """A mean of the codes, [K, D] with weights [K, 1] -> [D], that a few codes far from all others hardly move."""
+  """A mean of the codes, [K, D] with weights [K, 1] -> [D], that is robust to outliers."""
   mean = tf.reduce_sum(weights * codebook, axis=0) / tf.maximum(tf.reduce_sum(weights), 1)
   squares = tf.reduce_sum(tf.square(codebook - mean), axis=-1, keepdims=True)
   weights = weights * tf.reduce_mean(squares) / (squares + 1e-6 * tf.reduce_mean(squares) + 1e-30)
@@ -135,7 +135,7 @@ def _search(vectors, tables, exact):
   def tolerance_of(scores):
     """Twice the rounding error of a score, given the best one; both are [N]."""
     distances = tf.sqrt(tf.maximum(squares - 2 * scores, 0))
-    # Only codes about as near as the best one matter. Their norms are below the sum of the other two sides.
+    # Only codes about as near as the best one matter. The triangle inequality bounds their norms.
     longest = tf.minimum(2 * (norms + distances), tables.longest)
     # The error grows like the square root of the number of terms.
     return 4 * _epsilon(vectors.dtype) * (vectors.shape[1] + 1) ** 0.5 * longest * (norms + longest / 2)
@@ -207,7 +207,7 @@ def _settle(vectors, tables, found):
     distances = tf.where(candidate_scores > tables.lowest / 2, distances, vectors.dtype.max)
     is_nearest = distances == tf.reduce_min(distances, axis=-1, keepdims=True)
     nearest = tf.reduce_min(tf.where(is_nearest, candidates, tf.int32.max), axis=-1)
-    # Additions, as TensorFlow Lite has no operation that sets some elements.
+    # Uses additions, because TensorFlow Lite cannot assign single elements.
     change = lambda values: tf.scatter_nd(rows[:, tf.newaxis], values, tf.shape(codes))
     return codes + change(is_open * (nearest - tf.gather(codes, rows))), is_close - change(is_open)
 

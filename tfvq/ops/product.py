@@ -1,4 +1,4 @@
-"""Matrix products whose factors may be of a lower precision while a model is trained."""
+"""Matrix products whose factors may have a lower precision during training."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ def product_precision(dtype: tf.DType | None) -> Iterator[None]:
 
 
 def as_factor(x) -> tf.Tensor:
-  """`x` in the precision of factors: to be called once on what several products share."""
+  """Casts `x` to the precision of factors; call it once on a factor of several products."""
   x = tf.convert_to_tensor(x)
   return x if _factors is None else tf.cast(x, _factors)
 
 
 def product(x, kernel, dtype: tf.DType) -> tf.Tensor:
-  """The product x [..., C] @ kernel [C, D], [..., D] of type `dtype`, its factors as `product_precision` has them."""
+  """X [..., C] @ kernel [C, D] -> [..., D] of type `dtype`, with factors rounded as `product_precision` says."""
   x, kernel = as_factor(x), as_factor(tf.cast(kernel, dtype))
   multiplied = tf.matmul(x, kernel) if x.shape.rank == 2 else tf.tensordot(x, kernel, axes=1)
   return tf.cast(multiplied, dtype)

@@ -1,32 +1,30 @@
-"""Vector quantisation as pure functions, for layers, export and loops of one's own."""
+"""Vector quantisation as pure functions, for layers, export and custom training loops."""
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfvq.ops.distributed import num_replicas, sum_over_replicas
 from tfvq.ops.nearest_code import nearest_code
 
-
-class LatentLosses(NamedTuple):
-  """The two latent terms of eq. 3, scalars: means over all elements of z_e, zero for an empty batch."""
-
-  codebook: tf.Tensor  # ||sg[z_e] - e||^2, moves the codebook to the encoder's output
-  commitment: tf.Tensor  # ||z_e - sg[e]||^2, moves the encoder's output to the codebook
+GRADIENTS = ("straight_through", "rotation")
 
 
 class Quantized(NamedTuple):
-  """What `quantize` returns."""
+  """What `quantize` and the layers' `quantize_vectors` return."""
 
-  z_q: tf.Tensor  # [..., D], dtype of z_e; its gradient is copied straight through to z_e
-  codes: tf.Tensor  # int32 [...]; -1 where z_e is not finite
-  losses: LatentLosses
+  z_q: tf.Tensor  # [..., D], dtype of z_e
+  codes: tf.Tensor  # int32 [...], or [..., *code_shape] from a layer with several codes for a vector; -1: no code
+  losses: dict[str, tf.Tensor]  # scalars by name
 
 
-def quantize(z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None) -> Quantized:
-  """Replaces each vector by its nearest codebook vector, with the straight-through gradient.
+def quantize(
+  z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None, gradient: str = "straight_through"
+) -> Quantized:
+  """Replaces each vector by its nearest codebook vector, with a gradient as `with_gradient` has it.
 
-  A vector that is not finite has the code -1. It counts in no loss, its z_q is the first codebook vector, and no
-  gradient flows to it.
+  A vector that is not finite has the code -1. It is ignored in the losses, its z_q is the first codebook vector, and it
+  gets no gradient.
 
   Reference: arXiv 1711.00937, eq. 1-3.
   Deviation: the latent losses are means over all elements; the paper sums over D.
@@ -34,28 +32,64 @@ def quantize(z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None)
   Args:
     z_e: Encoder outputs, float [..., D].
     codebook: Float [K, D].
-    mask: Boolean, False at padded positions, which are quantised but count in no loss. Its shape is that of the codes,
-      or the leading dimensions of it.
+    mask: Boolean, False at padded positions, which are quantised but ignored in the losses. It has the shape of the
+      codes or of their leading dimensions.
+    gradient: As for `with_gradient`.
 
   Returns:
-    A `Quantized` (z_q, codes, losses).
+    A `Quantized` (z_q, codes, losses). Its losses are the latent terms of eq. 3, means over all elements of the global
+    batch that count, zero for an empty one: "codebook", ||sg[z_e] - e||^2, moves the codebook to the encoder's output;
+    "commitment", ||z_e - sg[e]||^2, moves the encoder's output to the codebook.
   """
   codes = nearest_code(tf.stop_gradient(z_e), tf.stop_gradient(codebook))
   finite = codes >= 0
   e = tf.gather(codebook, tf.maximum(codes, 0))
   z = tf.where(finite[..., tf.newaxis], tf.cast(z_e, e.dtype), tf.stop_gradient(e))
   counted = finite & expand_mask(mask, codes)
-  losses = LatentLosses(
-    codebook=_masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted),
-    commitment=_masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted),
-  )
-  # The codebook vector itself, to the bit: the difference is zero, and carries the gradient.
-  z_q = tf.stop_gradient(e) + (z - tf.stop_gradient(z))
-  return Quantized(tf.cast(z_q, z_e.dtype), codes, losses)
+  count = count_per_replica(counted, e.dtype)
+  losses = {
+    "codebook": masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted, count),
+    "commitment": masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted, count),
+  }
+  return Quantized(tf.cast(with_gradient(z, e, gradient), z_e.dtype), codes, losses)
+
+
+def with_gradient(z: tf.Tensor, e: tf.Tensor, gradient: str) -> tf.Tensor:
+  """Quantised vectors, to the bit, with a gradient to the vectors that they replace.
+
+  Args:
+    z: The vectors, float [..., D].
+    e: What replaces them, of the same shape and dtype; no gradient flows to it.
+    gradient: "straight_through": the gradient is copied. "rotation" (arXiv 2410.06424, section 4): e is |e| / |z| times
+      a rotation of z, both taken as constants, and the gradient is that of this linear map. Where z or e is zero, or
+      they point in opposite directions, no rotation is defined; terms that would divide by zero are left out.
+
+  Returns:
+    e, [..., D].
+  """
+  e = tf.stop_gradient(e)
+  if gradient == "rotation":
+    z = _rotated(z, tf.stop_gradient(z), e)
+  # The difference is zero, and carries the gradient.
+  return e + (z - tf.stop_gradient(z))
+
+
+def _rotated(vectors, z, e):
+  """The linear map that takes z to e by a rotation in their plane and a change of length, applied to `vectors`."""
+  z_unit, e_unit = unit_length(z), unit_length(e)
+  bisector = unit_length(z_unit + e_unit)
+  dot = lambda a, b: tf.reduce_sum(a * b, axis=-1, keepdims=True)
+  rotated = vectors - 2 * bisector * dot(bisector, vectors) + 2 * e_unit * dot(z_unit, vectors)
+  return tf.math.divide_no_nan(tf.norm(e, axis=-1, keepdims=True), tf.norm(z, axis=-1, keepdims=True)) * rotated
+
+
+def unit_length(vectors: tf.Tensor) -> tf.Tensor:
+  """Vectors divided by their norm, float [..., D]; those shorter than 1e-12 are divided by 1e-12."""
+  return vectors * tf.math.rsqrt(tf.maximum(tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True), 1e-24))
 
 
 def expand_mask(mask: tf.Tensor | None, codes: tf.Tensor) -> tf.Tensor:
-  """A mask with the shape of codes [...], True everywhere if it is None; missing last dimensions are filled up."""
+  """Broadcasts a mask along missing last dimensions to the shape of codes [...]; None gives True everywhere."""
   if mask is None:
     return tf.ones_like(codes, tf.bool)
   mask = tf.cast(mask, tf.bool)
@@ -63,7 +97,19 @@ def expand_mask(mask: tf.Tensor | None, codes: tf.Tensor) -> tf.Tensor:
   return tf.broadcast_to(mask, tf.shape(codes))
 
 
-def _masked_mean(values, mask):
-  """Mean over all elements of `values` [..., D] where `mask` [...] is True; zero if there are none."""
-  per_vector = tf.where(mask, tf.reduce_mean(values, axis=-1), 0)
-  return tf.math.divide_no_nan(tf.reduce_sum(per_vector), tf.reduce_sum(tf.cast(mask, values.dtype)))
+def count_per_replica(mask: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+  """How many vectors count, boolean [...] -> scalar: of all replicas together, divided by the number of replicas."""
+  (count,) = sum_over_replicas(tf.reduce_sum(tf.cast(mask, dtype)))
+  return count / num_replicas()
+
+
+def masked_mean(values: tf.Tensor, mask: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+  """Mean over all elements of values where they count; zero if none does.
+
+  Args:
+    values: Float [..., D].
+    mask: Boolean [...].
+    count: `count_per_replica(mask)`, so that the results of several replicas have as their mean that of the global
+      batch, however many of its vectors each has.
+  """
+  return tf.math.divide_no_nan(tf.reduce_sum(tf.where(mask, tf.reduce_mean(values, axis=-1), 0)), count)

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-CONTEXT_STEPS = 8  # band samples that a joined sample depends on, to either side
+CONTEXT_STEPS = 8  # band samples on either side that an audio sample depends on
 
 _KAISER_BETA = 9.0
 
@@ -19,7 +19,7 @@ def filter_bank(num_bands: int) -> tuple[np.ndarray, np.ndarray]:
   """Impulse responses of analysis and synthesis, float64 [16 num_bands - 1, num_bands] each, for 2 or more bands."""
   num_taps = 2 * CONTEXT_STEPS * num_bands - 1
   time = np.arange(num_taps) - num_taps // 2
-  cutoff = (0.566 + 0.008 / num_bands) / num_bands  # of the Nyquist frequency; where the round trip's error is least
+  cutoff = (0.566 + 0.008 / num_bands) / num_bands  # of the Nyquist frequency; minimises the round-trip error
   prototype = cutoff * np.sinc(cutoff * time) * np.kaiser(num_taps, _KAISER_BETA)
   band = np.arange(num_bands)
   angle = (2 * band + 1) * np.pi / (2 * num_bands) * time[:, np.newaxis]
@@ -31,7 +31,7 @@ def filter_bank(num_bands: int) -> tuple[np.ndarray, np.ndarray]:
 def split_into_bands(x, num_bands: int) -> tf.Tensor:
   """Audio, float [B, T] with T a multiple of `num_bands` -> sub-bands, [B, T / num_bands, num_bands], lowest first."""
   analysis, _ = filter_bank(num_bands)
-  # A convolution in TensorFlow does not turn its kernel round; the filters are short: no FFT is needed.
+  # TensorFlow's convolution does not reverse its kernel. The filters are too short for an FFT to be faster.
   kernel = tf.constant(analysis[::-1, np.newaxis], x.dtype)
   reach = len(analysis) // 2
   x = tf.pad(x, [[0, 0], [reach, reach - num_bands + 1]])
@@ -41,11 +41,11 @@ def split_into_bands(x, num_bands: int) -> tf.Tensor:
 def join_bands(bands) -> tf.Tensor:
   """Sub-bands, float [B, T / N, N] -> audio, [B, T].
 
-  The round trip's error lies 58 dB or more below the audio for two to sixteen bands.
+  The error of splitting and joining is at least 58 dB below the audio, for two to sixteen bands.
   """
   num_bands = bands.shape[-1]
   _, synthesis = filter_bank(num_bands)
-  # Each output sample is a product with the band samples around it: zero-stuffing without the zeros.
+  # Each output sample is a weighted sum of the band samples around it; upsampling would only add zeros.
   centre = len(synthesis) // 2
   kernel = np.zeros([2 * CONTEXT_STEPS + 1, num_bands, num_bands])  # [band time, band, phase of the output]
   for offset in range(-CONTEXT_STEPS, CONTEXT_STEPS + 1):

@@ -1,17 +1,18 @@
-"""The range of integer inputs."""
+"""Range checks of integer inputs."""
 
 import tensorflow as tf
 
 
 def check_values(values: tf.Tensor, num_values: int, name: str) -> None:
-  """Checks that integers are in their range, where that is cheap: in eager mode.
+  """Checks that integers are in their range, in eager mode only.
 
-  A compiled graph clips or wraps indices that are out of range, or gives NaN, without a word.
+  In a graph, an invalid label of a cross-entropy raises an `InvalidArgumentError` on a CPU, and gives NaN under XLA and
+  on a GPU. An invalid index of an embedding may be clipped or wrapped silently.
 
   Args:
     values: Integers [...]; a symbolic tensor is not checked.
     num_values: K, the number of values.
-    name: What the values are, in the plural; the error begins with it.
+    name: Plural noun for the values, with which the error begins.
 
   Raises:
     ValueError: A value is not in 0..K-1.

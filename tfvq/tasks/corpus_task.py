@@ -3,16 +3,20 @@
 import functools
 
 from tfvq import models
+from tfvq.configs.rules import Rules
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.speech_corpus import SPLITS, SpeechCorpus
 from tfvq.data.speech_preparation import prepare_corpus
-from tfvq.data.speech_sources import find_recordings
+from tfvq.data.speech_sources import SOURCES, find_recordings
+from tfvq.errors import UserError
 from tfvq.layers import AudioValues, CategoricalHead, LogisticMixtureHead
-from tfvq.tasks.task import Task
+from tfvq.tasks.prior_task import PriorTask
 
 
-class CorpusTask(Task):
+class CorpusTask(PriorTask):
   """Systems whose data are recordings; the config's `data` is `tfvq.configs.common.speech_data`."""
+
+  rules = Rules(choices={"data.source": tuple(sorted(SOURCES))})
 
   @functools.cached_property
   def corpus(self) -> SpeechCorpus:
@@ -24,12 +28,26 @@ class CorpusTask(Task):
     return {"speakers": self.corpus.speakers, "seconds_of": {split: self.corpus.seconds(split) for split in SPLITS}}
 
   @property
-  def num_classes(self):
+  def num_speakers(self) -> int:
+    """Number of speakers of the corpus."""
     return len(self.corpus.speakers)
 
   def adapt_levels(self, audio_values: AudioValues) -> None:
     """Sets the levels by ten minutes from all over the training data."""
     audio_values.adapt(next(iter(self.corpus.train(600, SAMPLE_RATE_HZ, self.config.seed)))["audio"])
+
+
+def check_temperature(config, num_bands: int) -> None:
+  """Checks that the temperature of sub-bands is one value, or one for each.
+
+  Raises:
+    UserError: It is not.
+  """
+  if len(config.samples.temperature) not in (1, num_bands):
+    raise UserError(
+      f"config.samples.temperature has {len(config.samples.temperature)} values; give one, or one for each of the "
+      f"{num_bands} bands."
+    )
 
 
 def build_wavenet(config, num_values: int, num_variables: int, **arguments) -> models.WaveNet:

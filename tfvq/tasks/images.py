@@ -7,11 +7,18 @@ import tensorflow as tf
 import tqdm
 
 from tfvq import models
-from tfvq.data.image_sources import open_image_source
+from tfvq.configs.common import IMAGE_RULES
+from tfvq.configs.rules import Rules, require
+from tfvq.data.image_sources import SOURCES, open_image_source
+from tfvq.endpoints.image_signatures import image_signatures
+from tfvq.endpoints.images import image_endpoints
+from tfvq.endpoints.prior import pixelcnn_endpoints
 from tfvq.errors import UserError
-from tfvq.evaluation import figures, sections
-from tfvq.files import atomic_write
-from tfvq.tasks.task import AutoencoderTask, build_quantizer
+from tfvq.evaluation import sections
+from tfvq.evaluation.metrics import CODE_METRICS, Metric, bits_per_value, code_statistics, psnr_db, to_uint8
+from tfvq.files import atomic_write, sha256
+from tfvq.layers import build_quantizer
+from tfvq.tasks.autoencoder_task import AutoencoderTask, check_quantizer
 
 _BATCH_SIZE = 64  # for encoding and evaluation
 
@@ -19,14 +26,48 @@ _BATCH_SIZE = 64  # for encoding and evaluation
 class ImageTask(AutoencoderTask):
   """Image systems; the config has `data`, and `autoencoder`, `prior` or both."""
 
+  rules = IMAGE_RULES | Rules(choices={"data.source": tuple(sorted(SOURCES))})
+  metrics = (
+    Metric("reconstruction_psnr_db", "PSNR of reconstructions", "dB"),
+    Metric("autoencoder_bits_per_dim", "autoencoder, bound in bits/dim"),
+    *CODE_METRICS,
+    Metric("bits_per_dim", "bits/dim"),
+  )
+
+  @classmethod
+  def validate(cls, config):
+    require(config, "data.source", "data.image_size", "report")
+    super().validate(config)
+    if "autoencoder" not in config and "prior" not in config:
+      raise UserError("config.autoencoder and config.prior are missing; set at least one of them.")
+    if "autoencoder" in config:
+      require(config, "train.autoencoder")
+      check_quantizer(config.autoencoder)
+    if "prior" in config and ("autoencoder" not in config or config.autoencoder.bottleneck == "vq"):
+      require(config, "train.prior", "samples")
+    below = 90 if config.data.source == "photos" else 100  # of the photographs, a tenth is held out
+    if config.data.get("validation_percent", 0) >= below:
+      raise UserError(
+        f"config.data.validation_percent is {config.data.validation_percent}; it must be less than {below}, or "
+        "nothing is left to train on."
+      )
+    if "prior" in config and config.prior.kernel_size % 2 == 0:
+      raise UserError(f"config.prior.kernel_size is {config.prior.kernel_size}; it must be odd.")
+    if "autoencoder" in config:
+      stride = 2**config.autoencoder.num_downsamplings
+      if config.data.image_size % stride:
+        raise UserError(
+          f"config.data.image_size is {config.data.image_size}, which the encoder's total stride of {stride} "
+          "(2 ** config.autoencoder.num_downsamplings) does not divide."
+        )
+
   @property
-  def stages(self) -> tuple[str, ...]:
-    """The stages of this system, in order."""
-    if "autoencoder" not in self.config:
-      return ("data", "prior", "samples", "evaluation")
-    if "prior" not in self.config or self.config.autoencoder.bottleneck != "vq":
-      return ("data", "autoencoder", "evaluation")
-    return ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
+  def has_autoencoder(self):
+    return "autoencoder" in self.config
+
+  @property
+  def has_prior(self):
+    return "prior" in self.config and not (self.has_autoencoder and self.config.autoencoder.bottleneck != "vq")
 
   @functools.cached_property
   def source(self):
@@ -75,15 +116,15 @@ class ImageTask(AutoencoderTask):
       return models.VAE(encoder(2 * config.embedding_dim), decoder, distribution, seed=self.config.seed)
     if config.bottleneck == "vimco":
       return models.VIMCO(
-        encoder(config.num_embeddings),
+        encoder(config.quantizer.num_embeddings),
         decoder,
         distribution,
-        config.num_embeddings,
+        config.quantizer.num_embeddings,
         config.embedding_dim,
         num_samples=config.num_vimco_samples,
         seed=self.config.seed,
       )
-    quantizer = build_quantizer(config, self.config.seed)
+    quantizer = build_quantizer(config.quantizer, config.embedding_dim, self.config.seed)
     return models.VQVAE(encoder(config.embedding_dim), quantizer, decoder, distribution)
 
   def autoencoder_batches(self, batch_size, step):
@@ -103,8 +144,8 @@ class ImageTask(AutoencoderTask):
     batch = next(iter(self.source.train(256, seed=self.config.seed)))
     return models.FixedVarianceGaussian(float(np.var(batch["image"].numpy() / 127.5)))
 
-  def encode_splits(self, autoencoder):
-    encode = tf.function(autoencoder.encode, reduce_retracing=True)
+  def encode_splits(self):
+    encode = tf.function(self.autoencoder.encode, reduce_retracing=True)
     splits = {}
     for split in self.source.split_names:
       num_batches = -(-self.source.num_examples(split) // _BATCH_SIZE)
@@ -116,15 +157,17 @@ class ImageTask(AutoencoderTask):
           part["label"] = batch["label"].numpy()
         parts.append(part)
       splits[split] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return splits
+    num_values = {"codes": self.autoencoder.quantizer.num_values}
+    return splits, {**num_values, "label": self.num_classes} if self.num_classes else num_values
 
   @property
-  def num_classes(self):
+  def num_classes(self) -> int:
+    """Number of classes of the images; 0 if they have none."""
     return self.source.num_classes
 
-  def build_prior(self, manifest):
-    if manifest:
-      num_values, grid_shape = manifest["num_embeddings"], tuple(manifest["code_shape"])
+  def build_prior(self):
+    if self.has_codes:
+      num_values, grid_shape = self.num_code_values, tuple(self.manifest["features"]["codes"]["shape"])
     else:
       num_values, grid_shape = 256, self.image_shape
     config = self.config.prior
@@ -136,64 +179,86 @@ class ImageTask(AutoencoderTask):
       kernel_size=config.kernel_size,
       hidden_units=config.hidden_units,
       dropout=config.dropout,
-      ordinal=manifest is None,
+      ordinal=not self.has_codes,
       num_classes=self.num_classes if config.class_conditional else 0,
     )
 
-  def prior_batches(self, codes, batch_size, step):
-    source = codes or self.source
-    return source.train(batch_size, self.config.seed, step).map(self._prior_inputs)
+  @property
+  def _prior_source(self):
+    """What the prior models: codes, or images."""
+    return self.codes if self.has_codes else self.source
+
+  def prior_batches(self, batch_size, step):
+    return self._prior_source.train(batch_size, self.config.seed, step).map(self._prior_inputs)
 
   def _prior_inputs(self, batch):
     """A batch as the prior's `fit` takes it: values, or ((values, condition),)."""
     x = batch["codes"] if "codes" in batch else batch["image"]
     return ((x, batch["label"]),) if self.config.prior.class_conditional else x
 
-  def write_samples(self, run, folder):
-    prior, num = run.prior, self.config.samples.num
+  def write_samples(self, folder):
+    prior, num = self.prior, self.config.samples.num
     condition = None
     if self.config.prior.class_conditional:
       condition = tf.range(num, dtype=tf.int32) % prior.num_classes
     noise = models.gumbel_noise(self.config.seed, models.grid_noise_shape(prior, num))
     values = tf.function(models.sample_grid)(prior, noise, condition, self.config.samples.temperature)
-    images = figures.to_uint8(run.autoencoder.decode(values) if self.has_codes else values)
+    images = to_uint8(self.autoencoder.decode(values) if self.has_codes else values)
     with atomic_write(folder / "samples.npz") as temporary:
       np.savez(temporary, values=values, images=images)
     sections.save_image_grid(folder / "samples.png", images, num_columns=8)
 
-  def measure(self, run, split):
+  def measure(self, split):
     measured = {}
-    if "autoencoder" in self.stages:
+    if self.has_autoencoder:
       images = (batch["image"] for batch in self.source.batches(split, _BATCH_SIZE))
-      reconstruct = tf.function(run.autoencoder.reconstruct, reduce_retracing=True)
-      measured["reconstruction_psnr_db"] = figures.psnr_db(images, reconstruct)
-      if run.autoencoder.distribution.discrete:
-        run.autoencoder.compile()
+      reconstruct = tf.function(self.autoencoder.reconstruct, reduce_retracing=True)
+      measured["reconstruction_psnr_db"] = psnr_db(images, reconstruct)
+      if self.autoencoder.distribution.discrete:
+        self.autoencoder.compile()
         batches = self.source.batches(split, _BATCH_SIZE).map(lambda batch: batch["image"])
-        measured["autoencoder_bits_per_dim"] = run.autoencoder.evaluate(batches, verbose=0, return_dict=True)[
-          "bits_per_dim"
-        ]
+        results = self.autoencoder.evaluate(batches, verbose=0, return_dict=True)
+        measured["autoencoder_bits_per_dim"] = results["bits_per_dim"]
     if self.has_codes:
-      measured |= figures.code_statistics(run.codes.splits[split]["codes"], run.manifest["num_embeddings"])
-    if "prior" in self.stages:
-      values = run.codes or self.source
-      bits = figures.bits_per_value(run.prior, map(self._prior_inputs, values.batches(split, _BATCH_SIZE)))
-      measured["prior_bits_per_code" if self.has_codes else "bits_per_dim"] = bits
+      measured |= code_statistics(self.codes.splits[split]["codes"], self.num_code_values)
+    if self.has_prior:
+      batches = map(self._prior_inputs, self._prior_source.batches(split, _BATCH_SIZE))
+      name = "prior_bits_per_code" if self.has_codes else "bits_per_dim"
+      measured[name] = bits_per_value(self.prior, batches)
     return measured
 
-  def report_sections(self, run):
+  def report_sections(self):
     shown = []
-    if "autoencoder" in self.stages:
+    if self.has_autoencoder:
       for split in self.evaluation_splits:
         images = self.source.examples(split, self.config.report.num_images)
-        pairs = np.concatenate([images, figures.to_uint8(run.autoencoder.reconstruct(images))])
+        pairs = np.concatenate([images, to_uint8(self.autoencoder.reconstruct(images))])
         title = f"Originals (above) and reconstructions (below), {split.replace('_', ' ')}"
         shown.append(sections.image_section(title, pairs, len(images)))
-    if "prior" in self.stages:
-      with np.load(run.workdir.folder("samples") / "samples.npz") as samples:
+    if self.has_prior:
+      with np.load(self.workdir.folder("samples") / "samples.npz") as samples:
         title = f"Samples from the prior, temperature {self.config.samples.temperature}"
         shown.append(sections.image_section(title, samples["images"], 8))
     if self.has_codes:
-      codes = run.codes.splits["held_out"]["codes"]
-      shown.append(sections.usage_section(codes, run.manifest["num_embeddings"]))
+      shown.append(sections.usage_section(self.codes.splits["held_out"]["codes"], self.num_code_values))
     return shown
+
+  def device_endpoints(self):
+    return image_endpoints(self.autoencoder, self.source) if self.has_codes else []
+
+  def server_endpoints(self):
+    return pixelcnn_endpoints(self.prior, self.codes)
+
+  def signatures(self):
+    return image_signatures(self.autoencoder, self.prior, self.source)
+
+  def export_facts(self):
+    model = self.autoencoder
+    positions = model.encoder.output_shape[1:-1]
+    return {
+      "num_values": model.quantizer.num_values,
+      "autoencoder_sha256": sha256(self.exported_path),
+      "image_shape": list(self.image_shape),
+      "code_shape": [*positions, *model.quantizer.code_shape],
+      "bits_per_image": float(np.prod(positions) * model.quantizer.bits),
+    }

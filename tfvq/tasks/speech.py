@@ -1,4 +1,4 @@
-"""Speech: waveform -> codes -> waveform by a WaveNet that is told the speaker, and a WaveNet prior over the codes."""
+"""Speech: waveform -> codes -> waveform by a WaveNet conditioned on the speaker, and a WaveNet prior over the codes."""
 
 import collections
 import functools
@@ -8,22 +8,69 @@ import tensorflow as tf
 import tqdm
 
 from tfvq import models
+from tfvq.configs.common import SPEECH_RULES
+from tfvq.configs.rules import require
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
 from tfvq.data.speech_corpus import SPLITS
+from tfvq.endpoints.prior import wavenet_prior_endpoint
+from tfvq.endpoints.speech import codec_facts, speech_endpoints
+from tfvq.endpoints.speech_signatures import speech_signatures
 from tfvq.errors import UserError
-from tfvq.evaluation import figures, sections
-from tfvq.evaluation.speech_figures import likelihoods, nats_per_sample
-from tfvq.files import read_json
-from tfvq.layers import AudioValues
+from tfvq.evaluation import sections
+from tfvq.evaluation.metrics import CODE_METRICS, Metric, bits_per_value, code_statistics
+from tfvq.evaluation.speech_metrics import likelihoods, nats_per_sample
+from tfvq.files import read_json, sha256
+from tfvq.layers import AudioValues, build_quantizer
 from tfvq.models.speech_codec import SpeechCodec
-from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
-from tfvq.tasks.task import PrunableTask, build_quantizer
+from tfvq.tasks.autoencoder_task import check_quantizer
+from tfvq.tasks.corpus_task import CorpusTask, build_wavenet, check_temperature
+from tfvq.tasks.prunable_task import PRUNING_METRICS, PrunableTask
 
 
 class SpeechTask(CorpusTask, PrunableTask):
   """Speech systems; the config has `data`, `autoencoder` and `prior`."""
 
-  stages = ("data", "autoencoder", "codes", "prior", "samples", "evaluation")
+  rules = SPEECH_RULES | CorpusTask.rules
+  metrics = (
+    *CODE_METRICS,
+    Metric("kilobits_per_second", "bit rate", "kbit/s"),
+    Metric("nats_per_sample", "nats per sample, given the codes"),
+    Metric("gain_nats", "... more without codes"),
+    Metric("gain_over_shuffled_nats", "... more with shuffled codes"),
+    Metric("gain_of_speaker_nats", "... more with another speaker"),
+    *PRUNING_METRICS,
+  )
+
+  @classmethod
+  def validate(cls, config):
+    require(config, "data.source", "autoencoder.decoder", "prior.window_frames", "train.autoencoder", "train.prior")
+    require(config, "samples")
+    super().validate(config)
+    check_quantizer(config.autoencoder)
+    if "spectral" in config.train:
+      require(config, "train.unquantized")
+    if "prune" in config.train:
+      require(config, "pruning")
+      if config.train.prune.optimizer == "muon":
+        raise UserError("config.train.prune.optimizer is muon, which cannot prune; choose adam or pruning_muon.")
+    hop_samples = int(np.prod(config.autoencoder.strides))
+    if config.data.crop_samples % hop_samples:
+      raise UserError(
+        f"config.data.crop_samples is {config.data.crop_samples}; it must be a multiple of the {hop_samples} samples "
+        "per frame, which are the product of config.autoencoder.strides."
+      )
+    num_bands = config.autoencoder.decoder.num_bands
+    if hop_samples % num_bands:
+      raise UserError(
+        f"config.autoencoder.decoder.num_bands is {num_bands}; it must divide the {hop_samples} samples per frame, "
+        "which are the product of config.autoencoder.strides."
+      )
+    if config.autoencoder.voice_perturbation and config.autoencoder.encoder != "log_mel":
+      raise UserError(
+        f"config.autoencoder.voice_perturbation changes spectra, and config.autoencoder.encoder is "
+        f"{config.autoencoder.encoder}; choose the encoder log_mel, or set the perturbation to 0."
+      )
+    check_temperature(config, num_bands)
 
   @property
   def hop_samples(self) -> int:
@@ -32,7 +79,9 @@ class SpeechTask(CorpusTask, PrunableTask):
 
   @property
   def _num_latents(self):
-    return self.config.autoencoder.latents_per_position
+    """Codes of a frame."""
+    _, *frame_shape = self.manifest["features"]["codes"]["shape"]
+    return int(np.prod(frame_shape))
 
   def prepare_data(self):
     facts = super().prepare_data()
@@ -54,7 +103,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     return False
 
   def build_autoencoder(self):
-    model = build_speech_vqvae(self.config.autoencoder, self.num_classes, self.config.seed)
+    model = build_speech_vqvae(self.config.autoencoder, self.num_speakers, self.config.seed)
     if "spectral" in self.config.train:
       self.freeze_codes(model)
     return model
@@ -96,48 +145,45 @@ class SpeechTask(CorpusTask, PrunableTask):
   def freeze_codes(self, model, frozen=True):
     model.encoder.trainable = model.quantizer.trainable = not frozen
 
-  def with_decoder(self, model, decoder):
-    return model.with_decoder(decoder)
-
   def loss_nats(self, model):
     return nats_per_sample(model, self.corpus.clips("held_out"))
 
-  def encode_splits(self, autoencoder):
-    codec = SpeechCodec(autoencoder)
+  def encode_splits(self):
+    codec = SpeechCodec(self.autoencoder)
     splits = {}
     for split in SPLITS:
-      codes = {speaker: [] for speaker in range(self.num_classes)}
+      codes = {speaker: [] for speaker in range(self.num_speakers)}
       for clip in tqdm.tqdm(self.corpus.clips(split), desc=f"codes {split}", unit="clip", dynamic_ncols=True):
         codes[clip.speaker].append(codec.encode(clip.audio))
       window = self.config.prior.window_frames
       windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
-      labels = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
-      splits[split] = {"codes": np.concatenate(list(windows.values())), "label": np.concatenate(labels)}
-    return splits
+      speakers = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
+      splits[split] = {"codes": np.concatenate(list(windows.values())), "speaker": np.concatenate(speakers)}
+    return splits, {"codes": self.autoencoder.quantizer.num_values, "speaker": self.num_speakers}
 
-  def build_prior(self, manifest):
-    sizes = manifest["num_embeddings"], self._num_latents
-    return build_wavenet(self.config.prior, *sizes, ordinal=False, num_speakers=self.num_classes)
+  def build_prior(self):
+    sizes = self.num_code_values, self._num_latents
+    return build_wavenet(self.config.prior, *sizes, ordinal=False, num_speakers=self.num_speakers)
 
-  def prior_batches(self, codes, batch_size, step):
-    return codes.train(batch_size, self.config.seed, step).map(self._prior_inputs)
+  def prior_batches(self, batch_size, step):
+    return self.codes.train(batch_size, self.config.seed, step).map(self._prior_inputs)
 
   def _prior_inputs(self, batch):
     codes = tf.reshape(batch["codes"], [*tf.unstack(tf.shape(batch["codes"])[:2]), self._num_latents])
-    return ((codes, {"speaker": batch["label"]}),)
+    return ((codes, {"speaker": batch["speaker"]}),)
 
-  def write_samples(self, run, folder):
+  def write_samples(self, folder):
     """Writes speech from the prior, held-out recordings, what their codes give, and the same in other voices."""
-    codec = SpeechCodec(run.autoencoder)
+    codec = SpeechCodec(self.autoencoder)
     temperature = self.config.samples.temperature
-    for name, sound in self._prior_samples(run, codec).items():
+    for name, sound in self._prior_samples(codec).items():
       write_wav(folder / f"prior-{name}.wav", [sound])
     clips = self._shown_clips()
     num_samples = max(len(clip.audio) for clip in clips)
     audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in clips])
     codes = np.stack([codec.encode(sound) for sound in audio])
     speakers = np.array([clip.speaker for clip in clips])
-    others = (speakers + 1) % self.num_classes
+    others = (speakers + 1) % self.num_speakers
     voices = np.concatenate([speakers, others])
     spoken = codec.decode(np.concatenate([codes, codes]), voices, self.config.seed, temperature)
     for index, clip in enumerate(clips):
@@ -146,16 +192,16 @@ class SpeechTask(CorpusTask, PrunableTask):
       write_wav(folder / f"{index:02d}-reconstruction.wav", [spoken[index, :length]])
       write_wav(folder / f"{index:02d}-conversion.wav", [spoken[len(clips) + index, :length]])
 
-  def _prior_samples(self, run, codec):
+  def _prior_samples(self, codec):
     """Unconditional speech of each speaker in turn."""
     num = self.config.samples.num
-    speakers = np.arange(num, dtype=np.int32) % self.num_classes
-    noise_shape = models.sequence_noise_shape(run.prior, self.config.prior.window_frames, num)
+    speakers = np.arange(num, dtype=np.int32) % self.num_speakers
+    noise_shape = models.sequence_noise_shape(self.prior, self.config.prior.window_frames, num)
     sample = tf.function(models.sample_sequence, jit_compile=True)
     noise = models.gumbel_noise(self.config.seed, noise_shape, part=-1)  # the decoder's parts count from 0
     condition = {"speaker": tf.constant(speakers)}
-    codes = sample(run.prior, noise, condition, self.config.samples.prior_temperature).numpy()
-    codes = codes.reshape(*codes.shape[:2], *run.autoencoder.frame_shape)
+    codes = sample(self.prior, noise, condition, self.config.samples.prior_temperature).numpy()
+    codes = codes.reshape(*codes.shape[:2], *self.autoencoder.frame_shape)
     audio = codec.decode(codes, speakers, self.config.seed, self.config.samples.temperature)
     names = [f"{index:02d}-{self.corpus.speakers[speaker]}" for index, speaker in enumerate(speakers)]
     return dict(zip(names, audio, strict=True))
@@ -163,28 +209,27 @@ class SpeechTask(CorpusTask, PrunableTask):
   def _shown_clips(self):
     return self.corpus.clips_of_length("held_out", 3, self.config.samples.num)
 
-  def measure(self, run, split):
+  def measure(self, split):
     clips = self.corpus.clips(split)
-    measured = likelihoods(run.autoencoder, clips, self.num_classes)
-    measured |= figures.code_statistics(run.codes.splits[split]["codes"], run.manifest["num_embeddings"])
-    batches = run.codes.batches(split, self.config.train.prior.batch_size)
-    measured["prior_bits_per_code"] = figures.bits_per_value(run.prior, map(self._prior_inputs, batches))
-    bits_per_frame = self._num_latents * np.log2(run.manifest["num_embeddings"])
-    measured["kilobits_per_second"] = bits_per_frame * SAMPLE_RATE_HZ / self.hop_samples / 1000
+    measured = likelihoods(self.autoencoder, clips, self.num_speakers)
+    measured |= code_statistics(self.codes.splits[split]["codes"], self.num_code_values)
+    batches = self.codes.batches(split, self.config.train.prior.batch_size)
+    measured["prior_bits_per_code"] = bits_per_value(self.prior, map(self._prior_inputs, batches))
+    measured["kilobits_per_second"] = self._kilobits_per_second()
     return measured
 
-  def report_sections(self, run):
-    folder = run.workdir.folder("samples")
+  def report_sections(self):
+    folder = self.workdir.folder("samples")
     play = lambda path: sections.player(AudioReader(path).read())
     spoken = []
     for index, clip in enumerate(self._shown_clips()):
-      speaker, other = (self.corpus.speakers[(clip.speaker + shift) % self.num_classes] for shift in (0, 1))
+      speaker, other = (self.corpus.speakers[(clip.speaker + shift) % self.num_speakers] for shift in (0, 1))
       kinds = ("original", "reconstruction", "conversion")
       sounds = [play(folder / f"{index:02d}-{kind}.wav") for kind in kinds]
       spoken.append([f"{clip.name}, {speaker}", *sounds[:2], other, sounds[2]])
     samples = [[path.stem.removeprefix("prior-"), play(path)] for path in sorted(folder.glob("prior-*.wav"))]
-    quality = run.workdir.path / "quality.json"
-    tables = read_json(quality)["tables"] if quality.exists() else [_not_measured(run.workdir.path)]
+    quality = self.workdir.path / "quality.json"
+    tables = read_json(quality)["tables"] if quality.exists() else [_not_measured(self.workdir.path)]
     columns = ["recording not trained on", "original", "from its codes", "another voice", "in that voice"]
     return [
       sections.Section("Recordings through their codes", columns=columns, rows=spoken),
@@ -195,8 +240,42 @@ class SpeechTask(CorpusTask, PrunableTask):
         columns=["sample, speaker", "sound"],
         rows=samples,
       ),
-      sections.usage_section(run.codes.splits["held_out"]["codes"], run.manifest["num_embeddings"]),
+      sections.usage_section(self.codes.splits["held_out"]["codes"], self.num_code_values),
     ]
+
+  def _kilobits_per_second(self):
+    vectors_per_second = self.config.autoencoder.latents_per_position * SAMPLE_RATE_HZ / self.hop_samples
+    return float(vectors_per_second * self.autoencoder.quantizer.bits / 1000)
+
+  def device_endpoints(self):
+    return speech_endpoints(self.autoencoder, self.corpus)
+
+  def server_endpoints(self):
+    return [wavenet_prior_endpoint(self.prior, self.codes)]
+
+  def signatures(self):
+    return speech_signatures(self.autoencoder, self.prior, self.corpus, self.config.samples.temperature)
+
+  def export_facts(self):
+    model = self.autoencoder
+    codes_per_second = SAMPLE_RATE_HZ / model.hop_samples * int(np.prod(model.frame_shape))
+    return {
+      "num_values": model.quantizer.num_values,
+      "autoencoder_sha256": sha256(self.exported_path),
+      "sample_rate_hz": SAMPLE_RATE_HZ,
+      "hop_samples": model.hop_samples,
+      "frame_shape": list(model.frame_shape),
+      "codes_per_second": codes_per_second,
+      "kilobits_per_second": self._kilobits_per_second(),
+      "speakers": self.corpus.speakers,
+    }
+
+  def codec_facts(self):
+    facts = self.export_facts()
+    facts["num_embeddings"] = facts.pop("num_values")
+    for name in ("codes_per_second", "kilobits_per_second"):
+      del facts[name]
+    return {**facts, **codec_facts(self.autoencoder, self.config.samples.temperature)}
 
 
 def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.SpeechVQVAE:
@@ -216,7 +295,7 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
     )
   return models.SpeechVQVAE(
     encoder,
-    build_quantizer(config, seed),
+    build_quantizer(config.quantizer, config.embedding_dim, seed),
     models.conditioner(config.embedding_dim, num_speakers, config.condition_dim, config.condition_dilations, **latents),
     AudioValues(config.decoder.num_bands, config.decoder.num_values),
     build_wavenet(

@@ -1,126 +1,184 @@
-"""What a task is: all that differs between images, speech and WaveNets."""
+"""What a task is: all that one kind of system brings, from its data to what is exported of it."""
 
 import abc
-import pathlib
+import functools
+import time
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, Self
 
+import keras
+import tensorflow as tf
 from ml_collections import ConfigDict
 
-from tfvq.layers import VectorQuantizer
+from tfvq.configs.common import RUN_RULES
+from tfvq.configs.rules import Rules, check_fields
+from tfvq.endpoints.endpoint import Endpoint, Signature
+from tfvq.errors import UserError
+from tfvq.evaluation.metrics import Metric
+from tfvq.evaluation.sections import Section, curves_section
+from tfvq.files import read_json, write_json
+from tfvq.training.callbacks import read_curves
+from tfvq.training.report import write_report
+from tfvq.training.strategy import check_batch_size, make_strategy
+from tfvq.training.training import train
+from tfvq.training.workdir import Workdir
+
+
+class Stage(NamedTuple):
+  """A step of a system's work: reads its input from the workdir and writes its output there."""
+
+  name: str
+  run: Callable[[dict], None]  # takes a dict to which it adds facts worth keeping, such as "num_parameters"
+  reads: tuple[str, ...] = ()  # stages whose output it reads
+  trains: bool = False
+  optional: bool = False  # it runs only when it is named
 
 
 class Task(abc.ABC):
-  """Data, networks and conditions of a kind of system, and what is written and measured of it.
+  """One kind of system at work in a workdir.
 
-  A task's methods are called by the stages of a run, see `tfvq.training.stages`; `run` has the trained `autoencoder`
-  and `prior`, the `codes` with their `manifest` (both None where the prior models the data themselves) and the
-  `workdir`.
+  A subclass says what its stages are, what it measures, what its report shows and what is exported of it. Nothing
+  outside of its file knows of it: a config names the class in its field `task`, see `tfvq.tasks.find_task`.
 
   Args:
-    config: The config.
-    data_folder: Where collected data are kept.
+    config: The config, checked by `validate`.
+    workdir: Where everything is kept.
+    command: The command that made the run, for its report.
   """
 
-  def __init__(self, config: ConfigDict, data_folder: pathlib.Path):
+  rules: ClassVar[Rules] = Rules()
+  """Limits of the config's own fields; `tfvq.configs.common.RUN_RULES` apply as well."""
+
+  metrics: ClassVar[tuple[Metric, ...]] = ()
+  """What `measure` returns, with titles and units, in the order of the report."""
+
+  def __init__(self, config: ConfigDict, workdir: Workdir, command: str = ""):
     self.config = config
-    self.data_folder = data_folder
+    self.workdir = workdir
+    self.command = command
+
+  @classmethod
+  def validate(cls, config: ConfigDict) -> None:
+    """Checks a config of this kind of system; subclasses add what `rules` cannot say.
+
+    Raises:
+      UserError: A field is missing or has a value that cannot work; the message names the field.
+    """
+    check_fields(config, RUN_RULES | cls.rules)
 
   @property
   @abc.abstractmethod
-  def stages(self) -> tuple[str, ...]:
-    """The stages of this system, in order."""
-
-  @property
-  def extra_stages(self) -> tuple[str, ...]:
-    """Stages that run only when they are named."""
-    return ()
-
-  @property
-  def has_codes(self) -> bool:
-    """Whether the prior models codes, not data."""
-    return "codes" in self.stages
+  def stages(self) -> tuple[Stage, ...]:
+    """The stages of this system, in order; the last one is usually `evaluation_stage`."""
 
   @property
   def evaluation_splits(self) -> tuple[str, ...]:
     """Names of the splits to measure on; "held_out" is one of them."""
     return ("held_out",)
 
-  @property
   @abc.abstractmethod
-  def num_classes(self) -> int:
-    """Number of labels of the codes; 0 if they have none."""
+  def measure(self, split: str) -> dict[str, float]:
+    """Metrics of the trained models on a split."""
 
-  @abc.abstractmethod
-  def prepare_data(self) -> dict:
-    """Collects or fetches the data; returns facts worth keeping."""
+  def report_sections(self) -> list[Section]:
+    """What the report shows beside metrics and curves."""
+    return []
 
-  @abc.abstractmethod
-  def build_prior(self, manifest: dict | None):
-    """An untrained prior over the codes that a manifest describes, or over data if there is none."""
+  def device_endpoints(self) -> list[Endpoint]:
+    """Functions that devices need, exported to TFLite and ONNX; none if nothing is exported."""
+    return []
 
-  @abc.abstractmethod
-  def prior_batches(self, codes, batch_size: int, step: int):
-    """Endless training batches for the prior's `fit`, from a step on: a `tf.data.Dataset`."""
+  def server_endpoints(self) -> list[Endpoint]:
+    """Further functions that are exported to ONNX only."""
+    return []
 
-  @abc.abstractmethod
-  def write_samples(self, run, folder: pathlib.Path) -> None:
-    """Draws samples from the trained models and writes them into a folder."""
+  def signatures(self) -> dict[str, Signature]:
+    """The signatures of the SavedModel."""
+    return {}
 
-  @abc.abstractmethod
-  def measure(self, run, split: str) -> dict:
-    """Figures of the trained models on a split; their titles are in `tfvq.training.report`."""
+  def export_facts(self) -> dict:
+    """What export.json says about the models as a whole."""
+    return {}
 
-  @abc.abstractmethod
-  def report_sections(self, run) -> list:
-    """What the report shows beside figures and curves: `tfvq.evaluation.sections.Section`s."""
+  def codec_facts(self) -> dict | None:
+    """What codec.json says, if the TFLite files are a codec that `export.device` runs, else None."""
+    return None
 
+  def with_autoencoder(self, path) -> Self:
+    """The same task with another autoencoder, for export.
 
-class AutoencoderTask(Task):
-  """A task whose systems have the stages `autoencoder` and `codes`, or may have them."""
+    Raises:
+      UserError: The file does not fit, or this system has no autoencoder.
+    """
+    raise UserError(f"{self.workdir.path} has no autoencoder in whose place {path} could be exported.")
 
-  @abc.abstractmethod
-  def build_autoencoder(self):
-    """An untrained autoencoder, a Keras model."""
+  @functools.cached_property
+  def strategy(self) -> tf.distribute.Strategy:
+    """The distribution strategy of training.
 
-  @abc.abstractmethod
-  def autoencoder_batches(self, batch_size: int, step: int):
-    """Endless training batches for the autoencoder's `fit`, from a step on: a `tf.data.Dataset`."""
+    Raises:
+      UserError: There is no such device, or its replicas cannot share the batches of a stage.
+    """
+    strategy = make_strategy(self.config.strategy)
+    optional = [stage.name for stage in self.stages if stage.optional]
+    for name, settings in self.config.train.items():
+      if name not in optional:
+        check_batch_size(settings.batch_size, name, strategy)
+    return strategy
 
-  @abc.abstractmethod
-  def prepare_autoencoder(self, model, train_part) -> None:
-    """What is done before the first step; `train_part` as for `tfvq.training.training.train`."""
+  def train_model(self, name: str, build: Callable[[], keras.Model], batches, facts: dict, **options) -> keras.Model:
+    """Trains a model in the folder of a stage, by the settings `config.train[name]`.
 
-  @abc.abstractmethod
-  def encode_splits(self, autoencoder) -> dict:
-    """Codes and labels of every split, as `tfvq.data.codes.write_codes` takes them."""
+    Args:
+      name: The stage.
+      build: Makes the model.
+      batches: See `tfvq.training.training.train`.
+      facts: The stage's facts, to which seconds and number of parameters are added.
+      **options: Further arguments of `train`.
+    """
+    settings, folder = self.config.train[name], self.workdir.folder(name)
+    model, facts["seconds"] = train(build, batches, settings, folder, title=name, strategy=self.strategy, **options)
+    facts["num_parameters"] = model.count_params()
+    return model
 
+  def evaluation_stage(self, facts: dict) -> None:
+    """The stage `evaluation`: measures every split, writes metrics.json and the report."""
+    began_at = time.monotonic()
+    metrics = {split: self.measure(split) for split in self.evaluation_splits}
+    for stage in self.stages:
+      if self.workdir.is_done(stage.name):
+        metrics["held_out"] |= self.workdir.facts(stage.name).get("metrics", {})
+    facts["seconds"] = round(time.monotonic() - began_at, 2)
+    seconds = {**self.workdir.seconds(), "evaluation": facts["seconds"]}
+    # Metrics on held-out data stand at the top, those of other splits under the split's name.
+    write_json(self.workdir.path / "metrics.json", {**metrics.pop("held_out"), **metrics, "seconds": seconds})
+    self.write_report()
 
-class PrunableTask(AutoencoderTask):
-  """A task whose decoders can be pruned, if the config has settings for it."""
+  def add_metrics(self, metrics: dict[str, float]) -> None:
+    """Adds what an optional stage measured to the metrics and the report of a finished run."""
+    path = self.workdir.path / "metrics.json"
+    if path.exists():
+      write_json(path, {**read_json(path), **metrics})
+      self.write_report()
 
-  @property
-  def extra_stages(self):
-    return ("prune",) if "prune" in self.config.train else ()
+  def write_report(self) -> None:
+    """Writes report.html from metrics.json and what the stages wrote."""
+    write_report(
+      self.workdir,
+      self.metrics,
+      [*self.report_sections(), *self._curves()],
+      command=self.command,
+      config=self.config.to_json(indent=2),
+    )
 
-  @abc.abstractmethod
-  def freeze_codes(self, model, frozen: bool = True) -> None:
-    """Keeps the codes as they are in further training, or no longer."""
-
-  @abc.abstractmethod
-  def with_decoder(self, model, decoder):
-    """The same autoencoder with another decoder."""
-
-  @abc.abstractmethod
-  def loss_nats(self, model) -> float:
-    """The held-out loss of an autoencoder in nats, by which the pruned one is compared."""
-
-
-def build_quantizer(config: ConfigDict, seed: int) -> VectorQuantizer:
-  """The quantiser that an autoencoder's settings describe, see `tfvq.configs.common`."""
-  return VectorQuantizer(
-    config.num_embeddings,
-    config.embedding_dim,
-    commitment_cost=config.commitment_cost,
-    decay=config.decay if config.codebook_update == "moving_average" else None,
-    revival_threshold=config.revival_threshold,
-    seed=seed,
-  )
+  def _curves(self):
+    """The curves of every training, with those of the parts that were trained first."""
+    shown = []
+    for stage in self.stages:
+      if stage.trains and not stage.optional:
+        folder = self.workdir.folder(stage.name)
+        for path in sorted(folder.rglob("curves.csv"), key=lambda path: len(path.parts), reverse=True):
+          part = path.parent.relative_to(folder).name
+          title = f"Training of the {stage.name}" + (f", {part}" if part else "")
+          shown.append(curves_section(title, read_curves(path)))
+    return shown

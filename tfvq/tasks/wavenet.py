@@ -6,12 +6,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq import models
+from tfvq.configs.common import WAVENET_RULES
+from tfvq.configs.rules import require
 from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
-from tfvq.evaluation import figures, sections
+from tfvq.data.speech_sources import WITH_PHONES
+from tfvq.errors import UserError
+from tfvq.evaluation import sections
+from tfvq.evaluation.metrics import Metric, bits_per_value
 from tfvq.layers import AudioValues
 from tfvq.models.sampling import continue_sequence, sequence_start
 from tfvq.ops.loudness import FRAME_SAMPLES
-from tfvq.tasks.corpus_task import CorpusTask, build_wavenet
+from tfvq.tasks.corpus_task import CorpusTask, build_wavenet, check_temperature
 
 _MAX_MEASURED_SECONDS = 4  # of each recording
 
@@ -19,11 +24,34 @@ _MAX_MEASURED_SECONDS = 4  # of each recording
 class WaveNetTask(CorpusTask):
   """WaveNets of sound; the config has `data`, `phones` and `prior`, which is the WaveNet.
 
-  It is conditioned on the speaker where there are several, and if `phones` on what is said, as in text-to-speech: the
-  phone, the ones before and after it, how far it has come, and its length.
+  It is conditioned on the speaker where there are several, and with `phones` on what is said, as in text-to-speech: the
+  phone, the ones before and after it, how much of it is over, and its length.
   """
 
-  stages = ("data", "prior", "samples", "evaluation")
+  rules = WAVENET_RULES | CorpusTask.rules
+  metrics = (Metric("bits_per_sample", "bits per sample"),)
+
+  @classmethod
+  def validate(cls, config):
+    require(config, "data.source", "phones", "prior", "train.prior", "samples")
+    super().validate(config)
+    num_bands, crop_samples = config.prior.num_bands, config.data.crop_samples
+    if crop_samples % num_bands or FRAME_SAMPLES % num_bands:
+      raise UserError(
+        f"config.prior.num_bands is {num_bands}; it must divide both {FRAME_SAMPLES}, the samples of a frame, and "
+        f"config.data.crop_samples, which is {crop_samples}."
+      )
+    if config.phones and crop_samples % FRAME_SAMPLES:
+      raise UserError(
+        f"config.data.crop_samples is {crop_samples}; with config.phones it must be a multiple of {FRAME_SAMPLES}, the "
+        "samples per frame of the phones."
+      )
+    if config.phones and config.data.source not in WITH_PHONES:
+      raise UserError(
+        f"config.phones needs a source whose phones are known: config.data.source is {config.data.source}; choose one "
+        f"of {', '.join(WITH_PHONES)}, or set config.phones to False."
+      )
+    check_temperature(config, num_bands)
 
   @functools.cached_property
   def _levels(self) -> np.ndarray:
@@ -39,20 +67,17 @@ class WaveNetTask(CorpusTask):
     audio_values.levels.assign(self._levels)
     return audio_values
 
-  def build_prior(self, manifest):
-    del manifest
-    num_speakers = len(self.corpus.speakers)
+  def build_prior(self):
     return build_wavenet(
       self.config.prior,
       self.config.prior.num_values,
       self.config.prior.num_bands,
       condition_dim=3 * len(self.corpus.phones) + 2 if self.config.phones else 0,
-      num_speakers=num_speakers if num_speakers > 1 else 0,
+      num_speakers=self.num_speakers if self.num_speakers > 1 else 0,
       audio_values=self.audio_values,
     )
 
-  def prior_batches(self, codes, batch_size, step):
-    del codes
+  def prior_batches(self, batch_size, step):
     batches = self.corpus.train(
       batch_size,
       self.config.data.crop_samples,
@@ -70,7 +95,7 @@ class WaveNetTask(CorpusTask):
   def _condition(self, batch):
     """The condition of {"speaker": [B], "phones": [B, F, 5]}, as `WaveNet` takes it."""
     condition = {}
-    if len(self.corpus.speakers) > 1:
+    if self.num_speakers > 1:
       condition["speaker"] = batch["speaker"]
     if self.config.phones:
       phones = batch["phones"]
@@ -81,10 +106,10 @@ class WaveNetTask(CorpusTask):
       condition["local"] = tf.concat([names, position, length], axis=-1)
     return condition or None
 
-  def write_samples(self, run, folder):
+  def write_samples(self, folder):
     """Sound of each speaker in turn; from phones, what held-out recordings say."""
     num, seconds = self.config.samples.num, self.config.samples.seconds
-    batch = {"speaker": tf.range(num) % len(self.corpus.speakers)}
+    batch = {"speaker": tf.range(num) % self.num_speakers}
     names = [self.corpus.speakers[speaker] for speaker in batch["speaker"].numpy()]
     if self.config.phones:
       clips = self._spoken_clips()
@@ -96,7 +121,7 @@ class WaveNetTask(CorpusTask):
       seconds = num_frames * FRAME_SAMPLES / SAMPLE_RATE_HZ
     else:
       lengths = [int(seconds * SAMPLE_RATE_HZ)] * num
-    audio = self._sample(run.prior, self._condition(batch), len(names), seconds)
+    audio = self._sample(self.prior, self._condition(batch), len(names), seconds)
     for index, (name, sound, length) in enumerate(zip(names, audio, lengths, strict=True)):
       write_wav(folder / f"{index:02d}-{name.replace('/', '-')}.wav", [sound[:length]])
 
@@ -123,8 +148,8 @@ class WaveNetTask(CorpusTask):
       parts.append(tf.transpose(values, [1, 0, 2]))
     return model.audio_values.decode(tf.concat(parts, axis=1)).numpy()
 
-  def measure(self, run, split):
-    return {"bits_per_sample": figures.bits_per_value(run.prior, self._measured_inputs(run.prior, split))}
+  def measure(self, split):
+    return {"bits_per_sample": bits_per_value(self.prior, self._measured_inputs(self.prior, split))}
 
   def _measured_inputs(self, model, split):
     for clip in self.corpus.clips(split):
@@ -133,8 +158,8 @@ class WaveNetTask(CorpusTask):
       batch = {"speaker": tf.constant([clip.speaker]), "phones": tf.constant(clip.phones[np.newaxis, :num_frames])}
       yield self._inputs(model.audio_values(audio), batch)
 
-  def report_sections(self, run):
-    paths = sorted(run.workdir.folder("samples").glob("[0-9]*.wav"), key=lambda path: int(path.name.split("-")[0]))
+  def report_sections(self):
+    paths = sorted(self.workdir.folder("samples").glob("[0-9]*.wav"), key=lambda path: int(path.name.split("-")[0]))
     rows = [[path.stem, sections.player(AudioReader(path).read())] for path in paths]
     columns = ["sample", "sound"]
     if self.config.phones:

@@ -1,4 +1,4 @@
-"""What happens beside the training steps: checkpoints, curves, a progress bar, and a stop where the loss is lost."""
+"""Callbacks of training: checkpoints, curves, a progress bar, and an end when the loss is not finite."""
 
 import csv
 import time
@@ -12,15 +12,15 @@ from tfvq.files import atomic_write
 
 
 def steps_done(model: keras.Model) -> int:
-  """Steps that the model's optimiser has made."""
+  """Number of steps that the model's optimiser has done."""
   return int(np.array(model.optimizer.iterations))  # int() alone fails on the variables of a mirrored strategy
 
 
 class Checkpoint(keras.callbacks.Callback):
-  """Saves model and optimiser as one `.keras` file every so often, whole or not at all, and at the end.
+  """Saves model and optimiser in one `.keras` file, atomically, at intervals and at the end.
 
   Args:
-    path: The file; each checkpoint takes the place of the one before.
+    path: The file; each checkpoint replaces the previous one.
     seconds: Time between two checkpoints.
   """
 
@@ -45,12 +45,12 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class Curves(keras.callbacks.Callback):
-  """Writes the metrics over every so many steps to a CSV file: step, seconds spent training so far, and the metrics.
+  """Writes metrics over intervals of steps to a CSV file: step, seconds of training so far, and the metrics.
 
-  A metric without data leaves its field empty.
+  The field of a metric without data is empty.
 
   Args:
-    path: The file. Rows of steps after the one that training starts at are dropped: they will come again.
+    path: The file. Rows after the step at which training starts are dropped, because they will be written again.
     every_steps: Steps between two rows; the metrics are reset after each.
   """
 
@@ -81,7 +81,7 @@ class Curves(keras.callbacks.Callback):
       self._write_row()
 
   def _write_row(self):
-    # Not the logs, which are those of one step: they cannot leave out metrics without data, and replicas differ.
+    # Not the logs: these are of one step, include metrics without data, and differ between replicas.
     metrics = {name: float(value) for name, value in self.model.get_metrics_result().items()}
     self.rows.append({"step": steps_done(self.model), "seconds": self.seconds, **metrics})
     names = dict.fromkeys(name for row in self.rows for name in row)
@@ -109,12 +109,12 @@ def read_seconds(path) -> float:
 
 
 class ProgressBar(keras.callbacks.Callback):
-  """Shows steps, speed, time left and the latest metrics on one line.
+  """Shows the step, the speed, the time left and the latest metrics on one line.
 
   Args:
-    title: What is being trained.
-    num_steps: Steps in all, those of earlier runs included.
-    curves: Where the metrics come from.
+    title: Name of what is trained.
+    num_steps: Total number of steps, including those of earlier runs.
+    curves: Source of the metrics.
   """
 
   def __init__(self, title: str, num_steps: int, curves: Curves):
@@ -135,13 +135,13 @@ class ProgressBar(keras.callbacks.Callback):
       self._bar.set_postfix(latest, refresh=False)
 
   def close(self) -> None:
-    """Ends the line, so that what is printed next stands on a line of its own."""
+    """Ends the line, so that later output starts on a new one."""
     if self._bar is not None:
       self._bar.close()
 
 
-class StopAtLostLoss(keras.callbacks.Callback):
-  """Ends training with a clear sentence when the loss is no longer finite; put it before `Checkpoint`.
+class TerminateOnNonFiniteLoss(keras.callbacks.Callback):
+  """Ends training with a `UserError` when the loss is not finite; put it before `Checkpoint`.
 
   Args:
     checkpoint_path: The file of the last good checkpoint.

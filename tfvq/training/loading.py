@@ -1,4 +1,4 @@
-"""Trained models and weights read from files; an error names its cause, and never costs a file that is whole."""
+"""Loads trained models and weights; errors name the cause, and only a damaged file is to be deleted."""
 
 import contextlib
 import lzma
@@ -14,7 +14,7 @@ from tfvq.errors import UserError
 
 
 def load_model(path) -> keras.Model:
-  """Loads a whole model of this package from a `.keras` file, to compute in float32 whatever it was trained in.
+  """Loads a model of this package from a `.keras` file; it computes in float32, whatever it was trained in.
 
   Raises:
     UserError: There is no such file, it is damaged, it is not a model of this package, or memory is too small.
@@ -34,17 +34,17 @@ def load_weights(model: keras.Model, path) -> None:
     UserError: There is no such file, it is damaged, it does not fit the model, or memory is too small.
   """
   path = pathlib.Path(path)
-  with _reading(path, f"There are no weights {path}: restore the file from a copy, or name another one."):
+  with _reading(path, f"There is no file of weights {path}: restore it from a copy, or name another one."):
     model.load_weights(path)
 
 
 @contextlib.contextmanager
 def _reading(path, missing):
-  """Turns whatever goes wrong while a file is loaded into a `UserError`."""
+  """Turns every error while a file is loaded into a `UserError`."""
   try:
     if not path.is_file():
       raise UserError(missing)
-    with path.open("rb"):  # Keras does not tell a file that it may not read from one that is damaged
+    with path.open("rb"):  # Keras reports a file without read permission as damaged
       pass
     yield
   except UserError:
@@ -66,7 +66,7 @@ def _cause(path, error):
 
 
 def _damage(path):
-  """What is broken about a Keras file, which is a zip file; empty if every part has its checksum."""
+  """The damage of a Keras file, which is a zip file; empty if all checksums match."""
   try:
     with zipfile.ZipFile(path) as file:
       altered = file.testzip()

@@ -1,4 +1,4 @@
-"""Muon for networks of convolutions."""
+"""The Muon optimiser for convolutional networks."""
 
 import keras
 from keras import ops
@@ -8,8 +8,8 @@ from keras import ops
 class ConvMuon(keras.optimizers.Muon):
   """`keras.optimizers.Muon`, which orthogonalises the updates of matrices, for convolution kernels too.
 
-  A kernel [height, width, C_in, C_out] is taken as the matrix [height width C_in, C_out] of the product that a
-  convolution is. Embeddings, and variables of fewer than two dimensions, are left to Adam as in the parent class.
+  A kernel [height, width, C_in, C_out] is treated as a matrix [height width C_in, C_out]. As in the parent class, Adam
+  updates embeddings and variables of fewer than two dimensions.
   """
 
   def _should_use_adamw(self, variable):
@@ -17,7 +17,7 @@ class ConvMuon(keras.optimizers.Muon):
 
   def _muon_update_step(self, gradient, variable, lr, m):
     self.assign_add(m, ops.add(gradient, m * (self.momentum - 1)))
-    # The learning rate is float32, whatever the variable is.
+    # The learning rate is float32, whatever the dtype of the variable.
     matrix = ops.cast(ops.reshape(gradient + self.momentum * m, (-1, variable.shape[-1])), "float32")
     update = ops.cast(self.lr_adjust(lr * self.zeropower_via_newtonschulz5(matrix, self.ns_steps)), variable.dtype)
     self.assign_sub(variable, ops.reshape(update, variable.shape))
@@ -25,10 +25,10 @@ class ConvMuon(keras.optimizers.Muon):
 
 @keras.saving.register_keras_serializable("tfvq")
 class PruningMuon(ConvMuon):
-  """`ConvMuon` for a network that is being pruned: zeros of a matrix have no part in its updates.
+  """`ConvMuon` for a network that is being pruned: it ignores the gradients of weights that are zero.
 
-  With the gradients of what is pruned among them, orthogonal updates would hardly move what is kept. The running means
-  of the squared gradients are there too, see `second_moments`.
+  Otherwise the orthogonalised updates would hardly move the other weights. It also keeps running means of the squared
+  gradients, see `second_moments`.
   """
 
   def build(self, variables):

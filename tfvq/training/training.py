@@ -1,6 +1,5 @@
-"""One way to train every model: strategy, optimiser, resumption, callbacks."""
+"""One way to train every model: resumption, callbacks, errors."""
 
-import os
 import pathlib
 from collections.abc import Callable
 
@@ -11,60 +10,10 @@ from ml_collections import ConfigDict
 import tfvq.models  # noqa: F401  Keras loads a model whose classes are imported
 from tfvq.errors import UserError
 from tfvq.ops.product import product_precision
-from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, StopAtLostLoss, read_seconds, steps_done
+from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, TerminateOnNonFiniteLoss, read_seconds, steps_done
 from tfvq.training.loading import load_weights
-from tfvq.training.muon import ConvMuon, PruningMuon
-
-
-def make_strategy(name: str) -> tf.distribute.Strategy:
-  """The distribution strategy of that name, see `tfvq.configs.common.run_settings`.
-
-  Raises:
-    UserError: It is for TPUs, and there is none.
-  """
-  if name == "auto":
-    if tf.config.list_logical_devices("TPU"):
-      name = "tpu"
-    else:
-      name = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "default"
-  if name == "tpu":
-    try:
-      resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
-    except (ValueError, tf.errors.OpError) as error:
-      raise UserError(f"There is no TPU ({' '.join(str(error).split())}): set config.strategy to auto.") from error
-    return tf.distribute.TPUStrategy(resolver)
-  if name == "mirrored":
-    return tf.distribute.MirroredStrategy()
-  if name == "cores":
-    return _strategy_of_cores()
-  return tf.distribute.get_strategy()
-
-
-def _strategy_of_cores():
-  """A replica for each core of the CPU, on one thread: no operation waits for another thread to do its part of it.
-
-  It can be made only before TensorFlow has run anything.
-  """
-  num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  tf.config.threading.set_intra_op_parallelism_threads(1)
-  tf.config.threading.set_inter_op_parallelism_threads(num_cores)
-  (cpu,) = tf.config.list_physical_devices("CPU")
-  tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_cores)
-  return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
-
-
-def check_batch_size(batch_size: int, title: str, strategy: tf.distribute.Strategy) -> None:
-  """Checks that the replicas of a strategy can share the batches of a training.
-
-  Raises:
-    UserError: Their number does not divide `batch_size`.
-  """
-  num_replicas = strategy.num_replicas_in_sync
-  if batch_size % num_replicas:
-    raise UserError(
-      f"{num_replicas} replicas cannot share the batches of {batch_size} of {title!r}: set its batch_size to a "
-      f"multiple of {num_replicas}, or config.strategy to default."
-    )
+from tfvq.training.optimizers import make_optimizer
+from tfvq.training.strategy import check_batch_size
 
 
 def train(
@@ -124,7 +73,7 @@ def train(
     curves = Curves(folder / "curves.csv", settings.log_every_steps)
     checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
     progress = ProgressBar(title, settings.steps, curves)
-    callbacks = [*extra_callbacks(model), StopAtLostLoss(checkpoint_path), curves, checkpoint, progress]
+    callbacks = [*extra_callbacks(model), TerminateOnNonFiniteLoss(checkpoint_path), curves, checkpoint, progress]
     examples = batches(settings.batch_size, step)
     try:
       with product_precision(tf.bfloat16 if settings.bfloat16_products else None):
@@ -137,30 +86,3 @@ def train(
     finally:
       progress.close()
   return model, sum(read_seconds(path) for path in folder.rglob("curves.csv"))
-
-
-def make_optimizer(settings: ConfigDict) -> keras.optimizers.Optimizer:
-  """The optimiser and learning-rate schedule of `settings`."""
-  if settings.schedule == "cosine":
-    warmup_steps = min(settings.warmup_steps, settings.steps // 10)
-    learning_rate = keras.optimizers.schedules.CosineDecay(
-      initial_learning_rate=settings.learning_rate / 100,
-      warmup_target=settings.learning_rate,
-      warmup_steps=warmup_steps,
-      decay_steps=max(1, settings.steps - warmup_steps),
-      alpha=0.005,
-    )
-  else:
-    learning_rate = settings.learning_rate
-  clipnorm = settings.clipnorm or None
-  if settings.optimizer in ("muon", "pruning_muon"):
-    muon = ConvMuon if settings.optimizer == "muon" else PruningMuon
-    return muon(
-      learning_rate,
-      adam_lr_ratio=settings.adam_lr_ratio,
-      adam_beta_2=settings.beta_2,
-      weight_decay=0.0,
-      adam_weight_decay=0.0,
-      global_clipnorm=clipnorm,
-    )
-  return keras.optimizers.Adam(learning_rate, beta_2=settings.beta_2, global_clipnorm=clipnorm)

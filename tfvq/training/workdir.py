@@ -1,4 +1,4 @@
-"""The working directory: holds everything that a run makes, and records which stages are done."""
+"""The working directory: contains all files of a run, and records which stages are done."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ except ImportError:  # Windows
 from tfvq.errors import UserError
 from tfvq.files import read_json, write_json
 
-# Sections of the config that only these stages and later ones read: they may be changed until the stage begins.
+# Sections of the config that only these stages and later ones read: they may change until the stage begins.
 _READ_BY = {"pruning.": "prune", "train.prune.": "prune", "samples.": "samples"}
 
 
@@ -29,8 +29,8 @@ class Workdir:
     config: The resolved config, a plain dict.
 
   Raises:
-    UserError: The folder was made with another config, cannot be written, or its config has to be changed while another
-      process runs stages. Fields that are read only by a stage that has not begun may differ.
+    UserError: The folder was made with another config, cannot be written, or its config would change while another
+      process runs stages. Fields that only stages that have not begun read may differ.
   """
 
   def __init__(self, path, config: dict):
@@ -46,14 +46,14 @@ class Workdir:
     return self.path / stage
 
   def is_done(self, stage: str) -> bool:
-    """Whether a stage has ended well."""
+    """Whether a stage is finished."""
     return self._marker(stage).exists()
 
   def require(self, stage: str) -> pathlib.Path:
-    """The folder of a stage that must have ended well.
+    """The folder of a finished stage.
 
     Raises:
-      UserError: It has not.
+      UserError: The stage is not finished.
     """
     if not self.is_done(stage):
       raise UserError(f"{self.path} has no finished stage `{stage}`: run it first, with --stage={stage}.")
@@ -61,13 +61,13 @@ class Workdir:
 
   @contextlib.contextmanager
   def held(self):
-    """Keeps other processes from running stages until the block ends; may be nested.
+    """Locks the folder, so that no other process runs stages until the block ends; may be nested.
 
     Yields:
       This object.
 
     Raises:
-      UserError: Another process holds the folder, the folder cannot be written, or it got another config meanwhile.
+      UserError: Another process holds the lock, the folder cannot be written, or its config was changed meanwhile.
     """
     if self._is_held:
       yield self
@@ -83,10 +83,10 @@ class Workdir:
 
   @contextlib.contextmanager
   def running(self, stage: str):
-    """Holds the folder, and marks a stage as done, with its seconds, if the block succeeds.
+    """Locks the folder, and marks a stage as done, with its seconds, if the block succeeds.
 
     Yields:
-      A dict for what the stage wants to add to its marker; "seconds" in it replaces the time measured here.
+      A dict for facts that the stage adds to its marker; "seconds" in it replaces the time measured here.
 
     Raises:
       UserError: See `held`.
@@ -96,7 +96,7 @@ class Workdir:
     with self.held():
       try:
         self.folder(stage).mkdir(parents=True, exist_ok=True)
-        # They belong to a run that was killed; without a lock they may belong to one that still works.
+        # They were left by a run that was killed; without a lock, they may belong to a run that is active.
         for partial in self.folder(stage).rglob(".partial-*") if self._has_lock else ():
           partial.unlink()
       except OSError as error:
@@ -105,7 +105,7 @@ class Workdir:
       write_json(self._marker(stage), {"seconds": round(time.monotonic() - began_at, 2), **facts})
 
   def facts(self, stage: str) -> dict:
-    """What a finished stage wrote into its marker."""
+    """The facts that a finished stage wrote into its marker."""
     return read_json(self._marker(stage))
 
   def seconds(self) -> dict[str, float]:
@@ -129,8 +129,8 @@ class Workdir:
     begun = [name for name in differing if not self._may_change(name)]
     if begun:
       raise UserError(
-        f"{self.path} was made with another config ({', '.join(begun)}): choose another --workdir, or set the fields "
-        "back."
+        f"{self.path} was made with another config ({', '.join(begun)}): choose another --workdir, or reset these "
+        "fields."
       )
     return bool(differing)
 
@@ -178,7 +178,7 @@ def _lock(folder):
 
 
 def _write_holder(file, holder):
-  with contextlib.suppress(OSError):  # without the name, others learn only that the folder is in use
+  with contextlib.suppress(OSError):  # without it, other processes say only that the folder is in use
     file.seek(0)
     file.truncate()
     file.write(holder)

@@ -3,20 +3,20 @@
 import numpy as np
 import tensorflow as tf
 
-from .endpoint import LOOK_UP, Endpoint, floats, integers
+from tfvq.endpoints.endpoint import LOOK_UP, Endpoint, floats, integers
 
 # The first convolution of either network: its rounding in static int8 costs more than that of all others together.
 _FIRST = ".*stem.*"
 _EXAMPLES_PER_BATCH = 50
 
 
-def image_endpoints(run) -> list[Endpoint]:
+def image_endpoints(model, source) -> list[Endpoint]:
   """Encoder and decoder.
 
   Args:
-    run: `tfvq.training.stages.Run`.
+    model: A `tfvq.models.VQVAE`.
+    source: Data set to take examples from, see `tfvq.data.image_sources`.
   """
-  model, source = run.autoencoder, run.task.source
 
   def batches(split):
     for batch in source.batches(split, _EXAMPLES_PER_BATCH):
@@ -46,10 +46,10 @@ def image_endpoints(run) -> list[Endpoint]:
     Endpoint(
       "decoder",
       lambda codes: {"image": model.decode(codes)},
-      {"codes": integers(1, *model.encoder.output_shape[1:-1])},
+      {"codes": integers(1, *model.encoder.output_shape[1:-1], *model.quantizer.code_shape)},
       model,
       codes,
-      ranges={"codes": (0, model.quantizer.num_embeddings - 1)},
+      ranges={"codes": (0, int(np.max(model.quantizer.num_values)) - 1)},
       kept_in_float=(_FIRST,),
     ),
   ]

@@ -4,23 +4,30 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq import models
+from tfvq.endpoints.endpoint import Endpoint, floats, integers
+from tfvq.endpoints.wavenet import layer_inputs, step_endpoint, step_examples
 
-from .endpoint import Endpoint, floats, integers
-from .wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 
-
-def prior_endpoints(run) -> list[Endpoint]:
-  """The steps of generation: one per row and one per pixel for a PixelCNN, one per value for a WaveNet.
-
-  The state of a PixelCNN is the inputs "state_00", "state_01", ... and the outputs "next_state_00", ...; its first
-  value is zeros, or the output of "prior_start" for a class.
+def wavenet_prior_endpoint(prior: models.WaveNet, source) -> Endpoint:
+  """One step of the generation of codes by a WaveNet.
 
   Args:
-    run: `tfvq.training.stages.Run`.
+    prior: The prior.
+    source: Source of real codes with their speakers, to take examples from.
   """
-  prior = run.prior
-  if isinstance(prior, models.WaveNet):
-    return [step_endpoint(prior, lambda split: _prior_examples(prior, run.codes, split), name="prior_step")]
+  return step_endpoint(prior, lambda split: _wavenet_examples(prior, source, split), name="prior_step")
+
+
+def pixelcnn_endpoints(prior: models.PixelCNN, source) -> list[Endpoint]:
+  """The steps of the generation of codes by a PixelCNN: one per row and one per pixel.
+
+  The state is the inputs "state_00", "state_01", ... and the outputs "next_state_00", ...; its first value is zeros, or
+  the output of "prior_start" for a class.
+
+  Args:
+    prior: The prior.
+    source: Source of real codes, and of their labels if the prior is class-conditional, to take examples from.
+  """
   label = {"label": integers(1)} if prior.num_classes else {}
   start = prior.initial_state(1, tf.zeros([1], tf.int32) if label else None)
   names = [f"state_{index:02d}" for index in range(len(tf.nest.flatten(start)))]
@@ -60,7 +67,7 @@ def prior_endpoints(run) -> list[Endpoint]:
 
   def grids(split):
     """Real codes [1, H, W, G], and the states before their rows."""
-    for batch in run.codes.batches(split, 1):
+    for batch in source.batches(split, 1):
       codes = tf.reshape(batch["codes"], [1, *prior.grid_shape[:2], -1])
       yield codes.numpy(), _as_arrays(states_before_rows(codes, batch["label"] if label else None))
 
@@ -111,7 +118,7 @@ def prior_endpoints(run) -> list[Endpoint]:
     ),
   ]
   if label:
-    labels = lambda split: ({"label": batch["label"].numpy()} for batch in run.codes.batches(split, 1))
+    labels = lambda split: ({"label": batch["label"].numpy()} for batch in source.batches(split, 1))
     ranges = {"label": (0, prior.num_classes - 1)}
     endpoints.append(Endpoint("prior_start", begin, label, prior, labels, ranges))
   return endpoints
@@ -132,11 +139,11 @@ def _states_before(advance, start, num_steps):
   return tf.nest.map_structure(lambda first, rest: tf.concat([first[tf.newaxis], rest[:-1]], axis=0), start, after)
 
 
-def _prior_examples(prior, codes, split, num_steps=100):
+def _wavenet_examples(prior, source, split, num_steps=100):
   """Inputs of the step of a prior over codes of speech, teacher-forced on real codes."""
   temperature = np.ones([prior.head.num_variables], np.float32)
-  for number, batch in enumerate(codes.batches(split, 1)):
-    shares = prior.project_condition({"speaker": batch["label"]})
+  for number, batch in enumerate(source.batches(split, 1)):
+    shares = prior.project_condition({"speaker": batch["speaker"]})
     codes = tf.reshape(batch["codes"][0], [-1, prior.head.num_variables])[:num_steps]
     inputs = layer_inputs(prior, codes, shares)
     noise = models.gumbel_noise(0, (inputs.shape[1], 1, *prior.head.noise_shape), number).numpy()

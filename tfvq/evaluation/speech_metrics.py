@@ -1,23 +1,23 @@
-"""Figures of speech models, measured on recordings that no training has seen."""
+"""Metrics of speech models on recordings that were not trained on."""
 
 import numpy as np
 import tensorflow as tf
 import tqdm
 
-_MAX_SAMPLES = 2**15  # of a clip that are looked at
+_MAX_SAMPLES = 2**15  # used of each clip
 
 
 def nats_per_sample(model, clips) -> float:
-  """How unlikely the audio of clips is to a `SpeechVQVAE` that is given its codes and speakers.
+  """Negative log-likelihood of clips under a `SpeechVQVAE`, given their codes and speakers, in nats per sample.
 
-  Of each clip the first two seconds count.
+  It uses the first two seconds of each clip.
   """
   (nats,) = _mean_nats(model, clips, lambda z_q, speaker: [(z_q, speaker)])
   return nats
 
 
 def likelihoods(model, clips, num_speakers: int) -> dict[str, float]:
-  """What the codes are worth to the decoder, over the first two seconds of each clip.
+  """How much codes and speakers help the decoder, on the first two seconds of each clip.
 
   Args:
     model: A `SpeechVQVAE`.
@@ -25,9 +25,9 @@ def likelihoods(model, clips, num_speakers: int) -> dict[str, float]:
     num_speakers: Number of speakers.
 
   Returns:
-    `nats_per_sample` of the audio given its codes, and how much more it is with the codes shuffled in time
-    (`gain_over_shuffled_nats`), with another speaker (`gain_of_speaker_nats`; 0 if there is one only), and with the
-    null condition (`gain_nats`), where the model has learned one.
+    `nats_per_sample` of the audio given its codes, and by how much it rises with the codes shuffled in time
+    (`gain_over_shuffled_nats`), with another speaker (`gain_of_speaker_nats`; 0 if there is only one), and with the
+    null condition (`gain_nats`), if the model has learned one.
   """
   shuffler = np.random.default_rng(0)
   names = ["gain_over_shuffled_nats", "gain_of_speaker_nats", *(["gain_nats"] if model.null_rate else [])]
@@ -42,7 +42,7 @@ def likelihoods(model, clips, num_speakers: int) -> dict[str, float]:
 
 
 def _mean_nats(model, clips, cases):
-  """Nats per sample of clips for each of the pairs of codes and speaker that `cases` makes of a clip's own."""
+  """Nats per sample of clips, for each pair of codes and speaker that `cases` makes from those of a clip."""
   nats = tf.function(lambda audio, speaker, z_q: model.nats_per_sample(audio, speaker, z_q), reduce_retracing=True)
   totals, num_samples = 0, 0
   for clip in tqdm.tqdm(clips, desc="likelihood", unit="clip", dynamic_ncols=True):

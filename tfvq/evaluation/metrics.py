@@ -1,10 +1,36 @@
-"""Figures of models and codes, measured on data that no training has seen."""
+"""Metrics of models and codes, measured on data that no training has seen."""
 
 import lzma
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tqdm
+
+
+class Metric(NamedTuple):
+  """A metric in metrics.json, and how it is shown."""
+
+  name: str
+  title: str
+  unit: str = ""  # after the value; "%" shows a fraction as a percentage
+
+  def format(self, value) -> str:
+    """A value with its unit."""
+    if self.unit == "%":
+      return f"{100 * value:.1f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f} {self.unit}".rstrip()
+
+
+# What `code_statistics` returns, and what a prior makes of the codes.
+CODE_METRICS = (
+  Metric("codes_used_fraction", "codes in use", "%"),
+  Metric("perplexity", "perplexity of the codes"),
+  Metric("uniform_bits_per_code", "bits per code, uniform"),
+  Metric("order0_bits_per_code", "bits per code, order 0"),
+  Metric("xz_bits_per_code", "bits per code, xz -9"),
+  Metric("prior_bits_per_code", "bits per code, prior"),
+)
 
 
 def to_uint8(images) -> np.ndarray:
@@ -27,26 +53,26 @@ def psnr_db(batches, reconstruct) -> float:
   return float(10 * np.log10(255**2 / (squared_error / num_values)))
 
 
-def code_statistics(codes: np.ndarray, num_embeddings: int) -> dict[str, float]:
+def code_statistics(codes: np.ndarray, num_values: int) -> dict[str, float]:
   """What can be said of codes by themselves.
 
   Args:
     codes: Integers [N, ...] in 0..K-1.
-    num_embeddings: K.
+    num_values: K.
 
   Returns:
     `codes_used_fraction` (0..1), `perplexity` (1..K), and bits per code by three simple codings:
     `uniform_bits_per_code` (log2 K), `order0_bits_per_code` (the entropy of these codes' own histogram) and
     `xz_bits_per_code` (`xz -9` of the codes as uint16 in raster order).
   """
-  counts = np.bincount(codes.ravel(), minlength=num_embeddings)
+  counts = np.bincount(codes.ravel(), minlength=num_values)
   probabilities = counts[counts > 0] / codes.size
   entropy_bits = float(-np.sum(probabilities * np.log2(probabilities)))
   compressed = lzma.compress(codes.astype("<u2").tobytes(), preset=9)
   return {
     "codes_used_fraction": float(np.mean(counts > 0)),
     "perplexity": 2**entropy_bits,
-    "uniform_bits_per_code": float(np.log2(num_embeddings)),
+    "uniform_bits_per_code": float(np.log2(num_values)),
     "order0_bits_per_code": entropy_bits,
     "xz_bits_per_code": 8 * len(compressed) / codes.size,
   }

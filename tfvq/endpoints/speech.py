@@ -7,12 +7,11 @@ import tensorflow as tf
 
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tfvq.endpoints.endpoint import LOOK_UP, Endpoint, floats, integers
+from tfvq.endpoints.fast_wavenet import SpeechSteps
+from tfvq.endpoints.wavenet import layer_inputs, step_endpoint, step_examples
 from tfvq.models.speech_codec import SpeechCodec, shares_inside
 from tfvq.ops.subbands import CONTEXT_STEPS
-
-from .endpoint import LOOK_UP, Endpoint, floats, integers
-from .fast_wavenet import SpeechSteps
-from .wavenet_endpoints import layer_inputs, step_endpoint, step_examples
 
 ENCODER_FRAMES = 25  # frames per call of the encoder: 0.2 s at 125 frames a second
 CONDITION_FRAMES = 25
@@ -88,7 +87,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
       },
       model,
       codes,
-      ranges={"codes": (0, model.quantizer.num_embeddings - 1), "speaker": (0, len(corpus.speakers) - 1)},
+      ranges={"codes": (0, int(np.max(model.quantizer.num_values)) - 1), "speaker": (0, len(corpus.speakers) - 1)},
       kept_in_float16=_CONVOLUTIONS,
     ),
     step_endpoint(decoder, lambda split: _decoder_examples(model, corpus, codec, split)),
@@ -108,6 +107,29 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
 def synthesis_steps(model: models.SpeechVQVAE) -> int:
   """Steps per call of the synthesis: half as many as in a call of the condition, less the context."""
   return CONDITION_FRAMES * model.steps_per_frame // 2 - CONTEXT_STEPS
+
+
+def codec_facts(model: models.SpeechVQVAE, temperature) -> dict:
+  """What `export.device` needs to know about the files of a codec, beside what export.json says.
+
+  Args:
+    model: The model.
+    temperature: Of the decoder, one value or one for each band.
+  """
+  return {
+    "temperature": np.broadcast_to(temperature, [model.decoder.head.num_variables]).tolist(),
+    "encoder_context_frames": model.encoder_context_frames,
+    "encoder_frames": ENCODER_FRAMES,
+    "conditioner_context_frames": model.conditioner_context_frames,
+    "condition_frames": CONDITION_FRAMES,
+    "steps_per_frame": model.steps_per_frame,
+    "channels": model.decoder.channels,
+    "dilation_rates": list(model.decoder.dilation_rates),
+    "noise_shape": list(model.decoder.head.noise_shape),
+    "num_bands": model.audio_values.num_bands,
+    "synthesis_steps": synthesis_steps(model),
+    "synthesis_context": CONTEXT_STEPS,
+  }
 
 
 def _steps_endpoint(model, corpus, codec):

@@ -4,10 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq import models
-from tfvq.training.pruning import has_zero_blocks
-
-from .endpoint import Endpoint, floats
-from .fast_wavenet import WaveNetStep
+from tfvq.endpoints.endpoint import Endpoint, floats
+from tfvq.endpoints.fast_wavenet import WaveNetStep
+from tfvq.models.wavenet_pruning import has_zero_blocks
 
 # The block size of TFLite's sparse products, in inputs of one output, and the least share of zeros of each kernel: with
 # fewer the converter leaves a kernel dense, and XNNPACK's product of a dense int8 kernel beside sparse ones is wrong.

@@ -1,6 +1,6 @@
-"""A WaveNet's generation as graphs for phones: one step with the past kept by the caller, or several with a state.
+"""WaveNet generation as graphs for devices: one step, whose past the caller keeps, or several steps with a state.
 
-Reference: arXiv 1611.09482 (each layer remembers its last inputs).
+Reference: arXiv 1611.09482 (each layer caches its last inputs).
 """
 
 import tensorflow as tf
@@ -13,8 +13,8 @@ from tfvq.ops.gated import gated_activation
 class WaveNetStep:
   """One step of generation; the caller keeps the past.
 
-  The caller has a ring buffer for each layer, `dilation_rate` vectors long: at each step it passes the oldest vector
-  of every ring and overwrites it with the layer's new input.
+  The caller has a ring buffer of `dilation_rate` vectors for each layer. At each step it passes the oldest vector of
+  every ring and overwrites it with the layer's new input.
 
   Args:
     model: The model.
@@ -27,9 +27,9 @@ class WaveNetStep:
     """One step.
 
     Args:
-      x: The embedded values of the step before, float [1, C]; zeros in the first step.
-      past: For each layer its input of `dilation_rate` steps before, float [L, C]; zeros where there was none.
-      share: The condition's share of the pre-activations, float [1, 2 C L].
+      x: The embedded values of the previous step, float [1, C]; zeros in the first step.
+      past: The input of each layer `dilation_rate` steps before, float [L, C]; zeros before the first step.
+      share: The condition's term in the pre-activations of all layers, float [1, 2 C L].
       noise: Gumbel noise, float [1, *model.head.noise_shape].
       temperature: Float [G].
 
@@ -44,9 +44,9 @@ class WaveNetStep:
 
 
 class WaveNetSteps:
-  """Several steps of generation in one call; the past is kept in variables, one for each layer.
+  """Several steps of generation in one call; the past is in variables, one for each layer.
 
-  There are fewer calls, and the part of a layer's input that is known before the first step takes one product.
+  This takes fewer calls, and one matrix product for all of a layer's past inputs that are known before the first step.
 
   Args:
     model: The model.
@@ -71,7 +71,7 @@ class WaveNetSteps:
     """The next steps.
 
     Args:
-      share: The condition's share of the pre-activations in all of these steps, float [1, 2 C L].
+      share: The condition's term in the pre-activations of all layers, the same for these steps, float [1, 2 C L].
       noise: Gumbel noise, float [N, *model.head.noise_shape].
       temperature: Float [G].
 
@@ -98,13 +98,13 @@ class WaveNetSteps:
 
 
 class SpeechSteps:
-  """Several steps of a decoder of speech in one call, and their audio.
+  """Several steps of a speech decoder in one call, and their audio.
 
   Args:
     decoder: The decoder.
-    audio_values: The layer between audio and the decoder's values.
+    audio_values: The layer that converts between audio and the decoder's values.
     num_steps: N, steps per call.
-    context: Steps that a sample of audio depends on to either side; the audio is that many steps late.
+    context: Steps on either side that a sample of audio depends on; the audio is delayed by as many steps.
   """
 
   def __init__(self, decoder: WaveNet, audio_values: AudioValues, num_steps: int, context: int):
@@ -133,12 +133,12 @@ class SpeechSteps:
 
 
 class _Layer:
-  """One layer of a WaveNet during some steps.
+  """One layer of a WaveNet during several steps.
 
   Args:
     block: The `tfvq.layers.DilatedBlock`.
     past: Its last inputs, oldest first, [dilation_rate, C].
-    share: The condition's share, [1, 2C].
+    share: The condition's term in the pre-activations, [1, 2C].
     num_steps: Number of steps.
   """
 

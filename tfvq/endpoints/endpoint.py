@@ -1,4 +1,4 @@
-"""The unit of export: a function of a trained model, with its signature and real examples of its inputs."""
+"""The units of export: functions of trained models, with their signatures and real examples of their inputs."""
 
 import dataclasses
 import functools
@@ -14,6 +14,25 @@ LOOK_UP = ("MatMul.*", "concat.*")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Signature:
+  """A signature of a SavedModel.
+
+  Attributes:
+    function: Takes the inputs as keyword arguments, returns a dict of outputs.
+    inputs: A spec for each input; None stands for the batch and for lengths.
+    request: Real inputs, with which the SavedModel is compared and warmed up.
+    models: The models whose weights the function reads.
+    ranges: For each integer input that has one, its least and its greatest valid value.
+  """
+
+  function: Callable[..., dict[str, tf.Tensor]]
+  inputs: dict[str, tf.TensorSpec]
+  request: dict[str, np.ndarray]
+  models: tuple[keras.Model, ...]
+  ranges: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Endpoint:
   """A function of a trained model.
 
@@ -22,12 +41,12 @@ class Endpoint:
     function: Takes the inputs as keyword arguments, returns a dict of outputs.
     inputs: A spec for each input, with a fixed shape.
     model: The model whose weights the function reads.
-    examples: A function of a split that yields real inputs; if there is a state, in order from its beginning.
-    ranges: For each integer input that has one, its least and its greatest valid value. Others are not checked, and
-      give undefined outputs.
-    kept_in_float: Regular expressions for the names of tensors whose operations stay in float32: those where rounding
-      costs most for its size.
-    kept_in_float16: The same for operations that compute in float32 with float16 weights where others have int8 ones.
+    examples: A function of a split that yields real inputs; if there is a state, in order from its initial value.
+    ranges: The least and the greatest valid value of integer inputs. They are not checked: other values give undefined
+      outputs.
+    kept_in_float: Regular expressions for the names of tensors whose operations stay in float32: small ones where
+      rounding does most harm.
+    kept_in_float16: The same for operations with float16 weights, computed in float32, where others have int8 weights.
     sparse_modes: TFLite modes in which zero weights are left out of the file, see `tflite.write`.
     state: Variables that the function changes, all zeros at first; only TFLite files can have a state.
   """
@@ -44,7 +63,7 @@ class Endpoint:
   state: tuple[tf.Variable, ...] = ()
 
   def reset(self) -> dict[str, tf.Tensor]:
-    """Sets the state to zeros; the output is there because a TFLite signature needs one."""
+    """Sets the state to zeros; it has an output because a TFLite signature needs one."""
     for variable in self.state:
       variable.assign(tf.zeros(variable.shape))
     return {"done": tf.constant(True)}
@@ -64,9 +83,9 @@ class Endpoint:
     return self.graph().get_concrete_function(*self.specs)
 
   def some_examples(self, split: str, num: int) -> list[dict[str, np.ndarray]]:
-    """At most `num` examples: the first ones if there is a state, else spread over ten times as many.
+    """At most `num` examples: the first ones if there is a state, or else spread over ten times as many.
 
-    Neighbouring examples are much alike.
+    They are spread because neighbouring examples are similar.
     """
     if self.state:
       return list(itertools.islice(self.examples(split), num))

@@ -1,0 +1,1 @@
+"""What is exported of trained models: functions with their signatures and examples."""

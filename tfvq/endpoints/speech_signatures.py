@@ -1,0 +1,115 @@
+"""The signatures of a SavedModel of speech: encode, decode and sample."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfvq import models
+from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tfvq.endpoints.endpoint import Signature
+from tfvq.models.sampling import continue_sequence, gumbel_noise, sample_sequence, sequence_start
+from tfvq.models.speech_codec import shares_inside
+
+_FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
+
+
+def speech_signatures(model: models.SpeechVQVAE, prior: models.WaveNet, corpus, temperature) -> dict[str, Signature]:
+  """Signatures with open batch size and length.
+
+  Args:
+    model: The autoencoder.
+    prior: The prior over its codes.
+    corpus: `tfvq.data.speech_corpus.SpeechCorpus` to take a request from.
+    temperature: Of the decoder in that request, one value or one for each band.
+  """
+  num_bands = model.audio_values.num_bands
+  ranges = {"codes": (0, int(np.max(model.quantizer.num_values)) - 1), "speaker": (0, len(corpus.speakers) - 1)}
+
+  def encode(audio):
+    missing = -tf.shape(audio)[1] % model.hop_samples
+    return {"codes": model.encode_in_silence(tf.pad(audio, [[0, 0], [0, missing]]))}
+
+  def decode(codes, speaker, seed, temperature):
+    return {"audio": decode_speech(model, codes, speaker, seed, temperature)}
+
+  def sample(speaker, num_frames, prior_temperature, seed, temperature):
+    noise = gumbel_noise(seed, [num_frames, tf.shape(speaker)[0], *prior.head.noise_shape], part=-1)
+    codes = sample_sequence(prior, noise, {"speaker": speaker}, prior_temperature)
+    codes = tf.reshape(codes, [*tf.unstack(tf.shape(codes)[:2]), *model.frame_shape])
+    return {"codes": codes, "audio": decode_speech(model, codes, speaker, seed, temperature)}
+
+  drawn = {
+    "seed": tf.TensorSpec([], tf.int32, "seed"),
+    "temperature": tf.TensorSpec([num_bands], tf.float32, "temperature"),
+  }
+  speaker = tf.TensorSpec([None], tf.int32, "speaker")
+  clip = next(iter(corpus.clips("held_out")))
+  audio = clip.audio[np.newaxis, : SAMPLE_RATE_HZ // 2]
+  request = {
+    "speaker": np.array([clip.speaker], np.int32),
+    "seed": np.int32(0),
+    "temperature": np.broadcast_to(np.float32(temperature), [num_bands]),
+  }
+  return {
+    "encode": Signature(
+      encode, {"audio": tf.TensorSpec([None, None], tf.float32, "audio")}, {"audio": audio}, (model,)
+    ),
+    "decode": Signature(
+      decode,
+      {"codes": tf.TensorSpec([None, None, *model.frame_shape], tf.int32, "codes"), "speaker": speaker, **drawn},
+      {"codes": encode(audio)["codes"].numpy(), **request},
+      (model,),
+      ranges,
+    ),
+    "sample": Signature(
+      sample,
+      {
+        "speaker": speaker,
+        "num_frames": tf.TensorSpec([], tf.int32, "num_frames"),
+        "prior_temperature": tf.TensorSpec([], tf.float32, "prior_temperature"),
+        **drawn,
+      },
+      {"num_frames": np.int32(5), "prior_temperature": np.float32(1), **request},
+      (model, prior),
+      {"speaker": ranges["speaker"]},
+    ),
+  }
+
+
+def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) -> tf.Tensor:
+  """What `tfvq.models.speech_codec.SpeechCodec(model, frames_per_part=25).decode` gives, as a graph.
+
+  Args:
+    model: The model.
+    codes: Integers [B, F] or [B, F, G], B >= 1.
+    speaker: Integers [B].
+    seed: Integer scalar.
+    temperature: Float [G].
+
+  Returns:
+    Audio, float32 [B, F * hop_samples].
+  """
+  batch_size, num_frames = tf.shape(codes)[0], tf.shape(codes)[1]
+  # Of no codes a part is decoded too, and none of it kept.
+  codes = tf.pad(codes, [[0, 0], [0, tf.cast(num_frames == 0, tf.int32)], *[[0, 0]] * (codes.shape.rank - 2)])
+  num_parts = -(-tf.shape(codes)[1] // _FRAMES_PER_PART)
+  left_over = num_parts * _FRAMES_PER_PART - tf.shape(codes)[1]
+  first, last = codes[:, :1], codes[:, -1:]
+  context = model.conditioner_context_frames
+  filled = [tf.repeat(first, context, axis=1), codes, tf.repeat(last, left_over + context, axis=1)]
+  filled = tf.concat(filled, axis=1)
+  num_steps = _FRAMES_PER_PART * model.steps_per_frame
+  noise_shape = [num_steps, batch_size, *model.decoder.head.noise_shape]
+
+  def decode_part(part, state, before, values):
+    begin = part * _FRAMES_PER_PART
+    window = filled[:, begin : begin + _FRAMES_PER_PART + 2 * context]
+    shares = shares_inside(model, window, speaker)
+    noise = gumbel_noise(seed, noise_shape, part)
+    part_values, (state, before) = continue_sequence(model.decoder, (state, before), noise, shares, temperature)
+    return part + 1, state, before, values.write(part, part_values)
+
+  values = tf.TensorArray(tf.int32, num_parts, element_shape=[num_steps, None, model.audio_values.num_bands])
+  start = sequence_start(model.decoder, batch_size)
+  *_, values = tf.while_loop(lambda part, *_: part < num_parts, decode_part, (0, *start, values))
+  audio = model.audio_values.decode(tf.transpose(values.concat(), [1, 0, 2]))
+  return audio[:, : num_frames * model.hop_samples]

@@ -1,0 +1,180 @@
+"""Pruning of WaveNets: what is kept, and smaller networks without what is not.
+
+References: arXiv 1802.08435 (blocks of weights in recurrent vocoders).
+"""
+
+import functools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from tfvq.models.wavenet import WaveNet
+
+Mask = tuple[keras.Variable, np.ndarray]
+Importance = Callable[[keras.Variable], np.ndarray]  # of each weight of a variable, >= 0; 0 for a weight of 0
+
+
+def magnitude(variable: keras.Variable) -> np.ndarray:
+  """The importance of weights of which no gradients are known."""
+  return np.abs(np.array(variable))
+
+
+def masks_of(method: str, block_size: int) -> Callable[..., list[Mask]]:
+  """The function that chooses what is kept: `block_masks`, `channel_masks` or `layer_masks`."""
+  if method == "blocks":
+    return functools.partial(block_masks, block_size=block_size)
+  return {"channels": channel_masks, "layers": layer_masks}[method]
+
+
+def block_masks(
+  wavenet: WaveNet, sparsity: float, importance: Importance = magnitude, *, block_size: int
+) -> list[Mask]:
+  """Keeps the most important blocks of all kernels together.
+
+  Args:
+    wavenet: The network.
+    sparsity: Share of the blocks to prune, rounded down to whole blocks.
+    importance: Of the weights; that of a block is the norm of its weights'.
+    block_size: Inputs of one output that make a block.
+
+  Returns:
+    Kernels with masks of zeros and ones.
+  """
+  kernels = _kernels(wavenet)
+  norms = [_block_norms(importance(kernel), block_size) for kernel in kernels]
+  every = np.concatenate([found.ravel() for found in norms])
+  kept = np.split(_mask_of_lowest(every, int(sparsity * every.size)), np.cumsum([found.size for found in norms])[:-1])
+  return [
+    (kernel, np.repeat(mask.reshape(found.shape), block_size, axis=0)[: kernel.shape[0]])
+    for kernel, found, mask in zip(kernels, norms, kept, strict=True)
+  ]
+
+
+def has_zero_blocks(wavenet: WaveNet, block_size: int, least: float = 0.0) -> bool:
+  """Whether at least half the weights of all kernels are zero, and all zeros in blocks as `block_masks` makes them.
+
+  Each kernel by itself must have at least the share `least` of zeros. False where the inputs of a kernel are no
+  multiple of the block size.
+  """
+  num_zeros, num_weights = 0, 0
+  for kernel in _kernels(wavenet):
+    kernel = np.array(kernel)
+    if len(kernel) % block_size:
+      return False
+    in_blocks = np.repeat(_block_norms(kernel, block_size) == 0, block_size, axis=0)
+    if np.any((kernel == 0) & ~in_blocks) or in_blocks.mean() < least:
+      return False
+    num_zeros += np.count_nonzero(in_blocks)
+    num_weights += kernel.size
+  return num_zeros >= num_weights / 2
+
+
+def channel_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
+  """Keeps the strongest channels: of the residual stream over all layers, and as many gates of each layer."""
+  num_dead = min(wavenet.channels - 1, int(sparsity * wavenet.channels))
+  stream = _mask_of_lowest(_stream_norms(wavenet, importance), num_dead)
+  gates = [_mask_of_lowest(norms, num_dead) for norms in _gate_norms(wavenet, importance)]
+  masks = [(variable, stream) for variable in wavenet.embedding.variables]
+  for block, gate in zip(wavenet.blocks, gates, strict=True):
+    if not block.last:
+      masks += [(block.residual.kernel, gate[:, np.newaxis] * stream), (block.residual.bias, stream)]
+  return [*masks, (wavenet.head.hidden.kernel, np.concatenate(gates)[:, np.newaxis])]
+
+
+def layer_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
+  """Keeps the layers that weigh most in what follows them."""
+  norms = np.array([np.linalg.norm(norms) for norms in _gate_norms(wavenet, importance)])
+  kept = _mask_of_lowest(norms, min(len(norms) - 1, int(sparsity * len(norms))))
+  masks = [
+    (variable, keep)
+    for block, keep in zip(wavenet.blocks, kept, strict=True)
+    if not block.last
+    for variable in block.residual.variables
+  ]
+  return [*masks, (wavenet.head.hidden.kernel, np.repeat(kept, wavenet.channels)[:, np.newaxis])]
+
+
+def remove_pruned(wavenet: WaveNet) -> WaveNet:
+  """A smaller network with the same output: without the layers and channels whose output weights are all zero."""
+  channels = wavenet.channels
+  gate_norms = _gate_norms(wavenet)
+  layers = [layer for layer, norms in enumerate(gate_norms) if norms.any()] or [0]
+  stream_norms = _stream_norms(wavenet)
+  size = max(1, *(int(np.count_nonzero(norms)) for norms in (stream_norms, *(gate_norms[layer] for layer in layers))))
+  stream = _highest(stream_norms, size)
+  gates = {layer: _highest(gate_norms[layer], size) for layer in layers}
+  head = type(wavenet.head).from_config(wavenet.head.get_config())
+  config = {**wavenet.get_config(), "channels": size, "dilation_rates": [wavenet.dilation_rates[i] for i in layers]}
+  small = WaveNet(**{**config, "head": head, "audio_values": wavenet.audio_values})
+  for target, source in zip(small.embedding.variables, wavenet.embedding.variables, strict=True):
+    target.assign(np.array(source)[..., stream])
+  pre_activations = []
+  for target, layer in zip(small.blocks, layers, strict=True):
+    source, both = wavenet.blocks[layer], np.concatenate([gates[layer], channels + gates[layer]])
+    rows = np.concatenate([stream, channels + stream])
+    target.conv.kernel.assign(np.array(source.conv.kernel)[np.ix_(rows, both)])
+    target.conv.bias.assign(np.array(source.conv.bias)[both])
+    if not target.last:
+      target.residual.kernel.assign(np.array(source.residual.kernel)[np.ix_(gates[layer], stream)])
+      target.residual.bias.assign(np.array(source.residual.bias)[stream])
+    pre_activations.append(2 * channels * layer + both)
+  for target, source in (
+    (small.local_projection, wavenet.local_projection),
+    (small.speaker_embedding, wavenet.speaker_embedding),
+  ):
+    if source is not None:
+      (weights,) = source.variables
+      target.variables[0].assign(np.array(weights)[:, np.concatenate(pre_activations)])
+  for target, source in zip(small.head.variables, wavenet.head.variables, strict=True):
+    if source is wavenet.head.hidden.kernel:
+      rows = np.concatenate([channels * layer + gates[layer] for layer in layers])
+      target.assign(np.array(source)[rows])
+    else:
+      target.assign(source)
+  return small
+
+
+def _kernels(wavenet):
+  """The kernels of all products whose inputs are not one-hot."""
+  layers = [
+    layer for block in wavenet.blocks for layer in ((block.conv,) if block.last else (block.conv, block.residual))
+  ]
+  return [layer.kernel for layer in (*layers, wavenet.head.hidden, *wavenet.head.outputs)]
+
+
+def _block_norms(kernel, block_size):
+  """Norms of the blocks, [inputs / block_size, outputs]; the last block may be cut short."""
+  padded = np.pad(kernel, [(0, -len(kernel) % block_size), (0, 0)])
+  return np.linalg.norm(padded.reshape(-1, block_size, kernel.shape[1]), axis=1)
+
+
+def _gate_norms(wavenet, importance=magnitude):
+  """For each layer the importance of what each of its gates gives to later layers and to the head, [C] each."""
+  to_head = np.split(importance(wavenet.head.hidden.kernel), len(wavenet.blocks))
+  norms = []
+  for block, head in zip(wavenet.blocks, to_head, strict=True):
+    given = head if block.last else np.concatenate([head, importance(block.residual.kernel)], axis=1)
+    norms.append(np.linalg.norm(given, axis=1))
+  return norms
+
+
+def _stream_norms(wavenet, importance=magnitude):
+  """The importance of all that goes into each channel of the residual stream, [C]."""
+  sources = [importance(variable).reshape(-1, wavenet.channels) for variable in wavenet.embedding.variables]
+  for block in wavenet.blocks:
+    if not block.last:
+      sources += [importance(block.residual.kernel), importance(block.residual.bias)[np.newaxis]]
+  return np.linalg.norm(np.concatenate(sources), axis=0)
+
+
+def _mask_of_lowest(norms, num):
+  """Ones, and zeros at the `num` lowest, float32."""
+  mask = np.ones(norms.shape, np.float32)
+  mask[np.argsort(norms, kind="stable")[:num]] = 0
+  return mask
+
+
+def _highest(norms, num):
+  """Places of the `num` highest, in their order."""
+  return np.sort(np.argsort(norms, kind="stable")[::-1][:num])
