@@ -5,6 +5,7 @@
 # make test-all     runs all tests on Python 3.11
 # make test-avx2    runs numerical tests with the kernels for CPUs without AVX-512
 # make lint         runs the linter
+# make docs         builds the documentation as a site in build/site
 # make dist         builds the source distribution and the wheel in dist/
 # make check-wheel  checks the wheel, installs it in a new environment, and runs it
 WORKDIR ?= runs/frames
@@ -17,7 +18,7 @@ find_python = $(firstword $(foreach python,python$(1) $(wildcard $(HOME)/.pyenv/
 PYTHON ?= $(call find_python,3.11)
 PYTHON_NEWEST ?= $(call find_python,3.13)
 
-.PHONY: demo speech test test-newest test-all test-avx2 lint dist check-wheel
+.PHONY: demo speech test test-newest test-all test-avx2 lint docs dist check-wheel
 
 demo: .venv/.installed
 	@if [ -n "$(FRESH)" ]; then rm -rf "$(WORKDIR)"; fi
@@ -43,6 +44,9 @@ test-avx2: .venv/.installed-dev
 
 lint: .venv/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+docs: .venv-docs/.installed
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
 dist: .venv/.installed-dev
 	@$(BIN)/python -m hatchling build
@@ -71,4 +75,11 @@ check-wheel: .venv/.installed-dev
 	@$(BIN_NEWEST)/pip install --quiet uv==0.13.9
 	@$(BIN_NEWEST)/uv pip install --quiet --python $(BIN_NEWEST)/python --requirement requirements-newest.txt || $(BIN_NEWEST)/pip install --quiet --requirement requirements-newest.txt
 	@$(BIN_NEWEST)/pip install --quiet --no-deps --requirement requirements-piano.txt
+	@touch $@
+
+.venv-docs/.installed: requirements-docs.txt
+	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 is needed; name it with PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "installing requirements-docs.txt into .venv-docs"
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/pip install --quiet --requirement requirements-docs.txt
 	@touch $@
