@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
-from tfvq.models.sampling import continue_sequence, gumbel_noise, sample_grid, sample_sequence, sequence_start
-from tfvq.models.speech_codec import shares_inside
+from tfvq.models.sampling import generation_start, gumbel_noise, noise_shape, sample, sample_steps
+from tfvq.models.speech_codec import projected_condition
 
 from .parity import compare
 
@@ -84,7 +84,7 @@ def _image_functions(run):
   images = run.task.source.examples("held_out", 4).astype(np.float32)
   code_shape = list(model.encoder.output_shape[1:-1])
   image_shape = list(run.task.image_shape)
-  labelled = bool(prior.num_classes)
+  labelled = "label" in prior.conditions
 
   def encode(image):
     return {"codes": model.encode(image)}
@@ -92,24 +92,24 @@ def _image_functions(run):
   def decode(codes):
     return {"image": model.decode(codes)}
 
-  def sample(num, seed, temperature, label=None):
-    noise = gumbel_noise(seed, [*prior.grid_shape[:2], tf.maximum(num, 1), prior.num_variables, prior.num_values])
-    codes = sample_grid(prior, noise, label, temperature)
+  def draw(num, seed, temperature, label=None):
+    noise = gumbel_noise(seed, noise_shape(prior, tf.maximum(num, 1)))
+    codes = sample(prior, noise, {"label": label}, temperature)
     return {"codes": codes[:num], "image": model.decode(codes)[:num]}
 
-  def sample_labelled(label, seed, temperature):
-    return sample(tf.shape(label)[0], seed, temperature, label)
+  def draw_labelled(label, seed, temperature):
+    return draw(tf.shape(label)[0], seed, temperature, label)
 
   drawn = {"seed": _spec([], tf.int32, "seed"), "temperature": _spec([], tf.float32, "temperature")}
   if labelled:
     sampling = (
-      sample_labelled,
+      draw_labelled,
       {"label": _spec([None], tf.int32, "label"), **drawn},
       {"label": np.zeros([1], np.int32), "seed": np.int32(0), "temperature": np.float32(1)},
     )
   else:
     sampling = (
-      lambda num, seed, temperature: sample(num, seed, temperature),
+      lambda num, seed, temperature: draw(num, seed, temperature),
       {"num": _spec([], tf.int32, "num"), **drawn},
       {"num": np.int32(1), "seed": np.int32(0), "temperature": np.float32(1)},
     )
@@ -139,9 +139,9 @@ def _speech_functions(run):
   def decode(codes, speaker, seed, temperature):
     return {"audio": decode_speech(model, codes, speaker, seed, temperature)}
 
-  def sample(speaker, num_frames, prior_temperature, seed, temperature):
-    noise = gumbel_noise(seed, [num_frames, tf.shape(speaker)[0], *prior.head.noise_shape], part=-1)
-    codes = sample_sequence(prior, noise, {"speaker": speaker}, prior_temperature)
+  def draw(speaker, num_frames, prior_temperature, seed, temperature):
+    noise = gumbel_noise(seed, noise_shape(prior, tf.shape(speaker)[0], num_frames), part=-1)
+    codes = sample(prior, noise, {"speaker": speaker}, prior_temperature)
     codes = tf.reshape(codes, [*tf.unstack(tf.shape(codes)[:2]), *model.frame_shape])
     return {"codes": codes, "audio": decode_speech(model, codes, speaker, seed, temperature)}
 
@@ -162,7 +162,7 @@ def _speech_functions(run):
       {"codes": encode(audio)["codes"].numpy(), **request},
     ),
     "sample": (
-      sample,
+      draw,
       {
         "speaker": speaker,
         "num_frames": _spec([], tf.int32, "num_frames"),
@@ -197,19 +197,19 @@ def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) 
   filled = [tf.repeat(first, context, axis=1), codes, tf.repeat(last, left_over + context, axis=1)]
   filled = tf.concat(filled, axis=1)
   num_steps = _FRAMES_PER_PART * model.steps_per_frame
-  noise_shape = [num_steps, batch_size, *model.decoder.head.noise_shape]
+  part_noise_shape = noise_shape(model.decoder, batch_size, num_steps)
 
-  def decode_part(part, state, before, values):
+  def decode_part(part, generation, values):
     begin = part * _FRAMES_PER_PART
     window = filled[:, begin : begin + _FRAMES_PER_PART + 2 * context]
-    shares = shares_inside(model, window, speaker)
-    noise = gumbel_noise(seed, noise_shape, part)
-    part_values, (state, before) = continue_sequence(model.decoder, (state, before), noise, shares, temperature)
-    return part + 1, state, before, values.write(part, part_values)
+    projected = projected_condition(model, window, speaker)
+    noise = gumbel_noise(seed, part_noise_shape, part)
+    part_values, generation = sample_steps(model.decoder, generation, noise, projected, temperature)
+    return part + 1, generation, values.write(part, part_values)
 
   values = tf.TensorArray(tf.int32, num_parts, element_shape=[num_steps, None, model.audio_values.num_bands])
-  start = sequence_start(model.decoder, batch_size)
-  *_, values = tf.while_loop(lambda part, *_: part < num_parts, decode_part, (0, *start, values))
+  start = generation_start(model.decoder, batch_size)
+  *_, values = tf.while_loop(lambda part, *_: part < num_parts, decode_part, (0, start, values))
   audio = model.audio_values.decode(tf.transpose(values.concat(), [1, 0, 2]))
   return audio[:, : num_frames * model.hop_samples]
 

@@ -1,6 +1,7 @@
 """Keras models."""
 
 from tfvq.models.autoregressive import AutoregressiveModel
+from tfvq.models.decoder import AutoregressiveDecoder, ConvolutionalDecoder, Decoder
 from tfvq.models.image_networks import image_decoder, image_encoder
 from tfvq.models.output_distributions import DiscretizedLogistic, FixedVarianceGaussian
 from tfvq.models.pixelcnn import PixelCNN
@@ -21,7 +22,10 @@ from tfvq.models.vqvae import VQVAE
 from tfvq.models.wavenet import WaveNet
 
 __all__ = [
+  "AutoregressiveDecoder",
   "AutoregressiveModel",
+  "ConvolutionalDecoder",
+  "Decoder",
   "DiscretizedLogistic",
   "FixedVarianceGaussian",
   "PixelCNN",

@@ -19,9 +19,9 @@ class Condition(NamedTuple):
   num_values: int | None = None  # the values are integers in 0..num_values-1; None for floats
 
   @property
-  def dtype(self) -> str:
-    """Name of the dtype."""
-    return "int32" if self.num_values else "float32"
+  def spec(self) -> keras.InputSpec:
+    """Shape and dtype of a batch."""
+    return keras.InputSpec(shape=(None, *self.shape), dtype="int32" if self.num_values else "float32")
 
   def accepts(self, shape: tf.TensorShape) -> bool:
     """Whether a tensor may have this shape, [B, ...]; a size of 1 stands for any size but the last."""
@@ -86,7 +86,7 @@ class AutoregressiveModel(LikelihoodModel, abc.ABC):
 
   @abc.abstractmethod
   def features(self, x, condition=None, training=False) -> tf.Tensor:
-    """What the network says of each position given those before it, int32 [B, positions..., G] -> [B, positions..., C]."""
+    """What `head` takes for each position, from those before it: int32 [B, positions..., G] -> [B, positions..., C]."""
 
   @abc.abstractmethod
   def project_condition(self, condition=None):
@@ -105,23 +105,25 @@ class AutoregressiveModel(LikelihoodModel, abc.ABC):
     parameters = lambda x, condition: self.head(self.features(x, condition, training), x)
     return for_any_batch(parameters, self.with_variables(x), condition)
 
-  def log_prob(self, x, condition=None) -> tf.Tensor:
+  def log_prob(self, x, condition=None, training=False) -> tf.Tensor:
     """Log-likelihood in nats, integers [B, *value_shape] -> float [B].
 
     Args:
       x: The values.
       condition: A dict of the tensors named in `conditions`, or None.
+      training: Whether layers such as dropout behave as in training.
 
     Raises:
       ValueError: The condition has other names or shapes, or, in eager mode, an integer is out of its range.
     """
     x = self.with_variables(x)
     check_values(x, self.head.num_values, f"Values of {self.name}")
-    return tf.reduce_sum(self.log_prob_per_position(x, condition), axis=list(range(1, 1 + self.num_position_axes)))
+    log_prob = self.log_prob_per_position(x, condition, training)
+    return tf.reduce_sum(log_prob, axis=list(range(1, log_prob.shape.rank)))
 
-  def log_prob_per_position(self, x, condition=None) -> tf.Tensor:
-    """Log-likelihood of each position given those before it in nats, int32 [B, positions..., G] -> [B, positions...]."""
-    return self.head.log_prob(self.head(self.features(x, condition), x), x)
+  def log_prob_per_position(self, x, condition=None, training=False) -> tf.Tensor:
+    """The terms of `log_prob` in nats, one for each position, int32 [B, positions..., G] -> [B, positions...]."""
+    return self.head.log_prob(self.head(self.features(x, condition, training), x), x)
 
   def with_variables(self, x) -> tf.Tensor:
     """Values as int32 [B, positions..., G], with the axis of G where `value_shape` leaves it out."""
@@ -162,7 +164,7 @@ class AutoregressiveModel(LikelihoodModel, abc.ABC):
 
   def is_flagged(self, x):
     x, condition = split_condition(x)
-    flagged = outside(x, self.head.num_values)
+    flagged = outside(self.with_variables(x), self.head.num_values)
     for name, num_values in self._ranges().items():
       flagged |= outside(condition[name], num_values)
     return flagged
@@ -179,9 +181,7 @@ class AutoregressiveModel(LikelihoodModel, abc.ABC):
 
   def input_signature(self):
     x = keras.InputSpec(shape=(None, *self.value_shape), dtype="int32")
-    condition = {
-      name: keras.InputSpec(shape=(None, *wanted.shape), dtype=wanted.dtype) for name, wanted in self.conditions.items()
-    }
+    condition = {name: wanted.spec for name, wanted in self.conditions.items()}
     return [(x, condition)] if condition else [x]
 
 

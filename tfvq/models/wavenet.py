@@ -33,16 +33,16 @@ class WaveNet(AutoregressiveModel):
     dilation_rates: One for each layer, such as (1, 2, 4, 8) * 2.
     ordinal: Whether neighbouring values mean similar things, as audio does, companded or not; they then enter as
       numbers, else by an embedding.
-    condition_dim: E: conditions on "local", frames, float [B, F, E] with T a multiple of F, each of them holding for T / F
-      steps; 0 for none.
+    condition_dim: E: conditions on "local", frames, float [B, F, E] with T a multiple of F, each of them holding for
+      T / F steps; 0 for none.
     num_speakers: Conditions on "speaker", integers [B] in 0..num_speakers-1; 0 for none.
     audio_values: `tfvq.layers.AudioValues`, saved with the model: what turns audio into its values and back; None where
       its values are not audio, or another model holds the layer.
     **kwargs: As for `keras.Model`.
 
   Input shape:
-    x: integers [B, T, G]; or a pair (x, condition), see `AutoregressiveModel`. The condition may be None, but not under a
-    `tf.distribute` strategy, which takes x alone.
+    x: integers [B, T, G]; or a pair (x, condition), see `AutoregressiveModel`. The condition may be None, but not under
+    a `tf.distribute` strategy, which takes x alone.
 
   Output shape:
     Parameters of the output distribution, float [B, T, ...].
@@ -133,7 +133,8 @@ class WaveNet(AutoregressiveModel):
     features = self._time_major_features(_time_major(x), tf.shape(x)[0], condition)
     return tf.transpose(tf.reshape(features, [tf.shape(x)[1], tf.shape(x)[0], features.shape[-1]]), [1, 0, 2])
 
-  def log_prob_per_position(self, x, condition=None):
+  def log_prob_per_position(self, x, condition=None, training=False):
+    del training
     batch_size, num_steps = tf.shape(x)[0], tf.shape(x)[1]
     x = _time_major(x)
     # The features stay as the layers have them, and only what they come to is transposed.
@@ -160,7 +161,7 @@ class WaveNet(AutoregressiveModel):
     return self.embedding(tf.concat([numbers, expand(numbers), compress(numbers)], axis=-1))
 
   def project_condition(self, condition=None) -> tf.Tensor:
-    """What a condition adds to the pre-activations of all layers, float [F or 1, B or 1, 2 C L]; zeros if there is none."""
+    """What a condition adds to the pre-activations of all layers, float [F or 1, B or 1, 2 C L]; zeros for none."""
     condition = self.checked_condition(condition)
     projected = tf.zeros([1, 1, 2 * self.channels * len(self.blocks)], self.compute_dtype)
     if self.num_speakers:
