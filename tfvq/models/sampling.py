@@ -26,7 +26,12 @@ def noise_shape(model: AutoregressiveModel, batch_size: int, num_steps: int | No
     model: The model.
     batch_size: B.
     num_steps: T, for sequences only.
+
+  Raises:
+    ValueError: There is a number of steps for a grid, or none for a sequence.
   """
+  if (num_steps is None) == (model.num_position_axes == 1):
+    raise ValueError(f"{model.name} draws {'sequences: give' if num_steps is None else 'grids: leave out'} num_steps.")
   positions = model.value_shape[:2] if num_steps is None else (num_steps,)
   return (*positions, batch_size, *model.head.noise_shape)
 

@@ -24,6 +24,7 @@ def for_any_batch(network, *inputs):
   def padded(x):
     if x is None:
       return None
+    x = tf.convert_to_tensor(x)
     filled = tf.pad(x, [[0, num_missing], *[[0, 0]] * (x.shape.rank - 1)])
     return tf.ensure_shape(filled, [None, *x.shape[1:]])
 
