@@ -9,7 +9,7 @@ from tests.sound import speech_like
 from tests.tiny import tiny
 from tfvq.configs import common
 from tfvq.layers import VectorQuantizer, build_quantizer
-from tfvq.models import VQVAE, DiscretizedLogistic, SpeechVQVAE, image_decoder, image_encoder
+from tfvq.models import VQVAE, ConvolutionalDecoder, DiscretizedLogistic, SpeechVQVAE, image_decoder, image_encoder
 from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.speech import build_speech_vqvae
 
@@ -24,8 +24,9 @@ def quantizer_of(kind):
 def image_model(quantizer, latents):
   sizes = {"hidden_units": 8, "stem_units": 4, "num_residual_blocks": 1, "latents_per_position": latents}
   encoder = image_encoder((8, 12, 3), embedding_dim=4, **sizes)
-  decoder = image_decoder((8, 12, 3), embedding_dim=4, num_parameters=DiscretizedLogistic().num_parameters, **sizes)
-  return VQVAE(encoder, quantizer, decoder, DiscretizedLogistic())
+  distribution = DiscretizedLogistic()
+  network = image_decoder((8, 12, 3), embedding_dim=4, num_parameters=distribution.num_parameters, **sizes)
+  return VQVAE(encoder, quantizer, ConvolutionalDecoder(network, distribution))
 
 
 def speech_model(kind, latents):
