@@ -144,6 +144,9 @@ def test_fewer_levels_are_a_lower_rate_and_a_greater_error(rng):
   quantizer.adapt(z_e)
   codes = quantizer.encode(z_e)
   errors = [np.mean((quantizer.decode(codes[:, :number]) - z_e) ** 2) for number in (1, 2, 3, 4)]
+  decode = tf.function(quantizer.decode, input_signature=[tf.TensorSpec([None, None], tf.int32)])
+  for number in (1, 4):
+    np.testing.assert_allclose(decode(codes[:, :number]), quantizer.decode(codes[:, :number]), rtol=1e-9, atol=1e-12)
   assert all(less < 0.6 * more for more, less in itertools.pairwise(errors))
 
 

@@ -171,11 +171,11 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     else:
       for position, size in enumerate(self.num_values):
         check_values(codes[..., position], size, f"Codes {position} of {self.name}")
-    return self._decode(codes)
+    return self._decode(tf.cast(codes, tf.int32))
 
   @abc.abstractmethod
   def _decode(self, codes) -> tf.Tensor:
-    """As `decode`, without checks."""
+    """As `decode`: of int32 codes, without checks."""
 
   @abc.abstractmethod
   def adapt(self, z_e) -> None:

@@ -127,7 +127,7 @@ class ScalarQuantizer(Quantizer):
     return self._codes(self._digits(self._channels(z)))
 
   def _decode(self, codes):
-    digits = tf.cast(codes, tf.int32)[..., tf.newaxis] // self._bases % self._levels
+    digits = codes[..., tf.newaxis] // self._bases % self._levels
     return self._vectors(self._values(digits))
 
   def _codes(self, digits):
