@@ -31,6 +31,11 @@ class AudioValues(keras.layers.Layer):
 
   Training behaviour:
     Nothing is learned; `adapt` sets the level of each band that its values reach up to.
+
+  Example:
+    >>> values = AudioValues(num_bands=4)(tf.zeros([2, 64]))
+    >>> values.shape
+    TensorShape([2, 16, 4])
   """
 
   def __init__(self, num_bands: int = 1, num_values: int = 256, **kwargs):

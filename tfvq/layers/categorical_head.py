@@ -32,6 +32,12 @@ class CategoricalHead(keras.layers.Layer):
 
   Output shape:
     Logits, float [..., G, K].
+
+  Example:
+    >>> head = CategoricalHead(num_values=256, num_variables=3, hidden_units=32)
+    >>> logits = head(tf.zeros([2, 8, 8, 16]), tf.zeros([2, 8, 8, 3], tf.int32))
+    >>> logits.shape
+    TensorShape([2, 8, 8, 3, 256])
   """
 
   def __init__(self, num_values: int, num_variables: int = 1, hidden_units: int = 256, **kwargs):

@@ -59,6 +59,10 @@ class VerticalConv2D(_CausalConv2D):
 
   Output shape:
     Float [B, H, W, filters].
+
+  Example:
+    >>> VerticalConv2D(filters=8, kernel_size=3)(tf.zeros([2, 5, 5, 4])).shape
+    TensorShape([2, 5, 5, 8])
   """
 
   def build(self, input_shape):
@@ -96,6 +100,10 @@ class HorizontalConv2D(_CausalConv2D):
 
   Output shape:
     Float [B, H, W, filters].
+
+  Example:
+    >>> HorizontalConv2D(filters=8, kernel_size=3)(tf.zeros([2, 5, 5, 4])).shape
+    TensorShape([2, 5, 5, 8])
   """
 
   def build(self, input_shape):

@@ -23,6 +23,10 @@ class Dense(keras.layers.Dense):
 
   Training behaviour:
     Kernel and bias learn by their gradients.
+
+  Example:
+    >>> Dense(8)(tf.zeros([2, 10, 4])).shape
+    TensorShape([2, 10, 8])
   """
 
   def __init__(self, units: int, **kwargs):

@@ -33,6 +33,12 @@ class DilatedBlock(keras.layers.Layer):
 
   Output shape:
     `(x, skip)`, float [T B, C] each.
+
+  Example:
+    >>> block = DilatedBlock(channels=8, dilation_rate=2)
+    >>> x, skip = block((tf.zeros([10 * 3, 8]), tf.zeros([5, 1, 3, 16])), batch_size=3)
+    >>> x.shape, skip.shape
+    (TensorShape([30, 8]), TensorShape([30, 8]))
   """
 
   def __init__(self, channels: int, dilation_rate: int, last: bool = False, **kwargs):

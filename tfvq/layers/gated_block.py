@@ -37,6 +37,12 @@ class GatedBlock(keras.layers.Layer):
 
   Output shape:
     `(vertical, horizontal, skip)`, float [B, H, W, C] each.
+
+  Example:
+    >>> x = tf.zeros([2, 5, 5, 8])
+    >>> vertical, horizontal, skip = GatedBlock(filters=8, kernel_size=3)((x, x, None))
+    >>> skip.shape
+    TensorShape([2, 5, 5, 8])
   """
 
   def __init__(self, filters: int, kernel_size: int, last: bool = False, **kwargs):

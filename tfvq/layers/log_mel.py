@@ -32,6 +32,10 @@ class LogMel(keras.layers.Layer):
 
   Output shape:
     Float [B, T / hop_samples, num_bands], about -1.5 in silence to 2 in loud speech.
+
+  Example:
+    >>> LogMel(num_bands=80, hop_samples=128)(tf.zeros([2, 1280])).shape
+    TensorShape([2, 10, 80])
   """
 
   def __init__(

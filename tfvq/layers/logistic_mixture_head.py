@@ -31,6 +31,11 @@ class LogisticMixtureHead(keras.layers.Layer):
 
   Output shape:
     Parameters, float [..., G, 3M]: logits of the components, means and log-scales, in units in which 0..K-1 is -1..1.
+
+  Example:
+    >>> head = LogisticMixtureHead(num_values=65_536, num_mixtures=10, hidden_units=32)
+    >>> head(tf.zeros([2, 100, 16])).shape
+    TensorShape([2, 100, 1, 30])
   """
 
   def __init__(

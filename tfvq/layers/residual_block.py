@@ -19,6 +19,10 @@ class ResidualBlock(keras.layers.Layer):
 
   Output shape:
     As the input.
+
+  Example:
+    >>> ResidualBlock(hidden_units=8, residual_units=4)(tf.zeros([2, 5, 5, 8])).shape
+    TensorShape([2, 5, 5, 8])
   """
 
   def __init__(self, hidden_units: int, residual_units: int | None = None, **kwargs):
