@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 
 from tests.sound import tone
+from tfvq.data.mp3_frames import counted_header
 
 RATE_HZ = 16_000
 
@@ -169,3 +170,13 @@ REFUSED |= {
   "mp3_damaged": (_MP3[:9000] + bytes(1000) + _MP3[10_000:], "is damaged or is several concatenated MP3 files"),
   "mp3_joined": (_MP3 + _MP3, "is several concatenated MP3 files"),
 }
+
+
+def mp3_frame_positions(mp3):
+  """Positions of the first frames of an MP3 file."""
+  positions, position = [], 0
+  for _ in range(60):
+    position += counted_header(io.BytesIO(mp3[position:]), "", 0)[1]
+    positions.append(position)
+    position += 1
+  return positions

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.audio_cases import REFUSED, VALID, encoded, long_wav, noise, pcm, wav
+from tests.audio_cases import REFUSED, VALID, encoded, long_wav, mp3_frame_positions, noise, pcm, wav
 from tests.sound import tone
 from tfvq.data.audio_files import AudioReader
-from tfvq.data.mp3_frames import counted_header
 from tfvq.errors import UserError
 
 
@@ -47,22 +46,12 @@ def test_reader_reads_files_beyond_2_and_4_gib(name, size, tmp_path):
   assert not reader.read(0, 1000).any()
 
 
-def frame_positions(mp3):
-  """Positions of the first frames of an MP3 file."""
-  positions, position = [], 0
-  for _ in range(60):
-    position += counted_header(io.BytesIO(mp3[position:]), "", 0)[1]
-    positions.append(position)
-    position += 1
-  return positions
-
-
 @pytest.mark.parametrize("settings", [{}, {"bitrate_mode": "VARIABLE", "compression_level": 0.5}])
 @pytest.mark.parametrize("at_frames", [True, False])
 @pytest.mark.parametrize(("rate_hz", "samples_per_frame"), [(16_000, 576), (44_100, 1152)])
 def test_segment_of_mp3_file_decodes_as_in_whole_file(settings, at_frames, rate_hz, samples_per_frame):
   mp3 = encoded(noise(3 * rate_hz), rate_hz, format="MP3", **settings)
-  positions = frame_positions(mp3)
+  positions = mp3_frame_positions(mp3)
   start, stop = (positions[10], positions[50]) if at_frames else (positions[9] + 7, positions[50] + 9)
   whole = soundfile.read(io.BytesIO(mp3), dtype="float32")[0].mean(axis=1)
   decoder = AudioReader(io.BytesIO(mp3[start:stop]))._decoder

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from export.device.quiet import delegate_line_dropped
-from tests.audio_cases import encoded, noise
-from tests.audio_headers_test import frame_positions
+from tests.audio_cases import encoded, mp3_frame_positions, noise
 from tfvq.data.audio_files import AudioReader
 from tfvq.startup import stderr_held_back, stderr_without
 
@@ -82,7 +81,7 @@ def test_delegate_line_dropped_keeps_other_lines(capfd):
 
 def test_damaged_mp3_frames_print_nothing(capfd):
   mp3 = bytearray(encoded(noise(), format="MP3"))
-  for position in frame_positions(mp3)[5:50]:
+  for position in mp3_frame_positions(mp3)[5:50]:
     mp3[position + 6 : position + 40] = bytes([255]) * 34
   reader = AudioReader(io.BytesIO(mp3))
   assert len(reader.read()) == reader.num_samples

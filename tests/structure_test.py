@@ -151,3 +151,9 @@ def test_build_names_every_requirement():
   for path in (path for folder in ("tfvq", "export", "tests") for path in (ROOT / folder).rglob("*.py")):
     for module in {module.split(".")[0] for module in imported_modules(path)} - own - piano:
       assert module in sys.stdlib_module_names or distributions_of_import(module) & named, f"{path} imports {module}"
+
+
+def test_build_lists_every_helper_of_tests():
+  build = (ROOT / "BUILD").read_text()
+  for path in (ROOT / "tests").glob("*.py"):
+    assert path.stem.endswith("_test") or f'"tests/{path.name}"' in build, path

@@ -1,4 +1,4 @@
-"""Loads trained models and weights; errors name the cause, and only a damaged file is to be deleted."""
+"""Loads trained models and weights; errors name the cause, and suggest deleting a file only if it is damaged."""
 
 import contextlib
 import lzma
