@@ -44,7 +44,7 @@ class CountingTask(PriorTask):
   metrics = (Metric("bits_per_value", "Bits of a count", "bits"),)
 
   def counts(self, num):
-    return (np.arange(self.config.data.length) + np.arange(num)[:, np.newaxis])[..., np.newaxis].astype(np.int32) % 4
+    return (np.arange(self.config.data.length) + np.arange(num)[:, np.newaxis])[..., np.newaxis] % 4
 
   def prepare_data(self):
     return {"length": self.config.data.length}
@@ -67,7 +67,7 @@ class CountingTask(PriorTask):
 
   def device_endpoints(self):
     shape = (1, self.config.data.length, 1)
-    examples = lambda split: ({"values": self.counts(4)[row : row + 1]} for row in range(4))
+    examples = lambda split: ({"values": self.counts(4)[row : row + 1].astype(np.int32)} for row in range(4))
     log_prob = lambda values: {"log_prob": self.prior(values)}
     return [Endpoint("log_prob", log_prob, {"values": integers(*shape)}, self.prior, examples)]
 '''

@@ -95,15 +95,20 @@ class PixelCNN(AutoregressiveModel):
     policy = self.dtype_policy
     num_variables = grid_shape[2] if len(grid_shape) == 3 else 1
     # One table for all variables of a position: variable g uses rows g K .. (g + 1) K - 1.
-    self.embedding = keras.layers.Embedding(num_variables * num_values, 2 * filters, dtype=policy)
-    self.ordinal_projection = keras.layers.Dense(2 * filters, dtype=policy) if ordinal else None
+    self.embedding = keras.layers.Embedding(num_variables * num_values, 2 * filters, dtype=policy, name="embedding")
+    self.ordinal_projection = (
+      keras.layers.Dense(2 * filters, dtype=policy, name="ordinal_projection") if ordinal else None
+    )
     self.blocks = [
-      GatedBlock(filters, kernel_size, last=layer == num_layers - 1, dtype=policy) for layer in range(num_layers)
+      GatedBlock(filters, kernel_size, last=layer == num_layers - 1, dtype=policy, name=f"block_{layer}")
+      for layer in range(num_layers)
     ]
     self.dropout = keras.layers.Dropout(dropout, dtype=policy)
-    self.head = CategoricalHead(num_values, num_variables, hidden_units, dtype=policy)
+    self.head = CategoricalHead(num_values, num_variables, hidden_units, dtype=policy, name="head")
     self._map_dim = condition_dim or (filters if num_classes else 0)  # channels of what the layers are conditioned on
-    self.class_embedding = keras.layers.Embedding(num_classes, self._map_dim, dtype=policy) if num_classes else None
+    self.class_embedding = (
+      keras.layers.Embedding(num_classes, self._map_dim, dtype=policy, name="class_embedding") if num_classes else None
+    )
     self.build()
 
   @property

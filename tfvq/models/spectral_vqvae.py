@@ -47,7 +47,7 @@ class SpectralVQVAE(LikelihoodModel):
     # Within a recording no code stands beside silence: so far from a training clip's ends nothing is learned.
     self.margin_frames = context_of(encoder) + context_of(conditioner)
     self.log_mel = LogMel(hop_samples=hop_samples, dtype=full_precision(self.variable_dtype))
-    self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands, dtype=self.dtype_policy)
+    self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands, dtype=self.dtype_policy, name="mel_prediction")
     self.mel_prediction.build((None, None, conditioner.output_shape[-1]))
     self._mel_error = keras.metrics.Mean(name="mel_error")
     self.built = True

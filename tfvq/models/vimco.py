@@ -48,7 +48,7 @@ class VIMCO(Autoencoder):
     self.num_samples = num_samples
     self.seed = seed
     self.seed_generator = keras.random.SeedGenerator(seed)
-    self.embedding = keras.layers.Embedding(num_embeddings, embedding_dim, dtype=self.dtype_policy)
+    self.embedding = keras.layers.Embedding(num_embeddings, embedding_dim, dtype=self.dtype_policy, name="embedding")
     self.embedding.build()
     self.built = True
 

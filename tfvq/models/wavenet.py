@@ -83,17 +83,23 @@ class WaveNet(AutoregressiveModel):
     self.audio_values = audio_values
     policy = self.dtype_policy
     if ordinal:
-      self.embedding = keras.layers.Dense(channels, dtype=policy)
+      self.embedding = keras.layers.Dense(channels, dtype=policy, name="embedding")
     else:
       # One table for all values of a step: value g uses rows g K .. (g + 1) K - 1.
-      self.embedding = keras.layers.Embedding(head.num_variables * head.num_values, channels, dtype=policy)
+      self.embedding = keras.layers.Embedding(
+        head.num_variables * head.num_values, channels, dtype=policy, name="embedding"
+      )
     self.blocks = [
-      DilatedBlock(channels, rate, last=layer == len(dilation_rates) - 1, dtype=policy)
+      DilatedBlock(channels, rate, last=layer == len(dilation_rates) - 1, dtype=policy, name=f"block_{layer}")
       for layer, rate in enumerate(dilation_rates)
     ]
     num_gates = 2 * channels * len(dilation_rates)
-    self.local_projection = keras.layers.Dense(num_gates, use_bias=False, dtype=policy) if condition_dim else None
-    self.speaker_embedding = keras.layers.Embedding(num_speakers, num_gates, dtype=policy) if num_speakers else None
+    self.local_projection = (
+      keras.layers.Dense(num_gates, use_bias=False, dtype=policy, name="local_projection") if condition_dim else None
+    )
+    self.speaker_embedding = (
+      keras.layers.Embedding(num_speakers, num_gates, dtype=policy, name="speaker_embedding") if num_speakers else None
+    )
     self.build()
 
   @property
