@@ -70,7 +70,12 @@ def train(name, splits, num_steps, learning_rate, seed):
   """Trains one autoencoder; returns its figures."""
   model = make_model(name, splits["train"].shape[1:], num_steps, seed)
   schedule = keras.optimizers.schedules.CosineDecay(0.0, num_steps, warmup_target=learning_rate, warmup_steps=50)
-  model.compile(keras.optimizers.Adam(schedule, beta_2=0.95), "mse", jit_compile=False)
+  model.compile(
+    keras.optimizers.Adam(schedule, beta_2=0.95),
+    "mse",
+    metrics=[keras.metrics.MeanSquaredError("error")],
+    jit_compile=False,
+  )
   encoder, quantizer = keras.Sequential(model.layers[:2]), model.layers[2]
   quantizer.adapt(encoder(splits["train"][:256]))
   batches = tf.data.Dataset.from_tensor_slices(splits["train"]).shuffle(len(splits["train"]), seed=seed).repeat()
@@ -82,8 +87,8 @@ def train(name, splits, num_steps, learning_rate, seed):
   quantizer.usage.reset_state()
   figures = {split: model.evaluate(splits[split], splits[split], verbose=0, return_dict=True) for split in splits}
   return {
-    "validation_error": figures["validation"]["loss"],
-    "held_out_error": figures["held_out"]["loss"],
+    "validation_error": figures["validation"]["error"],
+    "held_out_error": figures["held_out"]["error"],
     "codebook_usage": figures["held_out"]["codebook_usage"],
     "perplexity": figures["held_out"]["perplexity"],
     "seconds_per_step": seconds / (num_steps - 1),

@@ -23,7 +23,7 @@ def unit(vectors):
 
 
 def rotation(z, e):
-  """Eq. 4 of arXiv 2410.06424: |e| / |z| (I - 2 r r^T + 2 e z^T) with unit vectors."""
+  """The matrix of arXiv 2410.06424: |e| / |z| (I - 2 r r^T + 2 e z^T) with unit vectors."""
   r, z_unit, e_unit = unit(unit(z) + unit(e)), unit(z), unit(e)
   matrix = np.eye(len(z)) - 2 * np.outer(r, r) + 2 * np.outer(e_unit, z_unit)
   return np.linalg.norm(e) / np.linalg.norm(z) * matrix

@@ -189,7 +189,8 @@ def test_nothing_moves_when_not_training(kind, training, trainable, rng):
   quantizer = make(kind)
   quantizer.trainable = trainable
   before = weights_of(quantizer)
-  quantizer(vectors(rng, 50, 4), training=training)
+  z_e = vectors(rng, 50, 4)
+  np.testing.assert_array_equal(quantizer(z_e, training=training), quantizer.decode(quantizer.encode(z_e)))
   for weight, expected in zip(weights_of(quantizer), before, strict=True):
     np.testing.assert_array_equal(weight, expected)
 

@@ -15,7 +15,7 @@ _GROUP_BITS = 8
 class LookupFreeQuantizer(ScalarQuantizer):
   """Replaces each channel by its sign: a code is a binary number, and there is no codebook to learn or to search.
 
-  Reference: arXiv 2310.05737, section 3.2 and eq. 3-6.
+  Reference: arXiv 2310.05737, section 3.1.
   Deviation: the entropy of the codes' mean distribution is computed for groups of 8 bits and added up, an upper bound
   of that of all bits.
 

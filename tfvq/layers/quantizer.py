@@ -38,7 +38,8 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     z_q: Shape and dtype of z_e.
 
   Training behaviour:
-    `call` adds the losses by `add_loss`. Under a `tf.distribute` strategy statistics are those of the global batch.
+    `call` adds the losses by `add_loss`. With `trainable` set to False, z_q and the losses are those of
+    `training=False`. Under a `tf.distribute` strategy, statistics and losses are those of the global batch.
 
   Metrics:
     `perplexity`, `codebook_usage` and `nonfinite_vectors` of all calls since the last reset, padded positions left out.
@@ -133,7 +134,7 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     self._check_dim(z_e.shape)
     z, finite = self._finite_vectors(z_e)
     first = tf.stop_gradient(self._decode(tf.zeros(self.code_shape, tf.int32)))  # before `_quantize` changes it
-    z_q, codes, losses = self._quantize(z, finite & expand_mask(mask, finite), training)
+    z_q, codes, losses = self._quantize(z, finite & expand_mask(mask, finite), training and self.trainable)
     z_q = tf.where(finite[..., tf.newaxis], z_q, first)
     return Quantized(tf.cast(z_q, z_e.dtype), self._without_nonfinite(codes, finite), losses)
 

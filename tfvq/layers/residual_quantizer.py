@@ -125,8 +125,7 @@ class ResidualQuantizer(Quantizer):
     (batch_sizes,) = sum_over_replicas(one_hot_replica(tf.cast(batch_size, tf.float32)))
     batch_sizes = tf.cast(batch_sizes, tf.int32)
     num_updates = tf.convert_to_tensor(self._num_updates)
-    if self.trainable:
-      self._num_updates.assign_add(1)
+    self._num_updates.assign_add(1)
     # The same draws on every replica, each of which takes those of its part of the batch.
     draws = tf.random.stateless_uniform([tf.reduce_sum(batch_sizes)], [self.seed, num_updates])
     begin = tf.cumsum(batch_sizes, exclusive=True)[replica_id()]

@@ -94,8 +94,7 @@ class SoftToHardQuantizer(CodebookQuantizer):
     # Squared distances less ||z_e||^2, which is the same for every code.
     distances = tf.reduce_sum(tf.square(codebook), axis=-1) - 2 * tf.tensordot(z, codebook, [[-1], [-1]])
     weights = tf.nn.softmax(-self.hardness * distances)
-    if self.trainable:
-      self._num_updates.assign_add(1)
+    self._num_updates.assign_add(1)
     return Quantized(tf.tensordot(weights, codebook, axes=1), codes, {})
 
   def get_config(self):

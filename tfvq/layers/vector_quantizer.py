@@ -26,10 +26,10 @@ class VectorQuantizer(CodebookQuantizer):
       of the codebook loss of eq. 3 instead.
     revival_threshold: A code whose moving share of use falls below this fraction of the mean share 1/K is dead, and is
       set to an input vector drawn at random from the batch; 0 leaves dead codes alone. Needs `decay`.
-    metric: "euclidean", or "cosine": vectors and codebook vectors are divided by their norms first, and z_q has norm 1.
-    gradient: How the gradient reaches z_e: "straight_through" or "rotation", see `tfvq.ops.quantize.with_gradient`.
     usage_window: Least number of most recent vectors over which perplexity and use are measured, >= 1.
     seed: Seed of the initial codebook and of the revivals.
+    metric: "euclidean", or "cosine": vectors and codebook vectors are divided by their norms first, and z_q has norm 1.
+    gradient: How the gradient reaches z_e: "straight_through" or "rotation", see `tfvq.ops.quantize.with_gradient`.
     **kwargs: As for `Quantizer`.
 
   Input shape:
@@ -68,10 +68,10 @@ class VectorQuantizer(CodebookQuantizer):
     commitment_cost: float = 0.25,
     decay: float | None = 0.99,
     revival_threshold: float = 0.03,
-    metric: str = "euclidean",
-    gradient: str = "straight_through",
     usage_window: int = 2**17,
     seed: int = 0,
+    metric: str = "euclidean",
+    gradient: str = "straight_through",
     **kwargs,
   ):
     super().__init__(num_embeddings, embedding_dim, seed=seed, usage_window=usage_window, **kwargs)
