@@ -138,9 +138,9 @@ def _loop(model, wavenet):
     "channels": wavenet.channels,
   }
   loop, noise = StepLoop(model, facts), GumbelNoise(0, wavenet.head.noise_shape)
-  share = np.zeros([1, 2 * wavenet.channels * len(wavenet.blocks)], np.float32)
+  projected = np.zeros([1, 2 * wavenet.channels * len(wavenet.blocks)], np.float32)
   temperature = np.ones([wavenet.head.num_variables], np.float32)
-  return lambda: loop.run(share, noise(_STEPS_PER_FRAME), temperature)
+  return lambda: loop.run(projected, noise(_STEPS_PER_FRAME), temperature)
 
 
 def _time_codec():

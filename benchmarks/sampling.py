@@ -14,24 +14,24 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from benchmarks.timing import medians, report
-from tfvq.models import PixelCNN, grid_noise_shape, gumbel_noise, sample_grid, sample_grid_naive
+from tfvq.models import PixelCNN, gumbel_noise, noise_shape, sample, sample_naive
 
 BATCH_SIZE = 16
 
 
-def sampler(model, sample, jit_compile=False):
+def sampler(model, draw, jit_compile=False):
   """Makes a function without arguments that draws a batch."""
-  noise = gumbel_noise(0, grid_noise_shape(model, BATCH_SIZE))
-  compiled = tf.function(lambda noise: sample(model, noise), jit_compile=jit_compile)
+  noise = gumbel_noise(0, noise_shape(model, BATCH_SIZE))
+  compiled = tf.function(lambda noise: draw(model, noise), jit_compile=jit_compile)
   return lambda: compiled(noise)
 
 
 def beside_naive():
   prior = PixelCNN(512, (21, 21), filters=64, num_layers=8)
   functions = {
-    "naive": sampler(prior, sample_grid_naive),
-    "cached": sampler(prior, sample_grid),
-    "cached, XLA": sampler(prior, sample_grid, jit_compile=True),
+    "naive": sampler(prior, sample_naive),
+    "cached": sampler(prior, sample),
+    "cached, XLA": sampler(prior, sample, jit_compile=True),
   }
   title = f"{BATCH_SIZE} grids of 21x21, K=512, {prior.count_params():,} parameters"
   report(title, medians(functions, rounds=1), "naive", BATCH_SIZE, "grids")
@@ -45,8 +45,8 @@ def beside_tensorflow_probability():
   own = PixelCNN(256, (16, 16), filters=64, num_layers=11, kernel_size=9, ordinal=True)
   functions = {
     "TensorFlow Probability": peer_sample,
-    "cached": sampler(own, sample_grid),
-    "cached, XLA": sampler(own, sample_grid, jit_compile=True),
+    "cached": sampler(own, sample),
+    "cached, XLA": sampler(own, sample, jit_compile=True),
   }
   title = f"{BATCH_SIZE} grids of 16x16; parameters: TFP {peer_parameters:,}, tfvq {own.count_params():,}"
   report(title, medians(functions, rounds=1), "TensorFlow Probability", BATCH_SIZE, "grids")

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from benchmarks.timing import medians, report
 from tfvq.configs import common
-from tfvq.models import WaveNet, gumbel_noise, sample_sequence, sequence_noise_shape
+from tfvq.models import WaveNet, gumbel_noise, noise_shape, sample
 from tfvq.ops.product import product_precision
 from tfvq.tasks.corpus_task import build_wavenet
 from tfvq.tasks.speech import build_speech_vqvae
@@ -47,18 +47,18 @@ DECODERS = {
 
 def naive_step(model: WaveNet):
   """Makes a function that computes one step from a whole receptive field."""
-  x = tf.zeros([model.receptive_field + 1, model.head.num_variables], tf.int32)
+  x = tf.zeros([1, model.receptive_field + 1, model.head.num_variables], tf.int32)
   condition = {"local": tf.zeros([1, 1, CONDITION_DIM])}
   noise = gumbel_noise(0, [1, *model.head.noise_shape])
-  step = tf.function(lambda: model.head.sample(model.features(x, 1, condition)[-1:], noise))
+  step = tf.function(lambda: model.head.sample(model.features(x, condition)[:, -1], noise))
   return lambda: step().numpy()
 
 
 def cached(model: WaveNet, num_steps, jit_compile, batch_size=1):
-  noise = gumbel_noise(0, sequence_noise_shape(model, num_steps, batch_size))
+  noise = gumbel_noise(0, noise_shape(model, batch_size, num_steps))
   condition = {"local": tf.random.stateless_normal([batch_size, num_steps // 16, CONDITION_DIM], [0, 1])}
-  sample = tf.function(lambda noise, condition: sample_sequence(model, noise, condition), jit_compile=jit_compile)
-  return lambda: sample(noise, condition).numpy()
+  draw = tf.function(lambda noise, condition: sample(model, noise, condition), jit_compile=jit_compile)
+  return lambda: draw(noise, condition).numpy()
 
 
 def generation():

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.timing import medians, report
 from tfvq.layers import VectorQuantizer
-from tfvq.models import VQVAE, FixedVarianceGaussian, image_decoder, image_encoder
+from tfvq.models import VQVAE, ConvolutionalDecoder, FixedVarianceGaussian, image_decoder, image_encoder
 
 SIZE, HIDDEN, STEM, RESIDUAL, DIM, CODES = 84, 64, 32, 32, 16, 512
 
@@ -29,8 +29,7 @@ def tfvq_step(images, precision="float32"):
   model = VQVAE(
     image_encoder(shape, **sizes),
     VectorQuantizer(CODES, DIM, revival_threshold=0),
-    image_decoder(shape, **sizes),
-    FixedVarianceGaussian(),
+    ConvolutionalDecoder(image_decoder(shape, **sizes), FixedVarianceGaussian()),
   )
   model.compile(keras.optimizers.Adam(1e-3))
   model.optimizer.build(model.trainable_variables)

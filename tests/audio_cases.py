@@ -1,4 +1,4 @@
-"""Odd audio files, made in memory. A tone in each is `tone(0.5)` where a case does not say otherwise."""
+"""Unusual and invalid audio files in memory; unless noted otherwise, each contains `tone(0.5)`."""
 
 import io
 import struct
@@ -7,12 +7,13 @@ import numpy as np
 import soundfile
 
 from tests.sound import tone
+from tfvq.data.mp3_frames import counted_header
 
 RATE_HZ = 16_000
 
 
 def encoded(audio, rate_hz=RATE_HZ, **settings):
-  """A file made by libsndfile, as bytes."""
+  """Encodes audio with libsndfile, as bytes."""
   file = io.BytesIO()
   soundfile.write(file, audio, rate_hz, **settings)
   return file.getvalue()
@@ -46,7 +47,7 @@ def pcm(audio, subtype="PCM_16", order="LITTLE"):
 
 
 def long_wav(data, size, magic):
-  """A WAV of 64-bit sizes."""
+  """A WAV file with 64-bit sizes."""
   sizes = struct.pack("<QQQI", len(data) + 72, size, len(data) // 2, 0)
   return wav(data, before=chunk(b"ds64", sizes), data_size=0xFFFFFFFF, magic=magic)
 
@@ -62,12 +63,12 @@ _STREAMS = {
 
 
 def flac_of_length(num_samples, flac=_FLAC):
-  """The file with another length in its header, 0 for an unknown one."""
+  """Changes the length in the header of a FLAC file; 0 means unknown."""
   fields = int.from_bytes(flac[18:26], "big") >> 36 << 36 | num_samples
   return flac[:18] + fields.to_bytes(8, "big") + flac[26:]
 
 
-# Each holds `tone(0.5)`.
+# Each contains `tone(0.5)`.
 VALID = {
   "mu_law": wav(pcm(tone(0.5), "ULAW"), form(7, bits=8, extra=b"\0\0"), between=chunk(b"fact", b"\x40\x1f\0\0")),
   "mu_law_extensible": wav(pcm(tone(0.5), "ULAW"), extensible(7, 8)),
@@ -107,7 +108,7 @@ VALID = {
   "mp3_with_tags": b"ID3\3\0\0\0\0\1\0" + bytes(128) + _MP3_TONE + b"TAG" + bytes(125),
 }
 
-# What is wrong with each.
+# Each with the error that it causes.
 REFUSED = {
   "align_0": (wav(_SAMPLES, form(align=0)), "its header has 0 bytes per frame, but 1 channels of 16 bits take 2"),
   "align_1": (wav(_SAMPLES, form(align=1)), "has 1 bytes per frame"),
@@ -152,7 +153,7 @@ REFUSED = {
 
 
 def noise(num_samples=3 * RATE_HZ, channels=2, seed=0):
-  """Noise whose loudness goes up and down, float32 [T, C]: variable bit rates vary, and no two places sound alike."""
+  """Noise of varying loudness, float32 [T, C]: variable bit rates vary, and all parts differ."""
   envelope = np.abs(np.sin(np.arange(num_samples) / 8000))[:, np.newaxis]
   return (0.1 * envelope * np.random.default_rng(seed).normal(size=[num_samples, channels])).astype(np.float32)
 
@@ -169,3 +170,13 @@ REFUSED |= {
   "mp3_damaged": (_MP3[:9000] + bytes(1000) + _MP3[10_000:], "is damaged or is several concatenated MP3 files"),
   "mp3_joined": (_MP3 + _MP3, "is several concatenated MP3 files"),
 }
+
+
+def mp3_frame_positions(mp3):
+  """Positions of the first frames of an MP3 file."""
+  positions, position = [], 0
+  for _ in range(60):
+    position += counted_header(io.BytesIO(mp3[position:]), "", 0)[1]
+    positions.append(position)
+    position += 1
+  return positions

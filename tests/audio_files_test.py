@@ -24,7 +24,7 @@ RATES_HZ = [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 192_00
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"])
 @pytest.mark.parametrize("container", ["WAV", "WAVEX", "RF64"])
-def test_every_sample_format_is_read(subtype, container, tmp_path):
+def test_reader_supports_every_sample_format(subtype, container, tmp_path):
   path = tmp_path / "a.wav"
   soundfile.write(path, tone(0.2), SAMPLE_RATE_HZ, subtype=subtype, format=container)
   audio = AudioReader(path).read()
@@ -34,7 +34,7 @@ def test_every_sample_format_is_read(subtype, container, tmp_path):
 @pytest.mark.parametrize(("suffix", "error"), [(".flac", 1e-4), (".ogg", 0.03), (".mp3", 0.03)])
 @pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("num_channels", [1, 2])
-def test_every_kind_of_file_becomes_16_khz_mono(suffix, error, rate_hz, num_channels, tmp_path):
+def test_reader_converts_every_format_to_16_khz_mono(suffix, error, rate_hz, num_channels, tmp_path):
   path = tmp_path / f"a{suffix}"
   soundfile.write(path, np.stack([tone(1.0, rate_hz)] * num_channels, axis=1), rate_hz)
   reader = AudioReader(path)
@@ -46,21 +46,21 @@ def test_every_kind_of_file_becomes_16_khz_mono(suffix, error, rate_hz, num_chan
 
 
 def chirp(rate_hz):
-  """A second that rises from 100 to 3100 Hz, swelling and fading: at any rate the samples of the same curve."""
+  """One second of a chirp from 100 to 3100 Hz that fades in and out: samples of the same signal at any rate."""
   seconds = np.arange(rate_hz) / rate_hz
   return (0.3 * np.sin(np.pi * seconds) ** 2 * np.sin(2 * np.pi * (100 + 1500 * seconds) * seconds)).astype(np.float32)
 
 
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
-def test_resampling_gives_the_samples_of_the_same_curve(rate_hz):
+def test_resampled_matches_analytic_signal(rate_hz):
   np.testing.assert_allclose(resampled(chirp(rate_hz), rate_hz), chirp(SAMPLE_RATE_HZ), atol=1e-4)
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
-def test_no_file_is_delayed(format, rate_hz):
+def test_reader_adds_no_delay(format, rate_hz):
   if format == "MP3" and rate_hz > 48_000:
-    rate_hz = 24_000  # MP3 has no higher rates than 48 kHz
+    rate_hz = 24_000  # the maximum of MP3 is 48 kHz
   audio = AudioReader(io.BytesIO(encoded(chirp(rate_hz), rate_hz, format=format))).read()
   # One sample of delay would make the error 0.6 of the sound.
   error, power = np.mean(np.square(audio - chirp(SAMPLE_RATE_HZ))), np.mean(np.square(chirp(SAMPLE_RATE_HZ)))
@@ -68,7 +68,7 @@ def test_no_file_is_delayed(format, rate_hz):
 
 
 @pytest.mark.parametrize("second", [0.5, 0.0, -0.5])
-def test_high_sample_rates_and_channels_are_averaged(second, tmp_path):
+def test_reader_averages_channels_and_removes_high_frequencies(second, tmp_path):
   path = tmp_path / "a.wav"
   soundfile.write(path, np.stack([tone(0.5, 96_000), second * tone(0.5, 96_000)], axis=1), 96_000)
   audio = AudioReader(path).read()[1000:7000]
@@ -79,13 +79,13 @@ def test_high_sample_rates_and_channels_are_averaged(second, tmp_path):
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
 @pytest.mark.parametrize("second", [-1.0, -0.9])
-def test_a_channel_is_taken_where_the_average_cancels_the_sound(format, second):
+def test_reader_uses_one_channel_if_average_cancels(format, second):
   silence = np.zeros([14 * SAMPLE_RATE_HZ, 2], np.float32)
   sound = np.concatenate([silence, np.stack([tone(1.0), second * tone(1.0)], axis=1), silence])
   reader = AudioReader(io.BytesIO(encoded(sound, format=format)))
   expected = np.concatenate([silence[:, 0], tone(1.0), silence[:, 0]])
   np.testing.assert_allclose(reader.read(), expected, atol=1e-4 if format in ("WAV", "FLAC") else 0.05)
-  for start in (0, len(silence), 2 * len(silence)):  # the same channel in every part
+  for start in (0, len(silence), 2 * len(silence)):  # every part uses the same channel
     np.testing.assert_allclose(reader.read(start, start + 9000), reader.read()[start : start + 9000], atol=1e-6)
 
 
@@ -101,14 +101,14 @@ def _reader(format, rate_hz):
   st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]),
   st.sampled_from([16_000, 22_050, 48_000]),
 )
-def test_a_part_is_that_part_of_the_whole(parts, format, rate_hz):
+def test_read_of_part_matches_read_of_whole(parts, format, rate_hz):
   reader, whole = _reader(format, rate_hz)
   for start, length in parts:
     part = reader.read(start, start + length)
     np.testing.assert_allclose(part, whole[start : start + length], atol=1e-4)
 
 
-def test_two_readers_at_once_give_each_its_own(tmp_path):
+def test_two_readers_are_independent(tmp_path):
   for frequency_hz in (440, 1000):
     write_wav(tmp_path / f"{frequency_hz}.wav", [tone(1.0, frequency_hz=frequency_hz)])
   first, second = AudioReader(tmp_path / "440.wav"), AudioReader(tmp_path / "1000.wav")
@@ -118,7 +118,7 @@ def test_two_readers_at_once_give_each_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
-def test_readers_in_many_threads_share_nothing(format):
+def test_readers_in_threads_are_independent(format):
   files = [encoded(noise(16_000, seed=seed), format=format) for seed in range(8)]
   alone = [AudioReader(io.BytesIO(file)).read() for file in files]
   readers = [AudioReader(io.BytesIO(files[index % 8])) for index in range(64)]
@@ -128,7 +128,7 @@ def test_readers_in_many_threads_share_nothing(format):
     np.testing.assert_allclose(np.concatenate(part), alone[index % 8][:12_000], atol=1e-6)
 
 
-def test_an_open_file_is_read_as_a_path_is(tmp_path):
+def test_reader_accepts_open_file(tmp_path):
   soundfile.write(tmp_path / "a.flac", tone(0.5, 44_100), 44_100)
   expected = AudioReader(tmp_path / "a.flac").read()
   with (tmp_path / "a.flac").open("rb") as file:
@@ -138,7 +138,7 @@ def test_an_open_file_is_read_as_a_path_is(tmp_path):
     AudioReader(io.BytesIO(b"words"), name="the upload")
 
 
-def test_a_long_file_takes_no_more_memory_than_a_short_one(tmp_path):
+def test_reading_long_file_needs_little_memory(tmp_path):
   program = """
 import resource, sys
 from tfvq.data.audio_files import AudioReader
@@ -153,19 +153,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
   assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 50_000  # kB
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_written_wav_is_read_back(tmp_path):
   write_wav(tmp_path / "a.wav", [tone(0.1), np.array([2.0, -2.0])])
   audio = AudioReader(tmp_path / "a.wav").read()
   np.testing.assert_allclose(audio[:-2], tone(0.1), atol=1e-4)
   np.testing.assert_allclose(audio[-2:], [1, -1], atol=1e-4)
 
 
-def test_floats_beyond_1_are_kept():
+def test_reader_keeps_floats_beyond_1():
   audio = AudioReader(io.BytesIO(encoded(100 * tone(0.1), format="WAV", subtype="FLOAT"))).read()
   np.testing.assert_array_equal(audio, 100 * tone(0.1))
 
 
-def test_what_is_no_file_gets_one_sentence(tmp_path):
+def test_reader_rejects_missing_file(tmp_path):
   with pytest.raises(UserError, match="b.wav is not a file"):
     AudioReader(tmp_path / "b.wav")
   with pytest.raises(UserError, match="is not a file"):
@@ -174,7 +174,7 @@ def test_what_is_no_file_gets_one_sentence(tmp_path):
     AudioReader(tmp_path / ("x" * 300 + ".wav"))
 
 
-def test_a_name_that_is_not_utf_8_is_read(tmp_path):
+def test_reader_accepts_name_that_is_not_utf_8(tmp_path):
   write_wav(tmp_path / "a.wav", [tone(0.1)])
   path = pathlib.Path(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.wav"))
   (tmp_path / "a.wav").rename(path)
@@ -182,7 +182,7 @@ def test_a_name_that_is_not_utf_8_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_not_finite_are_refused(value, tmp_path):
+def test_reader_rejects_samples_that_are_not_finite(value, tmp_path):
   samples = tone(0.1)
   samples[1000] = value
   soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE_HZ, subtype="FLOAT")
@@ -190,14 +190,14 @@ def test_samples_that_are_not_finite_are_refused(value, tmp_path):
     AudioReader(tmp_path / "a.wav").read()
 
 
-def test_infinite_channels_of_opposite_sign_are_refused_without_warnings():
+def test_reader_rejects_infinite_channels_of_opposite_sign_without_warning():
   file = encoded(np.tile([np.inf, -np.inf], [1000, 1]), format="WAV", subtype="FLOAT")
   with warnings.catch_warnings(), pytest.raises(UserError, match="holds samples that are not finite"):
     warnings.simplefilter("error")
     AudioReader(io.BytesIO(file)).read()
 
 
-def test_wav_files_are_16_bit_mono(tmp_path):
+def test_write_wav_writes_16_bit_mono(tmp_path):
   write_wav(tmp_path / "a.wav", [tone(0.1)])
   with wave.open(str(tmp_path / "a.wav")) as file:
     assert (file.getnchannels(), file.getsampwidth(), file.getframerate(), file.getnframes()) == (1, 2, 16_000, 1600)

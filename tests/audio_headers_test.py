@@ -5,24 +5,23 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.audio_cases import REFUSED, VALID, encoded, long_wav, noise, pcm, wav
+from tests.audio_cases import REFUSED, VALID, encoded, long_wav, mp3_frame_positions, noise, pcm, wav
 from tests.sound import tone
 from tfvq.data.audio_files import AudioReader
-from tfvq.data.mp3_frames import counted_header
 from tfvq.errors import UserError
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_a_valid_file_of_unusual_make_is_read_right(name):
+def test_reader_accepts_unusual_valid_file(name):
   audio = AudioReader(io.BytesIO(VALID[name])).read()
-  # mu-law, A-law, ADPCM and MP3 are coarse. ADPCM fills up its last block, and takes some samples to follow the sound.
+  # mu-law, A-law, ADPCM and MP3 are lossy. ADPCM pads its last block, and needs some samples to adapt.
   coarse, adpcm = any(kind in name for kind in ("law", "adpcm", "mp3")), "adpcm" in name
   assert len(audio) == 8000 or adpcm
   np.testing.assert_allclose(audio[20 * adpcm : 8000], tone(0.5)[20 * adpcm :], atol=0.02 if coarse else 1e-4)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_wrong_file_is_refused_for_the_right_reason(name):
+def test_reader_rejects_invalid_file_with_reason(name):
   content, reason = REFUSED[name]
   tracemalloc.start()
   try:
@@ -34,10 +33,10 @@ def test_a_wrong_file_is_refused_for_the_right_reason(name):
 
 
 @pytest.mark.parametrize(("name", "size"), [("RIFF", 2_362_232_000), ("RIFF", 4_187_593_000), ("RF64", 5_000_000_000)])
-def test_files_beyond_2_and_4_gib_are_read_to_their_end(name, size, tmp_path):
+def test_reader_reads_files_beyond_2_and_4_gib(name, size, tmp_path):
   path, samples = tmp_path / "a.wav", pcm(tone(1.0))
   head = wav(b"", data_size=size) if name == "RIFF" else long_wav(b"", size, b"RF64")
-  with path.open("wb") as file:  # without samples on the disk but for the last second
+  with path.open("wb") as file:  # sparse: only the last second is stored on disk
     file.write(head)
     file.seek(len(head) + size - len(samples))
     file.write(samples)
@@ -47,27 +46,17 @@ def test_files_beyond_2_and_4_gib_are_read_to_their_end(name, size, tmp_path):
   assert not reader.read(0, 1000).any()
 
 
-def frame_positions(mp3):
-  """Where the first frames of an MP3 file begin."""
-  positions, position = [], 0
-  for _ in range(60):
-    position += counted_header(io.BytesIO(mp3[position:]), "", 0)[1]
-    positions.append(position)
-    position += 1
-  return positions
-
-
 @pytest.mark.parametrize("settings", [{}, {"bitrate_mode": "VARIABLE", "compression_level": 0.5}])
 @pytest.mark.parametrize("at_frames", [True, False])
 @pytest.mark.parametrize(("rate_hz", "samples_per_frame"), [(16_000, 576), (44_100, 1152)])
-def test_a_segment_of_an_mp3_file_sounds_as_in_the_whole(settings, at_frames, rate_hz, samples_per_frame):
+def test_segment_of_mp3_file_decodes_as_in_whole_file(settings, at_frames, rate_hz, samples_per_frame):
   mp3 = encoded(noise(3 * rate_hz), rate_hz, format="MP3", **settings)
-  positions = frame_positions(mp3)
+  positions = mp3_frame_positions(mp3)
   start, stop = (positions[10], positions[50]) if at_frames else (positions[9] + 7, positions[50] + 9)
   whole = soundfile.read(io.BytesIO(mp3), dtype="float32")[0].mean(axis=1)
   decoder = AudioReader(io.BytesIO(mp3[start:stop]))._decoder
   segment = decoder.read(0, decoder.num_frames).mean(axis=1)
-  # The first frames need those before them. Decoders leave out their own delay of 529 samples.
+  # The first frames depend on the frames before them. Decoders remove their own delay of 529 samples.
   assert len(segment) == 40 * samples_per_frame - 529
   middle = segment[8 * samples_per_frame : 32 * samples_per_frame]
   products = np.correlate(whole, middle, "valid")

@@ -6,7 +6,16 @@ import pytest
 import tensorflow as tf
 
 from tfvq.layers import VectorQuantizer
-from tfvq.models import VAE, VIMCO, VQVAE, DiscretizedLogistic, FixedVarianceGaussian, image_decoder, image_encoder
+from tfvq.models import (
+  VAE,
+  VIMCO,
+  VQVAE,
+  ConvolutionalDecoder,
+  DiscretizedLogistic,
+  FixedVarianceGaussian,
+  image_decoder,
+  image_encoder,
+)
 from tfvq.models.vimco import vimco_objective
 
 SHAPE = (8, 12, 3)
@@ -15,16 +24,17 @@ SIZES = {"hidden_units": 8, "stem_units": 4, "num_residual_blocks": 1}
 
 def make(kind, distribution, **sizes):
   sizes = {**SIZES, **sizes}
-  decoder = image_decoder(SHAPE, embedding_dim=4, num_parameters=distribution.num_parameters, **sizes)
+  network = image_decoder(SHAPE, embedding_dim=4, num_parameters=distribution.num_parameters, **sizes)
+  decoder = ConvolutionalDecoder(network, distribution)
 
   def encoder(outputs):
     return image_encoder(SHAPE, embedding_dim=outputs, **sizes)
 
   if kind == "vae":
-    return VAE(encoder(8), decoder, distribution)
+    return VAE(encoder(8), decoder)
   if kind == "vimco":
-    return VIMCO(encoder(16), decoder, distribution, 16, 4, num_samples=5)
-  return VQVAE(encoder(4), VectorQuantizer(16, 4), decoder, distribution)
+    return VIMCO(encoder(16), decoder, 16, 4, num_samples=5)
+  return VQVAE(encoder(4), VectorQuantizer(16, 4), decoder)
 
 
 def images(rng, num=8):
@@ -52,7 +62,7 @@ def test_vqvae_parts_fit_together(rng):
   codes = model.encode(x)
   assert codes.shape == (8, 2, 3, 3) and codes.dtype == tf.int32
   np.testing.assert_allclose(model.reconstruct(x), model.decode(codes))
-  np.testing.assert_allclose(model.distribution.mode(model(x).parameters), model.decode(codes), rtol=1e-4, atol=1e-3)
+  np.testing.assert_allclose(model(x)["mode"], model.decode(codes), rtol=1e-4, atol=1e-3)
 
 
 def test_adapt_puts_the_codebook_where_the_encoder_is(rng):
@@ -72,10 +82,12 @@ def test_vq_bound_has_log_k_per_code(rng):
   model = make("vq", DiscretizedLogistic())
   x = images(rng)
   output = model(x)
-  np.testing.assert_allclose(output.latent_nats, 2 * 3 * np.log(16), rtol=1e-6)
+  np.testing.assert_allclose(output["latent_nats"], 2 * 3 * np.log(16), rtol=1e-6)
   model.compile("sgd")
   bits = model.evaluate(x, batch_size=3, verbose=0, return_dict=True)["bits_per_dim"]  # 3, 3 and 2
-  log_prob = tf.reduce_mean(model.distribution.log_prob(output.parameters, x.astype(np.float32)))
+  parameters = model.decoder.network(model.quantizer.decode(model.encode(x)))
+  log_prob = tf.reduce_mean(model.decoder.distribution.log_prob(parameters, x.astype(np.float32)))
+  np.testing.assert_allclose(tf.reduce_mean(output["log_prob"]) / np.prod(SHAPE), log_prob, rtol=1e-4)
   np.testing.assert_allclose(bits, (6 * np.log(16) / np.prod(SHAPE) - log_prob) / np.log(2), rtol=1e-4)
 
 
@@ -84,7 +96,7 @@ def test_vae_latents_cost_their_divergence(rng):
   x = images(rng)
   mean, log_stddev = np.split(model.encoder(x).numpy().astype(np.float64), 2, axis=-1)
   expected = np.sum(0.5 * (mean**2 + np.exp(2 * log_stddev) - 1) - log_stddev, axis=(1, 2, 3))
-  np.testing.assert_allclose(model(x).latent_nats, expected, rtol=1e-4)
+  np.testing.assert_allclose(model(x)["latent_nats"], expected, rtol=1e-4)
 
 
 def test_discretized_logistic_sums_to_one_and_has_the_mass_of_its_bins():
@@ -145,7 +157,7 @@ def test_vimco_gradient_is_unbiased():
 
 def test_vimco_with_one_sample_is_refused():
   with pytest.raises(ValueError, match="num_samples"):
-    VIMCO(None, None, DiscretizedLogistic(), 4, 4, num_samples=1)
+    VIMCO(None, None, 4, 4, num_samples=1)
 
 
 @pytest.mark.parametrize("kind", ["vq", "vae", "vimco"])
@@ -153,15 +165,17 @@ def test_predictions_are_per_image(kind, rng):
   model = make(kind, DiscretizedLogistic())
   model.compile("sgd")
   predicted = model.predict(images(rng, 7), batch_size=3, verbose=0)
-  assert predicted.parameters.shape == (7, *SHAPE[:2], 6) and predicted.latent_nats.shape == (7,)
+  assert predicted["mode"].shape == (7, *SHAPE) and predicted["log_prob"].shape == predicted["latent_nats"].shape == (
+    7,
+  )
 
 
 def test_vimco_gives_the_most_probable_latents_and_their_cost(rng):
   model = make("vimco", DiscretizedLogistic())
   x = images(rng)
   output = model(x)
-  np.testing.assert_allclose(model.distribution.mode(output.parameters), model.reconstruct(x), rtol=1e-5)
-  np.testing.assert_allclose(output.latent_nats, [6 * np.log(16)] * 8, rtol=1e-6)
+  np.testing.assert_allclose(output["mode"], model.reconstruct(x), rtol=1e-5)
+  np.testing.assert_allclose(output["latent_nats"], [6 * np.log(16)] * 8, rtol=1e-6)
 
 
 def test_vimco_trains_on_all_its_samples(rng):
@@ -170,9 +184,10 @@ def test_vimco_trains_on_all_its_samples(rng):
   x = images(rng, 3)
   model.compile(keras.optimizers.SGD(0.0))
   state = model.seed_generator.state.numpy()
-  parameters, latent_nats = (np.array(value) for value in model._samples(x, True))
+  z, latent_nats = (np.array(value) for value in model._samples(x, True))
   model.seed_generator.state.assign(state)
-  log_prob = model.distribution.log_prob(parameters, np.tile(x, (5, 1, 1, 1)).astype(np.float32)).numpy()
+  repeated = np.tile(x, (5, 1, 1, 1)).astype(np.float32)
+  log_prob = model.decoder.distribution.log_prob(model.decoder.network(z), repeated).numpy()
   log_weights = log_prob.astype(np.float64).sum(axis=(1, 2, 3)).reshape(5, 3) - latent_nats
   highest = log_weights.max(axis=0)
   bound = np.log(np.mean(np.exp(log_weights - highest), axis=0)) + highest
@@ -189,11 +204,12 @@ def test_models_are_exported_after_fit(kind, tmp_path, rng):
   model.export(tmp_path / "exported", verbose=False)
   loaded = tf.saved_model.load(str(tmp_path / "exported"))
   served = loaded.serve(tf.constant(x, tf.float32))
-  parameters, latent_nats = tf.nest.flatten(served)
-  np.testing.assert_allclose(latent_nats, model(x).latent_nats, rtol=1e-4)
-  assert parameters.shape == (3, *SHAPE[:2], 6)
+  expected = model(x)
+  assert served.keys() == expected.keys() and served["mode"].shape == x.shape
+  np.testing.assert_allclose(served["latent_nats"], expected["latent_nats"], rtol=1e-4)
   if kind != "vae":  # which draws its latents anew
-    np.testing.assert_allclose(parameters, model(x).parameters, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(served["log_prob"], expected["log_prob"], rtol=1e-4)
+    np.testing.assert_allclose(served["mode"], expected["mode"], rtol=1e-4, atol=1e-3)
 
 
 def test_weights_of_examples_are_refused(rng):
@@ -216,6 +232,15 @@ def test_images_in_0_to_1_are_warned_about_once(jit_compile, rng):
     other = make("vae", FixedVarianceGaussian())
     other.compile("sgd")
     other.fit(images(rng), verbose=0)
+
+
+def test_a_convolutional_decoder_takes_neither_noise_nor_a_condition(rng):
+  model = make("vq", FixedVarianceGaussian())
+  codes = model.encode(images(rng, 1))
+  with pytest.raises(ValueError, match="draws no samples"):
+    model.decode(codes, noise=np.zeros([1]))
+  with pytest.raises(ValueError, match="takes no condition, but was given 'label'"):
+    model.decode(codes, {"label": np.zeros([1], np.int32)})
 
 
 @pytest.mark.parametrize("kind", ["vq", "vimco"])

@@ -61,20 +61,20 @@ FRAMES = "--config=tfvq/configs/frames.py"
     ((), "Both --config=FILE and --workdir=DIR are needed"),
   ],
 )
-def test_a_wrong_command_gets_one_sentence_and_exit_code_2(args, sentence, tmp_path):
+def test_wrong_command_prints_one_line_and_exits_with_2(args, sentence, tmp_path):
   returncode, output = run(*args, f"--workdir={tmp_path}")
   assert returncode == 2
   assert sentence in output
   assert output.startswith("error: ") and output.count("\n") == 1, output
 
 
-def test_a_workdir_that_cannot_be_written_is_told(tmp_path):
+def test_unwritable_workdir_is_reported(tmp_path):
   (tmp_path / "file").write_text("")
   returncode, output = run(FRAMES, f"--workdir={tmp_path / 'file'}")
   assert returncode == 2 and "could not be written" in output and "Traceback" not in output
 
 
-def test_help_lists_the_fields_of_the_config():
+def test_help_lists_config_fields():
   returncode, output = run("--help")
   assert returncode == 0 and "--workdir" in output
   names = {path.stem for path in (ROOT / "tfvq" / "configs").glob("*.py")} - {"__init__", "common"}
@@ -84,7 +84,7 @@ def test_help_lists_the_fields_of_the_config():
 
 
 @pytest.mark.parametrize("config", [("--config=frames:paper",), ("-config", "frames:paper"), ("--config=frames",)])
-def test_a_config_is_found_by_its_name(config):
+def test_config_is_found_by_name(config):
   returncode, output = run(*config, "--help")
   episodes = 60 if config == ("--config=frames",) else 2000
   assert returncode == 0 and f"--config.data.num_train_episodes={episodes}\n" in output, output
@@ -128,7 +128,7 @@ WAITING = """if True:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_program_that_is_stopped_says_so_and_leaves_no_file(number, code, tmp_path):
+def test_stopped_program_leaves_no_file(number, code, tmp_path):
   process = subprocess.Popen(
     [sys.executable, "-c", WAITING, str(tmp_path / "out")],
     cwd=ROOT,
@@ -143,7 +143,7 @@ def test_a_program_that_is_stopped_says_so_and_leaves_no_file(number, code, tmp_
   assert not list(tmp_path.iterdir())
 
 
-def test_a_program_that_is_to_outlive_its_terminal_does():
+def test_program_under_nohup_ignores_sighup():
   code = """if True:
     import os, signal
     from absl import flags
@@ -166,7 +166,7 @@ TRAINING = """if True:
 """
 
 
-def test_training_that_is_terminated_keeps_its_last_step(tmp_path):
+def test_terminated_training_saves_last_step(tmp_path):
   process = subprocess.Popen(
     [sys.executable, "-c", TRAINING, str(tmp_path), "1000"], cwd=ROOT, stderr=subprocess.PIPE, text=True
   )
@@ -186,7 +186,7 @@ def test_training_that_is_terminated_keeps_its_last_step(tmp_path):
 
 
 def flags_of(config):
-  """Flags that make the `small` config into this one."""
+  """Flags that turn the `small` config into this one."""
   from tfvq.training.validation import fields
 
   def text(value):
@@ -210,14 +210,14 @@ def wait_and_kill(command, log, sign):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_every_stage_goes_on(tmp_path):
+def test_run_killed_in_every_stage_resumes(tmp_path):
   config = tiny("frames")
   for settings in config.train.values():
     settings.steps = 200
     settings.checkpoint_seconds = 1.0
   workdir = tmp_path / "run"
   arguments = [f"{FRAMES}:small", f"--workdir={workdir}", *flags_of(config)]
-  # A training is killed once it has something to lose, another stage once it has begun to write.
+  # Training is killed after its first checkpoint, other stages when they start to write.
   signs = {
     "autoencoder": "autoencoder/checkpoint.keras",
     "prior": "prior/checkpoint.keras",
@@ -227,10 +227,10 @@ def test_a_run_killed_in_every_stage_goes_on(tmp_path):
     sign = workdir / signs.get(stage, stage)
     output = wait_and_kill([sys.executable, "train_main.py", *arguments], tmp_path / "log", sign)
     assert sign.exists(), output
-    assert not (workdir / stage / "done.json").exists(), f"{stage} had ended: nothing was tested"
+    assert not (workdir / stage / "done.json").exists(), f"{stage} had finished before it was killed"
     for earlier in STAGES[:number]:
       assert (workdir / earlier / "done.json").exists()
-      assert not re.search(rf"{earlier}: +0%\|[^|]*\| 0/200 ", output), f"{earlier} began from the start"
+      assert not re.search(rf"{earlier}: +0%\|[^|]*\| 0/200 ", output), f"{earlier} started again from the beginning"
   returncode, output = run(*arguments)
   assert returncode == 0, output
   assert output.count("done already") == 5 and (workdir / "report.html").exists()
@@ -238,13 +238,13 @@ def test_a_run_killed_in_every_stage_goes_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_small_config_is_valid(name, tmp_path):
+def test_small_config_is_valid(name, tmp_path):
   returncode, output = run(f"--config=tfvq/configs/{name}.py", f"--workdir={tmp_path}", "--stage=dessert")
   assert returncode == 2 and "no stage 'dessert'" in output
 
 
-def test_the_cores_of_the_cpu_share_the_batches(frames_run, tmp_path):
-  """In a process of its own, as what devices there are is settled once in each."""
+def test_cores_strategy_uses_every_core(frames_run, tmp_path):
+  """Runs in a new process, because the devices of a process cannot change."""
   num_cores = len(os.sched_getaffinity(0))
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
   for stage in ("prior", "samples", "evaluation"):

@@ -7,13 +7,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from export.exporter import export
 from tests.tiny import IMAGES, NAMES, WAVENETS, config_of, tiny
 from tfvq.data.image_sources import ImageArrays, open_image_source
 from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
 from tfvq.tasks import validate
 from tfvq.tasks.corpus_task import build_wavenet
-from tfvq.tasks.stages import make_task, run_stages
+from tfvq.tasks.stages import make_task, open_task, run_stages
 from tfvq.training.training import make_optimizer
 
 
@@ -85,6 +86,37 @@ def test_codebook_updates_and_precisions(codebook_update, precision, tmp_path):
   with np.load(tmp_path / "run" / "data" / "held_out.npz") as arrays:
     grey_psnr_db = 10 * np.log10(255**2 / np.mean((arrays["image"] - 127.5) ** 2))
   assert psnr_db > grey_psnr_db + 2, "an untrained autoencoder gives grey"
+
+
+QUANTIZERS = {
+  "residual": {"num_levels": 2},
+  "product": {"num_groups": 2},
+  "finite_scalar": {"levels": (4, 4)},
+  "lookup_free": {"num_bits": 4},
+  "soft_to_hard": {"annealing_steps": 60},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "kind"), [*(("frames", kind) for kind in QUANTIZERS), ("speech", "residual"), ("speech", "finite_scalar")]
+)
+def test_every_kind_of_quantiser_goes_through_every_stage_and_export(name, kind, tmp_path):
+  config = tiny(name)
+  config.autoencoder.quantizer.update({"kind": kind, **QUANTIZERS[kind]})
+  validate(config)
+  metrics = run(config, tmp_path)
+  task = open_task(tmp_path / "run")
+  quantizer = task.autoencoder.quantizer
+  codes = task.codes.splits["held_out"]["codes"]
+  assert codes.max() < quantizer.num_values == 16 and metrics["uniform_bits_per_code"] == 4
+  assert metrics["perplexity"] > 1 and np.isfinite(metrics["prior_bits_per_code"])
+  assert codes.shape[-1] == {"residual": 2, "product": 2}.get(kind, codes.shape[-1])
+  export(task, tmp_path / "exported", ("tflite", "onnx", "saved_model"), ("none",))
+  for file in json.loads((tmp_path / "exported" / "export.json").read_text())["files"]:
+    for output, parity in file["parity"].items():
+      assert parity.get("share_equal_of_sure", 1) == 1, (file["file"], output)
+      assert parity.get("relative_rms_error", 0) < 1e-4 or name == "speech", (file["file"], output)
 
 
 def source_like(config):

@@ -33,7 +33,7 @@ def rng():
 
 @pytest.fixture(scope="session")
 def two_replicas():
-  """One strategy for all tests: a second one in the same process would take up the first one's collective keys."""
+  """One strategy for all tests: a second one in the same process would use the same collective keys."""
   return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
@@ -62,10 +62,10 @@ def exported_speech(speech_run_folder, tmp_path_factory):
 
 
 def shared_folder(name, tmp_path_factory, make):
-  """A folder that the first of pytest-xdist's workers to need it makes, and that no test changes."""
+  """A read-only folder that is made once, by the first of pytest-xdist's workers that needs it."""
   root = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
-    root = root.parent  # of all workers
+    root = root.parent  # shared by all workers
   folder, marker = root / name, root / f"{name}.done"
   with open(root / f"{name}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)

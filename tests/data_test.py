@@ -26,7 +26,7 @@ def frames():
   return collect()
 
 
-def test_frames_are_what_was_asked_for(frames):
+def test_collect_returns_requested_frames(frames):
   assert frames["image"].shape == (12, 24, 24, 3) and frames["image"].dtype == np.uint8
   assert frames["image"].std() > 5
   np.testing.assert_array_equal(frames["episode"], [0] * 6 + [1] * 6)
@@ -34,15 +34,15 @@ def test_frames_are_what_was_asked_for(frames):
   assert set(frames["action"]) <= set(range(len(vizdoom.ACTIONS)))
 
 
-def test_frames_depend_on_the_seed_alone(frames):
+def test_frames_depend_only_on_seed(frames):
   again = collect(num_processes=1)
   for key, value in frames.items():
     np.testing.assert_array_equal(again[key], value)
   assert not np.array_equal(collect(seed=4)["image"], frames["image"])
 
 
-def test_the_view_turns_as_the_recorded_actions_say():
-  """A turn to the left moves what is seen to the right: the actions belong to the frames beside them."""
+def test_view_turns_with_recorded_actions():
+  """A turn to the left shifts the view to the right, so each action belongs to its frame."""
   frames = collect(num_episodes=1, frames_per_episode=100, tics_per_frame=7, image_size=48)
   grey = frames["image"].mean(axis=-1)[:, 10:40]  # without the floor and the ceiling
   shifts = np.array([shift_of(before, after) for before, after in zip(grey[:-1], grey[1:], strict=True)])
@@ -53,7 +53,7 @@ def test_the_view_turns_as_the_recorded_actions_say():
 
 
 def shift_of(before, after, most=12):
-  """By how many columns [H, W] moved to the right, the best match of -12..12."""
+  """The shift to the right, in -12..12 columns, that best matches two images [H, W]."""
   width = before.shape[1]
   errors = {
     shift: np.abs(
@@ -64,8 +64,8 @@ def shift_of(before, after, most=12):
   return min(errors, key=errors.get)
 
 
-def test_every_split_has_episodes_of_its_own_and_seeds_do_not_change(tmp_path):
-  """Training and held-out frames are the same with and without a validation split, so that figures are comparable."""
+def test_splits_have_distinct_episodes_and_fixed_seeds(tmp_path):
+  """Training and held-out frames are the same with and without a validation split, so that results are comparable."""
   data = config_of("frames").data
   data.update({"image_size": 24, "num_train_episodes": 2, "num_validation_episodes": 1, "num_held_out_episodes": 1})
   data.update({"train_frames_per_episode": 2, "held_out_frames_per_episode": 3})
@@ -85,7 +85,7 @@ def test_every_split_has_episodes_of_its_own_and_seeds_do_not_change(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["frames", "pixelcnn"])
-def test_a_run_that_was_made_without_a_validation_split_opens_as_before(name, tmp_path):
+def test_run_without_validation_split_opens(name, tmp_path):
   data = tiny(name).data
   del data.num_validation_episodes
   splits = ("train", "held_out", "unseen_map") if name == "frames" else ("train", "held_out")
@@ -94,14 +94,14 @@ def test_a_run_that_was_made_without_a_validation_split_opens_as_before(name, tm
   assert open_image_source(data, tmp_path, seed=0).split_names == splits
 
 
-def test_unknown_scenario_and_odd_spacing_are_refused():
+def test_unknown_scenario_and_invalid_spacing_are_rejected():
   with pytest.raises(UserError, match="my_way_home"):
     vizdoom.collect("nowhere", num_episodes=1, frames_per_episode=1, tics_per_frame=7, image_size=8, seed=0)
   with pytest.raises(UserError, match="multiple of 7"):
     collect(tics_per_frame=10)
 
 
-def test_no_file_is_left_in_the_current_folder(tmp_path, monkeypatch):
+def test_collect_leaves_no_file_in_current_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   collect(num_episodes=1, frames_per_episode=1)
   assert list(tmp_path.iterdir()) == []
@@ -264,7 +264,7 @@ def test_codes_of_another_model_or_none_are_refused(tmp_path, rng):
     read_manifest(tmp_path)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_atomic_write_writes_all_or_nothing(tmp_path):
   path = tmp_path / "folder" / "value.json"
   write_json(path, {"a": 1})
   with pytest.raises(RuntimeError), atomic_write(path) as temporary:
@@ -274,7 +274,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
   assert [file.name for file in path.parent.iterdir()] == ["value.json"]
 
 
-def test_a_full_disk_is_reported_in_a_sentence_and_keeps_the_old_file(tmp_path):
+def test_full_disk_is_reported_and_keeps_old_file(tmp_path):
   path = tmp_path / "value.json"
   write_json(path, {"a": 1})
   with pytest.raises(UserError, match="No space left"), atomic_write(path) as temporary:
@@ -283,13 +283,13 @@ def test_a_full_disk_is_reported_in_a_sentence_and_keeps_the_old_file(tmp_path):
   assert read_json(path) == {"a": 1}
 
 
-def test_a_folder_that_cannot_be_made_is_reported_in_a_sentence(tmp_path):
+def test_folder_that_cannot_be_created_is_reported(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="could not be written"):
     write_json(tmp_path / "file" / "value.json", {})
 
 
-def test_broken_json_is_reported_in_a_sentence(tmp_path):
+def test_invalid_json_is_reported(tmp_path):
   (tmp_path / "value.json").write_text("{")
   with pytest.raises(UserError, match="not valid JSON"):
     read_json(tmp_path / "value.json")
@@ -316,7 +316,7 @@ def test_tiles_are_split_by_photograph(pictures):
   assert len(splits["train"]["image"]) == 6 * len(origins["train"])
 
 
-def test_validation_photographs_are_taken_from_the_training_ones(pictures):
+def test_validation_photographs_come_from_training_split(pictures):
   found = photos.find_photos(pictures)
   with_none, with_some = (
     {
@@ -330,7 +330,7 @@ def test_validation_photographs_are_taken_from_the_training_ones(pictures):
   assert with_some["validation"] | with_some["train"] == with_none["train"]
 
 
-def test_flat_tiles_are_left_out_and_large_photographs_reduced(pictures):
+def test_flat_tiles_are_left_out_and_large_photographs_downscaled(pictures):
   splits = photos.tiles(photos.find_photos(pictures), tile_size=16, shorter_side=16)
   assert splits["train"]["image"].shape[1:] == (16, 16, 3)
   for path in photos.find_photos(pictures):
@@ -346,7 +346,7 @@ def test_broken_pictures_are_skipped_and_named(pictures, capsys):
   assert "left out 2 of 30 pictures that could not be read: 0.png, 2.png" in capsys.readouterr().out
 
 
-def test_a_wallpaper_in_many_sizes_counts_once(tmp_path, rng):
+def test_wallpaper_in_many_sizes_is_listed_once(tmp_path, rng):
   folder = tmp_path / "Wallpaper" / "contents" / "images"
   folder.mkdir(parents=True)
   for size in (20, 40, 30):
@@ -354,28 +354,28 @@ def test_a_wallpaper_in_many_sizes_counts_once(tmp_path, rng):
   assert photos.find_photos(tmp_path) == [folder / "40x40.png"]
 
 
-def test_photographs_in_a_folder_called_images_all_count(tmp_path, rng):
+def test_all_photographs_in_folder_called_images_are_listed(tmp_path, rng):
   (tmp_path / "images").mkdir()
   for index in range(3):
     Image.fromarray(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(tmp_path / "images" / f"{index}.png")
   assert len(photos.find_photos(tmp_path)) == 3
 
 
-def test_a_picture_that_is_too_large_is_skipped(pictures, monkeypatch, capsys):
+def test_too_large_picture_is_skipped(pictures, monkeypatch, capsys):
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
   with pytest.raises(UserError, match="The 30 pictures give no 16x16 tile"):
     photos.tiles(photos.find_photos(pictures), tile_size=16, shorter_side=100)
   assert "left out 30 of 30 pictures" in capsys.readouterr().out
 
 
-def test_folders_without_pictures_are_refused(tmp_path):
+def test_folder_without_pictures_is_rejected(tmp_path):
   with pytest.raises(UserError, match="contains no pictures"):
     photos.find_photos(tmp_path)
   with pytest.raises(UserError, match="not a folder"):
     photos.find_photos(tmp_path / "nowhere")
 
 
-def test_an_unpacked_package_is_not_fetched_again_and_a_missing_program_is_reported(tmp_path, monkeypatch):
+def test_unpacked_package_is_reused_and_missing_program_is_reported(tmp_path, monkeypatch):
   (tmp_path / "some-package").mkdir()
   monkeypatch.setenv("PATH", "")
   assert unpacked("some-package", tmp_path) == tmp_path / "some-package"

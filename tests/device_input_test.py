@@ -1,4 +1,4 @@
-"""What the device codec refuses, and that a refused call leaves a stream as it was."""
+"""Invalid input of the device codec."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def codec():
   ],
 )
 @pytest.mark.parametrize("call", ["push", "encode", "gain_of"])
-def test_samples_that_are_no_audio_are_refused(samples, sentence, call, codec):
+def test_invalid_samples_are_rejected(samples, sentence, call, codec):
   function = codec.encoder().push if call == "push" else getattr(codec, call)
   with pytest.raises(CodecError, match=sentence):
     function(samples)
@@ -38,18 +38,18 @@ def test_samples_that_are_no_audio_are_refused(samples, sentence, call, codec):
     ([0, 1], r"Codes have shape \[2\]"),
   ],
 )
-def test_codes_that_are_none_are_refused(codes, sentence, codec):
+def test_invalid_codes_are_rejected(codes, sentence, codec):
   with pytest.raises(CodecError, match=sentence):
     codec.decoder().push(codes)
 
 
 @pytest.mark.parametrize("temperature", [np.nan, np.inf, -0.1])
-def test_a_temperature_that_is_none_is_refused(temperature, codec):
+def test_invalid_temperature_is_rejected(temperature, codec):
   with pytest.raises(CodecError, match="The temperature must be zero or more"):
     codec.decoder(temperature=temperature)
 
 
-def test_a_refused_call_leaves_the_stream_as_it_was(codec, rng):
+def test_rejected_call_leaves_stream_unchanged(codec, rng):
   audio = (0.1 * rng.normal(size=9000)).astype(np.float32)
   encoder, codes = codec.encoder(), []
   for part in np.split(audio, 3):
@@ -65,7 +65,7 @@ def test_a_refused_call_leaves_the_stream_as_it_was(codec, rng):
   np.testing.assert_array_equal(speech, codec.decode(codes[:3]))
 
 
-def test_nothing_is_encoded_and_decoded(codec):
+def test_empty_input_gives_empty_output(codec):
   assert codec.gain_of([]) == 1.0 and codec.encode([]).shape == (0, *codec.frame_shape)
   assert codec.decode(codec.encode([])).shape == (0,)
   assert codec.decode(np.zeros([0, *codec.frame_shape])).shape == (0,)

@@ -34,11 +34,11 @@ def codec_folder(speech_run_folder, tmp_path_factory):
 
 
 def speech(num_samples, rng):
-  """Noise whose loudness swells and falls, float32 [num_samples]."""
+  """Noise of varying loudness, float32 [num_samples]."""
   return (0.1 * np.abs(np.sin(np.arange(num_samples) / 3000)) * rng.normal(size=num_samples)).astype(np.float32)
 
 
-def test_it_does_what_the_codec_of_keras_does(codec_folder, speech_run_folder, rng):
+def test_device_codec_matches_keras_codec(codec_folder, speech_run_folder, rng):
   codec = SpeechCodec(codec_folder)
   expected = keras_codec.SpeechCodec(open_task(speech_run_folder).autoencoder, frames_per_part=25, jit_compile=False)
   audio = speech(7777, rng)
@@ -54,12 +54,12 @@ def test_it_does_what_the_codec_of_keras_does(codec_folder, speech_run_folder, r
   spoken = np.concatenate([stream.push(codes), stream.finish()])
   reference = expected.decode(codes[np.newaxis], [1], seed=3, temperature=0.7)[0]
   assert spoken.shape == reference.shape == (7680,)
-  # Keras goes on to the end of the part, which the last samples hear of.
+  # Keras continues to the end of the part, which affects the last samples.
   np.testing.assert_allclose(spoken[:-64], reference[:-64], atol=1e-4)
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 63, 64, 65, 3200, 3201, 10_007])
-def test_speech_in_chunks_is_speech_in_one_piece(num_samples, codec_folder, rng):
+def test_stream_matches_whole(num_samples, codec_folder, rng):
   codec = SpeechCodec(codec_folder)
   audio = speech(num_samples, rng)
   codes = codec.encode(audio)
@@ -77,7 +77,7 @@ def test_speech_in_chunks_is_speech_in_one_piece(num_samples, codec_folder, rng)
   np.testing.assert_array_equal(np.concatenate([*some_speech, decoder.finish()]), spoken)
 
 
-def test_voice_seed_and_temperature_matter(codec_folder, rng):
+def test_speaker_seed_and_temperature_change_output(codec_folder, rng):
   codec, codes = SpeechCodec(codec_folder), rng.integers(0, 16, [200, 2])
   first = codec.decode(codes)
   np.testing.assert_array_equal(first, codec.decode(codes, codec.speakers[0], seed=0))
@@ -89,7 +89,7 @@ def test_voice_seed_and_temperature_matter(codec_folder, rng):
     assert np.abs(other - first).max() > 1e-3
 
 
-def test_the_shipped_codec_is_that_of_the_released_model(speech_run_folder, rng):
+def test_shipped_codec_belongs_to_released_model(speech_run_folder, rng):
   codec, (model, facts) = SpeechCodec(), load_released()
   assert codec.speakers == facts["speakers"] and codec.num_embeddings == model.quantizer.num_embeddings
   spoken = np.concatenate([clip.audio for clip in open_task(speech_run_folder).corpus.clips("held_out")])
@@ -99,7 +99,7 @@ def test_the_shipped_codec_is_that_of_the_released_model(speech_run_folder, rng)
   assert np.isfinite(codec.decode(codes[:50], speaker="it")).all()
 
 
-def test_the_noise_is_standard_gumbel():
+def test_noise_is_standard_gumbel():
   noise = GumbelNoise(0, [4, 50])(5000)
   assert noise.shape == (5000, 4, 50) and noise.dtype == np.float32
   np.testing.assert_allclose(noise.mean(), np.euler_gamma, atol=5e-3)
@@ -120,12 +120,12 @@ def test_the_noise_is_standard_gumbel():
     ([[0, 0]], {"seed": -1}, "The seed is -1; give zero or a positive number"),
   ],
 )
-def test_what_cannot_be_decoded_is_refused(codes, arguments, sentence, codec_folder):
+def test_invalid_arguments_are_rejected(codes, arguments, sentence, codec_folder):
   with pytest.raises(CodecError, match=sentence):
     SpeechCodec(codec_folder).decode(codes, **arguments)
 
 
-def test_a_damaged_folder_is_refused(codec_folder, tmp_path):
+def test_damaged_folder_is_rejected(codec_folder, tmp_path):
   with pytest.raises(CodecError, match="does not contain a complete codec"):
     SpeechCodec(tmp_path)
   for path in codec_folder.iterdir():
@@ -152,7 +152,7 @@ def encoded(codes, hop_samples=64, less=0, frame_shape=()):
 
 
 @given(st.integers(1, 5000), st.sampled_from([(), (1,), (2,), (3,)]), st.data())
-def test_codes_come_back_from_a_file(num_embeddings, frame_shape, data):
+def test_packed_codes_are_unpacked(num_embeddings, frame_shape, data):
   per_frame, num_frames = int(np.prod(frame_shape)), data.draw(st.integers(0, 20))
   size = per_frame * num_frames
   codes = data.draw(st.lists(st.integers(0, num_embeddings - 1), min_size=size, max_size=size))
@@ -166,8 +166,8 @@ def test_codes_come_back_from_a_file(num_embeddings, frame_shape, data):
 
 @settings(max_examples=500)
 @given(st.sampled_from([(), (2,)]), st.data())
-def test_a_damaged_file_is_told_of_never_decoded(frame_shape, data):
-  """Any change is found; one with its checksum mended is refused or decodes to codes that are in their range."""
+def test_damaged_file_is_rejected(frame_shape, data):
+  """Any change is detected; with a corrected checksum it is rejected or gives codes that are in range."""
   written = codes_file.pack(encoded(range(100, 140), frame_shape=frame_shape), 500, 64)
   content = bytearray(written)
   kind = data.draw(st.sampled_from(["cut", "change", "mend", "garbage"]))
@@ -215,7 +215,7 @@ def write_wav(path, audio, rate_hz=16_000, channels=1, width=2):
     file.writeframes((audio * 2**15).astype("<i2").tobytes())
 
 
-def test_the_commands_work_without_tensorflow(codec_folder, tmp_path, rng):
+def test_commands_work_without_tensorflow(codec_folder, tmp_path, rng):
   write_wav(tmp_path / "in.wav", speech(5000, rng))
   code, out, told = device("encode", tmp_path / "in.wav", tmp_path / "a.codes", f"--model={codec_folder}")
   assert code == 0 and "kbit/s" in out and "times real time" in told, told
@@ -228,7 +228,7 @@ def test_the_commands_work_without_tensorflow(codec_folder, tmp_path, rng):
   assert {path.name for path in tmp_path.iterdir()} == {"in.wav", "a.codes", "out.wav"}
 
 
-def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
+def test_wrong_input_prints_one_line(codec_folder, tmp_path, rng):
   audio, model = speech(2000, rng), f"--model={codec_folder}"
   write_wav(tmp_path / "44.wav", audio, rate_hz=44_100)
   (tmp_path / "text.wav").write_text("hello")
@@ -273,8 +273,8 @@ def test_wrong_input_ends_with_one_sentence(codec_folder, tmp_path, rng):
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_speech_passes_through_pipes(codec_folder, tmp_path, rng):
-  """Every byte on standard output is the file's; messages are on standard error."""
+def test_commands_read_and_write_pipes(codec_folder, tmp_path, rng):
+  """Standard output has only the bytes of the file; messages go to standard error."""
   model = f"--model={codec_folder}"
   write_wav(tmp_path / "in.wav", speech(5000, rng))
   assert device("encode", tmp_path / "in.wav", tmp_path / "a.codes", model)[0] == 0
@@ -299,7 +299,7 @@ def test_speech_passes_through_pipes(codec_folder, tmp_path, rng):
   assert (tmp_path / "redirected").read_bytes() == wav.stdout
 
 
-def test_the_recording_on_standard_input_is_not_overwritten(tmp_path, rng):
+def test_recording_on_standard_input_is_not_overwritten(tmp_path, rng):
   write_wav(tmp_path / "in.wav", speech(5000, rng))
   content = (tmp_path / "in.wav").read_bytes()
   command = [sys.executable, "-m", "export.device", "encode", "-", str(tmp_path / "in.wav")]
@@ -309,7 +309,7 @@ def test_the_recording_on_standard_input_is_not_overwritten(tmp_path, rng):
   assert (tmp_path / "in.wav").read_bytes() == content
 
 
-def test_links_modes_and_devices_are_left_as_they_are(tmp_path):
+def test_write_keeps_links_modes_and_devices(tmp_path):
   target, link = tmp_path / "target", tmp_path / "link"
   target.write_bytes(b"old")
   target.chmod(0o600)
@@ -326,7 +326,7 @@ def test_links_modes_and_devices_are_left_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_command_that_is_stopped_leaves_no_file(number, code, tmp_path, rng):
+def test_stopped_command_leaves_no_file(number, code, tmp_path, rng):
   write_wav(tmp_path / "in.wav", speech(16_000 * 600, rng))
   command = [sys.executable, "-m", "export.device", "encode", str(tmp_path / "in.wav"), str(tmp_path / "out")]
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
@@ -338,7 +338,7 @@ def test_a_command_that_is_stopped_leaves_no_file(number, code, tmp_path, rng):
   assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
 
 
-def test_a_command_that_is_stopped_while_it_writes_leaves_no_file(tmp_path):
+def test_command_stopped_while_writing_leaves_no_file(tmp_path):
   code = """if True:
     import os, pathlib, signal, sys
     import export.device.__main__ as program
@@ -354,7 +354,7 @@ def test_a_command_that_is_stopped_while_it_writes_leaves_no_file(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_the_shipped_codec_works_straight_after_installation(tmp_path, rng):
+def test_shipped_codec_works(tmp_path, rng):
   write_wav(tmp_path / "in.wav", speech(8000, rng))
   assert device("encode", tmp_path / "in.wav", tmp_path / "a.codes")[0] == 0
   assert device("decode", tmp_path / "a.codes", tmp_path / "out.wav", "--speaker=it")[0] == 0

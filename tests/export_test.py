@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("xnnpack", [True, False])
-def test_tables_are_int8_where_weights_are(xnnpack, rng):
+def test_embedding_tables_are_quantized_like_weights(xnnpack, rng):
   layer = keras.layers.Embedding(200, 64)
   layer.build()
   layer.embeddings.assign(rng.normal(size=[200, 64]) * 10.0 ** rng.uniform(-3, 1, [200, 1]))
@@ -46,7 +46,7 @@ def sure_codes(z_e, given, codebook):
   return np.linalg.norm(z_e - given, axis=-1) < cell_margin(z_e, codebook)
 
 
-def test_codes_are_sure_where_the_error_does_not_reach_the_border(rng):
+def test_sure_codes_are_those_whose_error_stays_within_the_cell(rng):
   codebook = np.array([[0.0, 0.0], [1.0, 0.0]])
   z_e = np.array([[0.3, 0.0], [0.3, 0.0], [0.3, 5.0]])
   given = np.array([[0.45, 0.0], [0.3, 0.25], [0.3, 4.85]])
@@ -60,10 +60,10 @@ def test_codes_are_sure_where_the_error_does_not_reach_the_border(rng):
 
 @pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
 @pytest.mark.parametrize("centred", [True, False])
-def test_rounding_does_not_change_a_sure_code(offset, centred, rng):
-  """Float32 scores against exact ones, of the vectors as they are or centred, however far they are from zero."""
+def test_rounding_does_not_change_sure_codes(offset, centred, rng):
+  """Compares float32 scores, of centred vectors or not and at any distance from zero, with exact ones."""
   codebook = (offset + rng.normal(size=[100, 16])).astype(np.float32)
-  codebook[50:60] = codebook[10:20]  # equal vectors: the code is the first of them
+  codebook[50:60] = codebook[10:20]  # of equal vectors, the first is the code
   z_e = (offset + rng.normal(size=[3000, 16])).astype(np.float32)
   exact = np.argmin(np.square(z_e[:, np.newaxis].astype(np.float64) - codebook).sum(axis=-1), axis=-1)
   shift = codebook.mean(axis=0) if centred else 0
@@ -74,7 +74,7 @@ def test_rounding_does_not_change_a_sure_code(offset, centred, rng):
   assert sure.mean() >= {0.0: 0.99, 30.0: 0.9, 1000.0: 0.0}[offset]
 
 
-def test_the_list_tells_of_every_file(exported_frames, frames_run):
+def test_export_json_lists_every_file(exported_frames, frames_run):
   facts = json.loads((exported_frames / "export.json").read_text())
   assert facts["task"] == "tfvq.tasks.images:ImageTask"
   assert facts["num_values"] == 16 and facts["code_shape"] == [4, 4]
@@ -118,12 +118,12 @@ def test_float_files_agree_with_keras(exported_frames, exported_speech):
 
 
 def assert_agrees(figures, which):
-  """Codes may differ where rounding decides between two, and nothing else."""
+  """Codes may differ only where rounding decides between two."""
   assert figures.get("share_equal_of_sure", figures.get("share_equal", 1)) == 1, which
   assert figures.get("share_sure", 1) > 0.99 and figures.get("relative_rms_error", 0) < 1e-5, which
 
 
-def test_a_run_in_low_precision_is_exported_in_float32(frames_run, exported_frames, tmp_path):
+def test_low_precision_run_is_exported_in_float32(frames_run, exported_frames, tmp_path):
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
   config = json.loads((tmp_path / "run" / "config.json").read_text())
   (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "precision": "mixed_bfloat16"}))
@@ -141,7 +141,7 @@ def test_a_run_in_low_precision_is_exported_in_float32(frames_run, exported_fram
     np.testing.assert_array_equal(*(runner(image=images)["codes"] for runner in runners))
 
 
-def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
+def test_model_with_different_codebook_is_rejected(frames_run, tmp_path):
   other = frames_run.build_autoencoder()
   other.save(tmp_path / "other.keras")
   with pytest.raises(UserError, match="other.keras uses a different codebook from the model in"):
@@ -150,7 +150,7 @@ def test_a_model_of_other_codes_is_not_exported(frames_run, tmp_path):
 
 @pytest.mark.parametrize("xnnpack", [True, False])
 @pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])
-def test_quantised_codes_differ_only_where_the_error_allows_it(mode, xnnpack, frames_run, exported_frames):
+def test_quantized_codes_differ_only_within_error(mode, xnnpack, frames_run, exported_frames):
   endpoint = frames_run.device_endpoints()[0]
   runner = tflite.Runner((exported_frames / "tflite" / mode / "encoder.tflite").read_bytes(), xnnpack)
   quantizer = frames_run.autoencoder.quantizer
@@ -167,8 +167,8 @@ def test_quantised_codes_differ_only_where_the_error_allows_it(mode, xnnpack, fr
 
 
 @pytest.mark.slow
-def test_quantised_speech_says_nearly_the_same(exported_speech):
-  """Of every file, on either kernels: the error of the worst output is that of the rounding of weights."""
+def test_quantized_speech_is_close_to_keras(exported_speech):
+  """For every file and both kinds of kernels, the largest error is that of rounded weights."""
   least_equal, most_error = (
     {"float16": 0.97, "dynamic": 0.9, "int8": 0.8},
     {"float16": 0.01, "dynamic": 0.1, "int8": 0.3},
@@ -185,7 +185,7 @@ def test_quantised_speech_says_nearly_the_same(exported_speech):
       for name, figures in file[kernels].items():
         assert figures.get("share_equal", 1) >= least_equal[mode], (file["file"], name, figures)
         assert figures.get("share_equal_of_sure", 1) == 1, (file["file"], name)
-        # Several steps hear what they said themselves: after another value it is another sound, as loud as the first.
+        # Several steps depend on their own values: after a different value the audio differs, with equal loudness.
         most = 2 if file["file"].endswith("/steps.tflite") else most_error[mode]
         assert figures.get("relative_rms_error", 0) <= most, (file["file"], name, figures)
   assert seen == {f"tflite/{mode}/{name}.tflite" for mode in least_equal for name in names} - {
@@ -193,13 +193,13 @@ def test_quantised_speech_says_nearly_the_same(exported_speech):
   }
 
 
-def test_the_same_run_gives_the_same_bytes(frames_run, exported_frames, tmp_path):
+def test_export_is_deterministic(frames_run, exported_frames, tmp_path):
   export(frames_run, tmp_path / "again", ("tflite", "onnx"), ("none", "int8"))
   assert_same_files(tmp_path / "again", exported_frames)
 
 
 def assert_same_files(folder, reference):
-  """The TFLite and ONNX files of an export are those of another."""
+  """Asserts that two exports have equal TFLite and ONNX files."""
   paths = [path for path in folder.rglob("*") if path.suffix in (".tflite", ".onnx")]
   assert paths
   for path in paths:
@@ -207,8 +207,8 @@ def assert_same_files(folder, reference):
 
 
 @pytest.mark.slow
-def test_the_command_gives_the_same_bytes_again_and_replaces_an_export(speech_run_folder, tmp_path):
-  """Whatever order sets and dicts of strings have in a process."""
+def test_command_is_deterministic_and_replaces_export(speech_run_folder, tmp_path):
+  """Independent of the order of sets of strings in a process."""
   flags = (f"--workdir={speech_run_folder}", "--formats=tflite,onnx", "--quantize=dynamic")
   (tmp_path / "1").mkdir()
   (tmp_path / "1" / "export.json").write_text("of an earlier export")
@@ -226,7 +226,7 @@ def export_main(*flags, hash_seed="0"):
   return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
 
 
-def test_without_the_package_of_tensorflow_serving_there_are_no_warm_up_requests(frames_run, tmp_path, monkeypatch):
+def test_no_warm_up_requests_without_tensorflow_serving_api(frames_run, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
   ((name, _, summary),) = export(frames_run, tmp_path / "out", ("saved_model",), ())
   assert name == "saved_model" and "no warm-up requests, as the package tensorflow-serving-api" in summary
@@ -235,7 +235,7 @@ def test_without_the_package_of_tensorflow_serving_there_are_no_warm_up_requests
   assert tf.saved_model.load(str(tmp_path / "out" / "saved_model")).signatures["encode"]
 
 
-def test_what_is_not_trained_is_not_exported(frames_run, tmp_path):
+def test_export_needs_finished_stages(frames_run, tmp_path):
   config = frames_run.config
   for trained, missing in (("", "autoencoder"), ("autoencoder", "prior")):
     folder = tmp_path / f"with {trained}"
@@ -249,7 +249,7 @@ def test_what_is_not_trained_is_not_exported(frames_run, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
+def test_parity_in_export_json_is_that_of_the_file(exported_frames, frames_run):
   endpoint = frames_run.device_endpoints()[1]
   content = (exported_frames / "tflite" / "dynamic" / "decoder.tflite").read_bytes()
   found = measure_parity(endpoint, tflite.Runner(content), endpoint.some_examples("held_out", 100))
@@ -269,7 +269,7 @@ def test_a_runs_parity_is_that_of_the_file(exported_frames, frames_run):
     (("--workdir=w", "--out=."), ". is not an export, and only an export is replaced"),
   ],
 )
-def test_wrong_flags_end_with_one_sentence(flags, sentence):
+def test_wrong_flags_print_one_line(flags, sentence):
   result = export_main(*flags)
   assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr
 
@@ -288,7 +288,7 @@ def test_out_with_longest_name_is_replaced(frames_run, tmp_path):
   )
 
 
-def test_the_command_also_runs_as_a_file(tmp_path):
+def test_command_runs_as_file(tmp_path):
   command = [sys.executable, ROOT / "export" / "export_main.py", "--workdir=nowhere", "--out=x"]
   result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
   assert (

@@ -6,12 +6,7 @@ from export import onnx, tflite
 from tfvq.endpoints.fast_wavenet import WaveNetStep, WaveNetSteps
 from tfvq.endpoints.wavenet import step_endpoint
 from tfvq.layers import CategoricalHead, LogisticMixtureHead
-from tfvq.models import (
-  WaveNet,
-  gumbel_noise,
-  sample_sequence,
-  sequence_noise_shape,
-)
+from tfvq.models import WaveNet, gumbel_noise, noise_shape, sample
 from tfvq.tasks.stages import open_task
 
 
@@ -25,23 +20,23 @@ def wavenet(num_bands, rng, **changes):
 
 
 def generation(model, num_frames, steps_per_frame, rng):
-  """A condition, noise, and what the Keras sampler draws with them: (shares [F, 2CL], noise, values [T, G])."""
-  noise = gumbel_noise(3, sequence_noise_shape(model, num_frames * steps_per_frame, 1))
+  """A projected condition, noise, and the values of the Keras sampler: ([F, 1, 2CL], noise, int32 [T, G])."""
+  noise = gumbel_noise(3, noise_shape(model, 1, num_frames * steps_per_frame))
   condition = {"local": tf.constant(rng.normal(size=[1, num_frames, 3]), tf.float32)}
-  values = sample_sequence(model, noise, condition, 0.7)[0]
-  return tf.concat(model.project_condition(condition), axis=-1)[:, 0], noise, values.numpy()
+  values = sample(model, noise, condition, 0.7)[0]
+  return model.project_condition(condition), noise, values.numpy()
 
 
 @pytest.mark.parametrize("num_bands", [1, 3])
 @pytest.mark.parametrize("ordinal", [True, False])
-def test_a_step_whose_caller_keeps_the_rings_draws_what_keras_draws(num_bands, ordinal, rng):
+def test_wavenet_step_samples_like_keras(num_bands, ordinal, rng):
   model = wavenet(num_bands, rng, ordinal=ordinal)
-  shares, noise, expected = generation(model, num_frames=6, steps_per_frame=4, rng=rng)
+  projected, noise, expected = generation(model, num_frames=6, steps_per_frame=4, rng=rng)
   step, x = WaveNetStep(model), tf.zeros([1, 8])
   rings = [[tf.zeros([8])] * rate for rate in model.dilation_rates]
   for time in range(24):
     past = tf.stack([ring[time % len(ring)] for ring in rings])
-    outputs = step(x, past, shares[tf.newaxis, time // 4], noise[time], tf.fill([num_bands], 0.7))
+    outputs = step(x, past, projected[time // 4], noise[time], tf.fill([num_bands], 0.7))
     np.testing.assert_array_equal(outputs["values"][0], expected[time])
     for ring, new in zip(rings, outputs["inputs"], strict=True):
       ring[time % len(ring)] = new
@@ -50,35 +45,35 @@ def test_a_step_whose_caller_keeps_the_rings_draws_what_keras_draws(num_bands, o
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("num_bands", [1, 3])
-def test_several_steps_at_once_draw_what_keras_draws(num_steps, num_bands, rng):
+def test_wavenet_steps_sample_like_keras(num_steps, num_bands, rng):
   model = wavenet(num_bands, rng)
-  shares, noise, expected = generation(model, num_frames=3, steps_per_frame=24, rng=rng)
+  projected, noise, expected = generation(model, num_frames=3, steps_per_frame=24, rng=rng)
   steps = WaveNetSteps(model, num_steps)
-  run = tf.function(lambda share, noise: steps(share, noise, tf.fill([num_bands], 0.7)))
+  run = tf.function(lambda projected, noise: steps(projected, noise, tf.fill([num_bands], 0.7)))
   for _ in range(2):
     for variable in steps.state:
       variable.assign(tf.zeros_like(variable))
     for time in range(0, 72, num_steps):
-      values = run(shares[tf.newaxis, time // 24], noise[time : time + num_steps, 0])
+      values = run(projected[time // 24], noise[time : time + num_steps, 0])
       np.testing.assert_array_equal(values, expected[time : time + num_steps])
 
 
 @pytest.mark.slow
-def test_steps_and_their_audio_are_exported_with_their_state(exported_speech, speech_run_folder, rng):
-  """The file says, call by call, what Keras says at once; the audio comes eight steps later."""
+def test_speech_steps_are_exported_with_state(exported_speech, speech_run_folder, rng):
+  """Several calls of the file give the audio of one call of Keras, eight steps later."""
   model = open_task(speech_run_folder).autoencoder
   runner = tflite.Runner((exported_speech / "tflite" / "none" / "steps.tflite").read_bytes())
   codes, speaker = tf.constant(rng.integers(0, 16, [1, 12, 2])), tf.constant([1])
-  shares = model.decoder.project_condition({"local": model.condition(codes, speaker)})
-  noise = gumbel_noise(3, sequence_noise_shape(model.decoder, 96, 1))
-  values = sample_sequence(model.decoder, noise, {"local": model.condition(codes, speaker)}, 0.8)
+  condition = {"local": model.condition(codes, speaker)}
+  projected = model.decoder.project_condition(condition).numpy()
+  noise = gumbel_noise(3, noise_shape(model.decoder, 1, 96))
+  values = sample(model.decoder, noise, condition, 0.8)
   expected = model.audio_values.decode(values)[0]
-  shares = tf.concat(shares, axis=-1)[:, 0].numpy()
   for _ in range(2):
     runner.reset()
     parts = [
       runner(
-        share=shares[np.newaxis, time // 8],
+        share=projected[time // 8],
         noise=noise[time : time + 4, 0].numpy(),
         temperature=np.full([8], 0.8, np.float32),
       )["audio"]
@@ -87,13 +82,13 @@ def test_steps_and_their_audio_are_exported_with_their_state(exported_speech, sp
     np.testing.assert_allclose(np.concatenate(parts)[64:], expected[:-64], atol=1e-4)
 
 
-def test_a_step_is_exported_with_a_mixture_of_logistics_too(rng):
+def test_step_with_logistic_mixture_is_exported(rng):
   model = WaveNet(LogisticMixtureHead(65_536, 1, hidden_units=8), channels=8, dilation_rates=(1, 2), condition_dim=3)
-  shares, noise, expected = generation(model, num_frames=2, steps_per_frame=4, rng=rng)
+  projected, noise, expected = generation(model, num_frames=2, steps_per_frame=4, rng=rng)
   inputs = {
     "x": np.zeros([1, 8], np.float32),
     "past": np.zeros([2, 8], np.float32),
-    "share": shares[:1].numpy(),
+    "share": projected[0].numpy(),
     "noise": noise[0].numpy(),
     "temperature": np.full([1], 0.7, np.float32),
   }

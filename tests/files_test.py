@@ -44,12 +44,12 @@ def open_folder():
 
 
 def run_python(code, *arguments, **options):
-  """Runs code in a process of its own."""
+  """Runs code in a new process."""
   command = [sys.executable, "-c", code, *map(str, arguments)]
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
-def test_a_symbolic_link_is_written_through(tmp_path):
+def test_atomic_write_follows_symbolic_link(tmp_path):
   target, link, second = tmp_path / "there" / "target.txt", tmp_path / "link.txt", tmp_path / "second.txt"
   target.parent.mkdir()
   target.write_bytes(b"old")
@@ -64,7 +64,7 @@ def test_a_symbolic_link_is_written_through(tmp_path):
   assert target.read_bytes() == b"new" and os.listdir(target.parent) == ["target.txt"]
 
 
-def test_a_link_to_a_file_that_does_not_exist_yet_makes_it(tmp_path):
+def test_atomic_write_creates_target_of_link(tmp_path):
   link = tmp_path / "link"
   link.symlink_to(tmp_path / "folder" / "target")
   check_writable(link)
@@ -73,7 +73,7 @@ def test_a_link_to_a_file_that_does_not_exist_yet_makes_it(tmp_path):
   assert link.is_symlink() and (tmp_path / "folder" / "target").read_bytes() == b"new"
 
 
-def test_a_link_to_itself_is_refused(tmp_path):
+def test_link_to_itself_is_rejected(tmp_path):
   (tmp_path / "loop").symlink_to("loop")
   for function in (write, check_writable):
     with pytest.raises(UserError, match="loop could not be written .Too many levels of symbolic links"):
@@ -81,22 +81,22 @@ def test_a_link_to_itself_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o664, 0o755, 0o444])
-def test_the_mode_of_a_file_is_kept(mode, tmp_path, umask):
+def test_atomic_write_keeps_mode(mode, tmp_path, umask):
   path = tmp_path / "file"
   path.write_bytes(b"old")
   path.chmod(mode)
   with atomic_write(path) as temporary:
-    assert not mode_of(temporary) & 0o077  # nobody else reads what is being written
+    assert not mode_of(temporary) & 0o077  # not readable by others while it is written
     temporary.write_bytes(b"new")
   assert path.read_bytes() == b"new" and mode_of(path) == mode
 
 
-def test_a_new_file_gets_the_mode_of_the_umask(tmp_path, umask):
+def test_new_file_has_mode_of_umask(tmp_path, umask):
   write(tmp_path / "file")
   assert mode_of(tmp_path / "file") == 0o666 & ~umask
 
 
-def test_the_owner_of_a_file_is_kept(tmp_path):
+def test_atomic_write_keeps_owner(tmp_path):
   path = tmp_path / "file"
   path.write_bytes(b"old")
   owner, group = (65534, 65533) if os.geteuid() == 0 else (os.geteuid(), os.getgroups()[-1])
@@ -106,7 +106,7 @@ def test_the_owner_of_a_file_is_kept(tmp_path):
   assert (path.stat().st_uid, path.stat().st_gid, mode_of(path)) == (owner, group, 0o640)
 
 
-def test_a_pipe_gets_the_bytes_and_stays(tmp_path):
+def test_pipe_receives_bytes(tmp_path):
   pipe, received, content = tmp_path / "pipe.wav", [], os.urandom(300_000)
   os.mkfifo(pipe)
   check_writable(pipe)
@@ -120,7 +120,7 @@ def test_a_pipe_gets_the_bytes_and_stays(tmp_path):
   assert os.listdir(tmp_path) == ["pipe.wav"] and not temporary.exists()
 
 
-def test_a_device_stays_a_device(tmp_path):
+def test_device_is_not_replaced(tmp_path):
   before = pathlib.Path("/dev/null").stat()
   (tmp_path / "link").symlink_to("/dev/null")
   for path in ("/dev/null", tmp_path / "link"):
@@ -133,7 +133,7 @@ def test_a_device_stays_a_device(tmp_path):
   assert stat.S_ISCHR(pathlib.Path("/dev/full").stat().st_mode)
 
 
-def test_a_socket_is_refused_and_stays(tmp_path):
+def test_socket_is_rejected_and_not_replaced(tmp_path):
   path = tmp_path / "socket"
   with socket.socket(socket.AF_UNIX) as server:
     server.bind(str(path))
@@ -154,7 +154,7 @@ STREAM = """if True:
 """
 
 
-def test_standard_output_is_streamed_to_in_order(tmp_path):
+def test_standard_output_receives_bytes_in_order(tmp_path):
   assert run_python(STREAM, "/dev/stdout").stdout == "before\nbytesafter\n"
   log = tmp_path / "log"
   with open(log, "w") as file:
@@ -163,7 +163,7 @@ def test_standard_output_is_streamed_to_in_order(tmp_path):
   assert not is_standard_output(tmp_path / "other")
 
 
-def test_a_reader_that_has_gone_is_told_in_a_sentence():
+def test_closed_pipe_is_reported():
   code = """if True:
     import sys
     from absl import flags
@@ -192,7 +192,7 @@ def test_a_reader_that_has_gone_is_told_in_a_sentence():
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127 + "n", "n" * 251 + ".wav", "n." + "s" * 253])
-def test_the_longest_names_work(name, tmp_path):
+def test_longest_names_are_written(name, tmp_path):
   check_writable(tmp_path / name)
   for content in (b"1", b"2"):
     write(tmp_path / name, content)
@@ -201,7 +201,7 @@ def test_the_longest_names_work(name, tmp_path):
 
 
 @given(suffix=st.text("abc_é0", max_size=40), num=st.integers(1, 200))
-def test_the_temporary_name_is_short_and_keeps_the_suffix(suffix, num):
+def test_temporary_name_is_short_and_keeps_suffix(suffix, num):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / f"{'n' * num}.{suffix}"
     with atomic_write(path) as temporary:
@@ -229,7 +229,7 @@ def test_the_temporary_name_is_short_and_keeps_the_suffix(suffix, num):
     ("/sys/nothing", "could not be written"),
   ],
 )
-def test_what_cannot_be_written_is_told_in_a_sentence(function, name, sentence, tmp_path):
+def test_unwritable_path_is_reported(function, name, sentence, tmp_path):
   (tmp_path / "file").write_text("")
   (tmp_path / "folder").mkdir()
   (tmp_path / "link").symlink_to("folder")
@@ -239,7 +239,7 @@ def test_what_cannot_be_written_is_told_in_a_sentence(function, name, sentence, 
   assert not list((tmp_path / "folder").iterdir())
 
 
-def test_nothing_is_left_where_writing_was_checked(tmp_path):
+def test_check_writable_leaves_nothing(tmp_path):
   check_writable(tmp_path / "a" / "b" / "file")
   (tmp_path / "kept").write_text("kept")
   check_writable(tmp_path / "kept")
@@ -264,7 +264,7 @@ REFUSED = """if True:
 
 
 @pytest.mark.parametrize(("mode", "name"), [(0o555, "file"), (0o644, "file"), (0o000, "file"), (0o555, "folder/file")])
-def test_folders_that_may_not_be_entered_or_written_are_told(mode, name, open_folder):
+def test_folder_without_permission_is_reported(mode, name, open_folder):
   closed = open_folder / "closed"
   closed.mkdir()
   closed.chmod(mode)
@@ -273,21 +273,21 @@ def test_folders_that_may_not_be_entered_or_written_are_told(mode, name, open_fo
   assert not result.stderr and not list(closed.iterdir())
 
 
-def test_a_disk_without_room_is_told_before_anything_is_computed(tmp_path):
+def test_full_disk_is_reported_by_check_writable(tmp_path):
   limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
   result = run_python(limit + REFUSED, tmp_path / "file")
   assert result.stdout.count("could not be written (File too large)") == 2, result
   assert not result.stderr and not list(tmp_path.iterdir())
 
 
-def test_a_pipe_that_may_not_be_written_is_told(open_folder):
+def test_pipe_without_permission_is_reported(open_folder):
   os.mkfifo(open_folder / "pipe", 0o444)
   (open_folder / "pipe").chmod(0o444)
   result = run_python(REFUSED.replace("check_writable, write", "check_writable,"), open_folder / "pipe", "nobody")
   assert "could not be written (Permission denied)" in result.stdout, result
 
 
-def test_the_same_file_is_known_by_any_name(tmp_path):
+def test_is_same_file_follows_links(tmp_path):
   path, other = tmp_path / "file", tmp_path / "other"
   path.write_text("a")
   other.write_text("a")
@@ -306,5 +306,5 @@ def test_the_same_file_is_known_by_any_name(tmp_path):
     assert run_python(code, "/dev/stdin", other, stdin=file).stdout == "False\n"
 
 
-def test_a_path_is_given_back(tmp_path):
+def test_file_path_returns_path(tmp_path):
   assert file_path(str(tmp_path / "a.wav")) == tmp_path / "a.wav"

@@ -35,7 +35,7 @@ LOADERS = [load_model, lambda path: load_weights(model(), path)]
 
 
 def sentence_of(load, path):
-  """What a person is told; one line, and never to delete more than a file that is really damaged."""
+  """The error of loading a file: one line, which suggests deleting the file only if it is damaged."""
   with pytest.raises(UserError) as error:
     load(path)
   sentence = str(error.value)
@@ -45,7 +45,7 @@ def sentence_of(load, path):
 
 
 @pytest.mark.parametrize("load", LOADERS)
-def test_a_whole_file_is_loaded(load, saved):
+def test_load_returns_saved_weights(load, saved):
   load(saved)
   weights = model()
   load_weights(weights, saved)
@@ -54,7 +54,7 @@ def test_a_whole_file_is_loaded(load, saved):
 
 
 @pytest.mark.parametrize("load", LOADERS)
-def test_a_missing_file_is_told(load, tmp_path):
+def test_load_reports_missing_file(load, tmp_path):
   for path in (tmp_path / "missing.keras", tmp_path):
     assert re.match("There is no (model|file of weights) ", sentence_of(load, path))
   assert "File name too long" in sentence_of(load, tmp_path / ("n" * 300))
@@ -62,14 +62,14 @@ def test_a_missing_file_is_told(load, tmp_path):
 
 @pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_file_that_breaks_off_is_damaged(load, share, saved, tmp_path):
+def test_load_reports_truncated_file_as_damaged(load, share, saved, tmp_path):
   content, path = saved.read_bytes(), tmp_path / "cut.keras"
   path.write_bytes(content[: int(share * len(content))])
   assert "is damaged (it is not a whole Keras file)" in sentence_of(load, path)
 
 
 @pytest.mark.parametrize("load", LOADERS)
-def test_a_file_with_an_altered_part_is_damaged(load, saved, tmp_path):
+def test_load_reports_altered_file_as_damaged(load, saved, tmp_path):
   path = tmp_path / "altered.keras"
   content = bytearray(saved.read_bytes())
   with zipfile.ZipFile(saved) as file:
@@ -81,20 +81,20 @@ def test_a_file_with_an_altered_part_is_damaged(load, saved, tmp_path):
 
 
 @pytest.mark.parametrize("load", LOADERS)
-def test_a_zip_file_of_something_else_is_no_damage(load, tmp_path):
+def test_load_does_not_report_other_zip_file_as_damaged(load, tmp_path):
   path = tmp_path / "other.keras"
   with zipfile.ZipFile(path, "w") as file:
     file.writestr("words.txt", "words")
   assert "could not be loaded" in sentence_of(load, path)
 
 
-def test_weights_of_another_architecture_are_no_damage(saved):
+def test_load_does_not_report_other_architecture_as_damaged(saved):
   for other, reason in ((model(units=5), "must match"), (model(names=("one", "two", "three")), "expected 2 variables")):
     sentence = sentence_of(lambda path, other=other: load_weights(other, path), saved)
     assert "could not be loaded" in sentence and reason in sentence
 
 
-def test_a_class_that_is_not_known_is_no_damage(saved, tmp_path):
+def test_load_does_not_report_unknown_class_as_damaged(saved, tmp_path):
   path = tmp_path / "unknown.keras"
   with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w") as target:
     for name in source.namelist():
@@ -105,7 +105,7 @@ def test_a_class_that_is_not_known_is_no_damage(saved, tmp_path):
 
 
 class Failing(keras.layers.Dense):
-  """A layer that cannot be set up."""
+  """A layer that cannot be created."""
 
   error = None
 
@@ -124,7 +124,7 @@ class Failing(keras.layers.Dense):
     (OSError(5, "Input/output error"), "could not be read (Input/output error)"),
   ],
 )
-def test_what_the_machine_lacks_is_no_damage(error, words, tmp_path, monkeypatch):
+def test_load_does_not_report_lack_of_memory_as_damage(error, words, tmp_path, monkeypatch):
   path = tmp_path / "model.keras"
   keras.Sequential([keras.layers.Input([4]), Failing(2)]).save(path)
   monkeypatch.setattr(Failing, "error", error)
@@ -132,7 +132,7 @@ def test_what_the_machine_lacks_is_no_damage(error, words, tmp_path, monkeypatch
     assert words in sentence_of(load_model, path)
 
 
-def test_a_file_that_may_not_be_read_is_no_damage(saved):
+def test_load_does_not_report_unreadable_file_as_damaged(saved):
   code = """if True:
     import os, sys
     from tfvq.errors import UserError
@@ -159,20 +159,20 @@ def test_a_file_that_may_not_be_read_is_no_damage(saved):
   assert result.stdout == "".join(f"{path} could not be read (Permission denied).\n" for path in paths), result
 
 
-def test_images_that_cannot_be_read_are_no_damage(tmp_path):
+def test_unreadable_images_are_not_reported_as_damaged(tmp_path):
   (tmp_path / "train.npz").mkdir()
   with pytest.raises(UserError, match=r"train.npz could not be read \(Is a directory\)"):
-    image_sources._kept(tmp_path / "train.npz", None, "frames", "frame", 1)
+    image_sources._cached(tmp_path / "train.npz", None, "frames", "frame", 1)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_damaged_file_is_told_or_loads_whatever_is_altered(saved, data):
+def test_load_survives_random_damage(saved, data):
   content = bytearray(saved.read_bytes())
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "model.keras"
     for _ in range(data.draw(st.integers(1, 4))):
-      # The weights make most of the file: parts of it are chosen first.
+      # Most of the file is weights, so its parts are sampled first.
       start = data.draw(st.sampled_from([0, len(content) // 2, len(content) - 600]))
       place = data.draw(st.integers(start, min(start + 600, len(content)) - 1))
       content[place] = data.draw(st.integers(0, 255))

@@ -1,4 +1,4 @@
-"""What programs write to stderr: their own lines, and none of TensorFlow, XLA or LiteRT."""
+"""Programs write only their own lines to stderr, and none of native libraries."""
 
 import functools
 import io
@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from export.device.quiet import delegate_line_dropped
-from tests.audio_cases import encoded, noise
-from tests.audio_headers_test import frame_positions
+from tests.audio_cases import encoded, mp3_frame_positions, noise
 from tfvq.data.audio_files import AudioReader
 from tfvq.startup import stderr_held_back, stderr_without
 
@@ -23,7 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def stderr_of(*arguments):
-  """What a Python process writes to stderr; it must end well."""
+  """The stderr of a Python process, which must succeed."""
   environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
   command = [sys.executable, *map(str, arguments)]
   result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -32,11 +31,11 @@ def stderr_of(*arguments):
 
 
 def foreign_lines(text, own):
-  """The lines of a text that do not begin with `own`; a progress bar ends its lines with a carriage return."""
+  """The lines of a text that do not begin with `own`; lines of progress bars end with a carriage return."""
   return [line for line in re.split(r"[\r\n]+", text) if line and not line.startswith(own)]
 
 
-def test_a_compiled_function_and_conversions_add_no_lines():
+def test_compilation_and_conversion_print_nothing():
   code = """if True:
     from tfvq.startup import import_tensorflow, start_xla
     import_tensorflow()
@@ -58,13 +57,13 @@ def test_a_compiled_function_and_conversions_add_no_lines():
   assert stderr_of("-c", code) == ""
 
 
-def test_an_export_writes_its_progress_alone(frames_run, tmp_path):
+def test_export_prints_only_progress(frames_run, tmp_path):
   flags = (f"--workdir={frames_run.workdir.path}", f"--out={tmp_path / 'out'}", "--quantize=int8")
   stderr = stderr_of("-m", "export.export_main", *flags)
   assert "100%" in stderr and not foreign_lines(stderr, "export:")
 
 
-def test_the_device_codec_writes_its_progress_alone(tmp_path, rng):
+def test_device_codec_prints_only_progress(tmp_path, rng):
   with wave.open(str(tmp_path / "in.wav"), "wb") as file:
     file.setparams((1, 2, 16_000, 0, "NONE", ""))
     file.writeframes(rng.integers(-3000, 3000, 4000).astype("<i2").tobytes())
@@ -73,7 +72,7 @@ def test_the_device_codec_writes_its_progress_alone(tmp_path, rng):
     assert "times real time" in stderr and not foreign_lines(stderr, command)
 
 
-def test_other_lines_than_that_of_litert_appear(capfd):
+def test_delegate_line_dropped_keeps_other_lines(capfd):
   with pytest.raises(RuntimeError), delegate_line_dropped():
     os.write(2, b"first\nINFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nlast\n")
     raise RuntimeError
@@ -82,7 +81,7 @@ def test_other_lines_than_that_of_litert_appear(capfd):
 
 def test_damaged_mp3_frames_print_nothing(capfd):
   mp3 = bytearray(encoded(noise(), format="MP3"))
-  for position in frame_positions(mp3)[5:50]:
+  for position in mp3_frame_positions(mp3)[5:50]:
     mp3[position + 6 : position + 40] = bytes([255]) * 34
   reader = AudioReader(io.BytesIO(mp3))
   assert len(reader.read()) == reader.num_samples
@@ -96,7 +95,7 @@ def test_stderr_without_drops_matching_lines_only(capfd):
   assert capfd.readouterr().err == "first\nlast\n"
 
 
-def test_what_was_held_back_appears_with_an_exception_only(capfd):
+def test_stderr_held_back_shows_output_only_with_exception(capfd):
   with stderr_held_back():
     os.write(2, b"of no interest\n")
   with pytest.raises(RuntimeError), stderr_held_back():
@@ -108,7 +107,7 @@ def test_what_was_held_back_appears_with_an_exception_only(capfd):
 @pytest.mark.parametrize(
   "quiet", [delegate_line_dropped, stderr_held_back, functools.partial(stderr_without, b"noise")]
 )
-def test_stderr_is_back_after_many_threads_were_quiet(quiet, capfd):
+def test_stderr_is_restored_after_use_in_threads(quiet, capfd):
   before = np.array(os.fstat(2))
 
   def work():
@@ -126,7 +125,7 @@ def test_stderr_is_back_after_many_threads_were_quiet(quiet, capfd):
   assert capfd.readouterr().err == "here\n"
 
 
-def test_a_closed_stderr_stays_closed():
+def test_closed_stderr_stays_closed():
   code = "from export.device import SpeechCodec; SpeechCodec().encoder()"
   command = [sys.executable, "-c", f"import os; os.close(2); {code}; os.write(1, b'done')"]
   assert subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout == b"done"

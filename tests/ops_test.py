@@ -11,7 +11,7 @@ from tfvq.ops.gated import gated_activation
 from tfvq.ops.nearest_code import split_matmul
 from tfvq.ops.product import product, product_precision
 
-# The package's attribute of that name is the function.
+# The attribute of the package with this name is the function.
 nearest_code_module = importlib.import_module("tfvq.ops.nearest_code")
 
 
@@ -38,8 +38,8 @@ def test_nearest_code_is_nearest_in_float64(leading, num_codes, dim, seed):
   np.testing.assert_allclose(chosen, distances.min(axis=-1), atol=1e-5)
 
 
-def test_equally_near_codes_give_the_lowest_index():
-  # Small integers: every product is exact, so that ties are ties.
+def test_ties_give_lowest_index():
+  # Products of small integers are exact, so that ties are exact too.
   codebook = np.array([[4, 0], [0, 2], [2, 0], [0, 2], [2, 0]], np.float32)
   z_e = np.array([[0, 3], [3, 0], [1, 1]], np.float32)
   np.testing.assert_array_equal(nearest_code(z_e, codebook), [1, 0, 1])
@@ -68,13 +68,13 @@ NEAR_AND_FAR = {
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("kind", NEAR_AND_FAR)
-def test_codes_are_exactly_the_nearest_wherever_the_data_lie(kind, jit_compile, rng):
+def test_nearest_code_is_exact_for_data_far_from_zero(kind, jit_compile, rng):
   z_e, codebook = (values.astype(np.float32) for values in NEAR_AND_FAR[kind](rng))
   codes = tf.function(nearest_code, jit_compile=jit_compile)(z_e, codebook)
   np.testing.assert_array_equal(codes, exact_codes(z_e, codebook))
 
 
-def test_a_graph_for_devices_differs_in_close_calls_only(rng):
+def test_inexact_search_differs_only_in_close_calls(rng):
   z_e, codebook = rng.normal(size=(2000, 16)).astype(np.float32), rng.normal(size=(256, 16)).astype(np.float32)
   z_e, codebook = tf.constant(z_e), tf.constant(codebook)
   concrete = tf.function(nearest_code).get_concrete_function(z_e, codebook, exact=False)
@@ -85,7 +85,7 @@ def test_a_graph_for_devices_differs_in_close_calls_only(rng):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_vectors_that_are_not_finite_have_no_code(jit_compile, rng):
+def test_vectors_that_are_not_finite_have_code_minus_1(jit_compile, rng):
   z_e, codebook = rng.normal(size=(40, 4)).astype(np.float32), rng.normal(size=(70, 4)).astype(np.float32)
   expected = nearest_code(z_e, codebook).numpy()
   z_e[3, 1], z_e[5, 0], z_e[39, 3] = np.nan, np.inf, -np.inf
@@ -104,11 +104,11 @@ def test_codes_that_are_not_finite_are_never_the_nearest(broken, jit_compile, rn
 
 
 @pytest.mark.parametrize("num_vectors", [0, 1, 63, 64, 65, 300])
-def test_tables_change_nothing(num_vectors, monkeypatch, rng):
+def test_result_does_not_depend_on_table_size(num_vectors, monkeypatch, rng):
   z_e = rng.normal(size=(num_vectors, 4)).astype(np.float32)
   codebook = rng.normal(size=(150, 4)).astype(np.float32)
   whole = nearest_code(z_e, codebook).numpy()
-  # Tables of 64 vectors and 64 codes, the last one filled up.
+  # Tables of 64 vectors and 64 codes; the last one is padded.
   monkeypatch.setattr(nearest_code_module, "_TABLE_CODES", 64)
   monkeypatch.setattr(nearest_code_module, "_TABLE_BYTES", 64 * 64 * 4)
   np.testing.assert_array_equal(nearest_code(z_e, codebook), whole)
@@ -117,7 +117,7 @@ def test_tables_change_nothing(num_vectors, monkeypatch, rng):
 
 
 @pytest.mark.parametrize("num_codes", [1, 5, 33, 150])
-def test_codes_that_fill_up_a_table_are_never_chosen_where_products_are_split(num_codes, monkeypatch, rng):
+def test_padding_is_never_chosen_with_split_matmul(num_codes, monkeypatch, rng):
   z_e = rng.normal(size=(40, 4)).astype(np.float32)
   codebook = rng.normal(size=(num_codes, 4)).astype(np.float32)
   whole = nearest_code(z_e, codebook).numpy()
@@ -126,14 +126,14 @@ def test_codes_that_fill_up_a_table_are_never_chosen_where_products_are_split(nu
   np.testing.assert_array_equal(nearest_code(z_e, codebook), whole)
 
 
-def test_of_equally_near_codes_the_lowest_in_any_table(monkeypatch):
+def test_ties_in_different_tables_give_lowest_index(monkeypatch):
   monkeypatch.setattr(nearest_code_module, "_TABLE_CODES", 32)
   codebook = np.tile([[5.0, 5.0]], (100, 1)).astype(np.float32)
   codebook[[7, 9, 40, 99]] = 1.0
   np.testing.assert_array_equal(nearest_code(np.ones([3, 2], np.float32), codebook), [7, 7, 7])
 
 
-def test_float64_distances_tell_apart_what_float32_cannot():
+def test_float64_resolves_distances_beyond_float32():
   codebook = np.array([[1.0], [1.0 + 1e-6]])
   np.testing.assert_array_equal(nearest_code(np.array([[1.0 + 1e-6]]), codebook), [1])
 
@@ -147,7 +147,7 @@ def test_split_matmul_is_accurate_with_bfloat16_parts(rng):
   assert error < 1e-5 < np.abs(rounded.numpy() - exact).max()
 
 
-def test_quantize_losses_and_gradients_are_the_closed_forms(rng):
+def test_quantize_losses_and_gradients_match_closed_forms(rng):
   z_e = tf.constant(rng.normal(size=(3, 5, 2)).astype(np.float32))
   codebook = tf.constant(rng.normal(size=(7, 2)).astype(np.float32))
   weights = tf.constant(rng.normal(size=(3, 5, 2)).astype(np.float32))
@@ -160,7 +160,7 @@ def test_quantize_losses_and_gradients_are_the_closed_forms(rng):
   np.testing.assert_array_equal(quantized.z_q, e)
   np.testing.assert_allclose(quantized.losses["codebook"], np.mean(difference**2), rtol=1e-5)
   np.testing.assert_allclose(quantized.losses["commitment"], np.mean(difference**2), rtol=1e-5)
-  # Straight through: the gradient passes the quantiser as if it were not there, and does not reach the codebook.
+  # Straight-through: the gradient is copied to z_e, and the codebook gets none.
   np.testing.assert_array_equal(tape.gradient(output, z_e), weights)
   assert tape.gradient(output, codebook) is None
   # d/dz mean (z - e)^2 = 2 (z - e) / N, and for each code the negative sum over its vectors.
@@ -173,7 +173,7 @@ def test_quantize_losses_and_gradients_are_the_closed_forms(rng):
   np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-def test_quantize_leaves_masked_positions_out_of_the_losses(rng):
+def test_quantize_ignores_masked_positions_in_losses(rng):
   z_e = rng.normal(size=(4, 6, 3)).astype(np.float32)
   codebook = rng.normal(size=(5, 3)).astype(np.float32)
   mask = np.arange(6) < np.array([[6], [2], [0], [3]])
@@ -183,7 +183,7 @@ def test_quantize_leaves_masked_positions_out_of_the_losses(rng):
   np.testing.assert_allclose(masked.losses["codebook"], only_valid.losses["codebook"], rtol=1e-5)
 
 
-def test_a_mask_may_lack_the_last_dimensions(rng):
+def test_mask_may_lack_last_dimensions(rng):
   z_e, codebook = rng.normal(size=(4, 6, 2, 3)).astype(np.float32), rng.normal(size=(5, 3)).astype(np.float32)
   mask = np.arange(6) < np.array([[6], [2], [0], [3]])
   short, full = quantize(z_e, codebook, mask), quantize(z_e, codebook, np.repeat(mask[..., np.newaxis], 2, axis=-1))
@@ -192,14 +192,14 @@ def test_a_mask_may_lack_the_last_dimensions(rng):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
-def test_the_output_is_the_codebook_vector_to_the_bit(scale, rng):
+def test_z_q_is_exactly_the_codebook_vector(scale, rng):
   z_e, codebook = (scale * rng.normal(size=(size, 3)).astype(np.float32) for size in (50, 8))
   codebook = codebook / np.float32(scale)
   quantized = quantize(z_e, codebook)
   np.testing.assert_array_equal(quantized.z_q, codebook[quantized.codes])
 
 
-def test_quantize_leaves_out_what_is_not_finite(rng):
+def test_quantize_ignores_vectors_that_are_not_finite(rng):
   z_e, codebook = rng.normal(size=(10, 3)).astype(np.float32), rng.normal(size=(5, 3)).astype(np.float32)
   z_e[2, 1], z_e[7, 0] = np.nan, np.inf
   good = np.isfinite(z_e).all(axis=-1)
@@ -217,7 +217,7 @@ def test_quantize_leaves_out_what_is_not_finite(rng):
   assert np.isfinite(gradient).all() and np.abs(gradient[good]).min() > 0
 
 
-def test_quantize_of_nothing_costs_nothing():
+def test_quantize_of_empty_batch_has_zero_loss():
   quantized = quantize(np.zeros([0, 4, 3], np.float32), np.ones([5, 3], np.float32))
   assert quantized.z_q.shape == (0, 4, 3)
   assert quantized.losses["codebook"] == 0 and quantized.losses["commitment"] == 0
@@ -226,12 +226,12 @@ def test_quantize_of_nothing_costs_nothing():
 def test_kmeans_finds_separate_clusters(rng):
   centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
   vectors = np.repeat(centres, 50, axis=0) + rng.normal(scale=0.1, size=(200, 2)).astype(np.float32)
-  # Lloyd's algorithm may leave a cluster shared; some centres more cover them all.
+  # Lloyd's algorithm may leave clusters without a centre; a few more centres cover them all.
   found = kmeans(vectors, 12, num_iterations=20).numpy()
   assert brute_force_distances(centres, found).min(axis=-1).max() < 0.1
 
 
-def test_a_round_of_kmeans_is_lloyds_in_float64(rng):
+def test_kmeans_round_matches_lloyd_in_float64(rng):
   vectors = rng.normal(size=(300, 3)).astype(np.float32)
   before = kmeans(vectors, 5, num_iterations=3).numpy()
   codes = np.argmin(brute_force_distances(vectors, before), axis=-1)
@@ -239,13 +239,13 @@ def test_a_round_of_kmeans_is_lloyds_in_float64(rng):
   np.testing.assert_allclose(kmeans(vectors, 5, num_iterations=4), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_kmeans_leaves_out_what_is_not_finite(rng):
+def test_kmeans_ignores_vectors_that_are_not_finite(rng):
   vectors = rng.normal(size=(100, 3)).astype(np.float32)
   with_holes = np.insert(vectors, [0, 50, 100], [[np.nan, 0, 0], [np.inf, 0, 0], [0, 0, -np.inf]], axis=0)
   np.testing.assert_array_equal(kmeans(with_holes, 7), kmeans(vectors, 7))
 
 
-def test_kmeans_with_fewer_vectors_than_centres_puts_a_centre_on_each(rng):
+def test_kmeans_with_few_vectors_puts_centre_on_each(rng):
   vectors = rng.normal(size=(3, 2)).astype(np.float32)
   centres = kmeans(vectors, 8).numpy()
   np.testing.assert_allclose(brute_force_distances(vectors, centres).min(axis=-1), 0, atol=1e-10)
@@ -260,7 +260,7 @@ def test_gated_activation_is_tanh_times_sigmoid(rng):
 
 
 @pytest.mark.parametrize("shape", [(7, 20), (2, 3, 20)])
-def test_products_round_their_factors_where_they_are_told_to(shape, rng):
+def test_product_precision_rounds_factors(shape, rng):
   x, kernel = rng.normal(size=shape).astype(np.float32), rng.normal(size=(20, 5)).astype(np.float32)
   rounded = lambda value: tf.cast(tf.cast(value, tf.bfloat16), tf.float64).numpy()
   with pytest.raises(KeyError), product_precision(tf.bfloat16):

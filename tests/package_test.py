@@ -1,4 +1,4 @@
-"""The package: its metadata, its wheel, and the wheel by itself in environments of its own."""
+"""The package: its metadata, its wheel, and the wheel in new environments."""
 
 import ast
 import configparser
@@ -27,16 +27,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 SOURCES = [path for folder in ("tfvq", "export") for path in sorted((ROOT / folder).rglob("*.py"))]
-# Which folder of the wheel each folder of the checkout is.
+# The folders of the checkout, with their folders in the wheel.
 FOLDERS = {"tfvq": "tfvq", "export": "tfvq/export"}
-# h5py comes with Keras; the source `piano` has a list of requirements of its own.
+# h5py comes with Keras; the source `piano` has its own list of requirements.
 UNDECLARED = {"h5py", "music21", "tinysoundfont"}
-# The second backend of audio files reports by itself why it does not load.
+# The second backend of audio files has its own error if it does not load.
 REPORTED_BY_ITSELF = {"tensorflow_serving", "tensorflow_io"}
 
 
 def requirements(texts):
-  """The distributions that requirements name, those of the package's own extras among them."""
+  """The distributions in a list of requirements, including those of the package's own extras."""
   for requirement in map(Requirement, texts):
     if requirement.name == "tfvq":
       for name in requirement.extras:
@@ -77,7 +77,7 @@ def metadata_file(contents, name):
   return contents[key].decode()
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(contents):
+def test_wheel_contains_only_the_package(contents):
   expected = {}
   for folder, target in FOLDERS.items():
     for path in (ROOT / folder).rglob("*"):
@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(contents):
   assert {name: content for name, content in contents.items() if name.startswith("tfvq/")} == expected
 
 
-def test_every_command_of_the_wheel_is_a_function_in_it(contents):
+def test_commands_of_wheel_are_functions_in_it(contents):
   parser = configparser.ConfigParser()
   parser.read_string(metadata_file(contents, "entry_points.txt"))
   commands = dict(parser["console_scripts"])
@@ -98,7 +98,7 @@ def test_every_command_of_the_wheel_is_a_function_in_it(contents):
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, target
 
 
-def test_the_wheel_names_the_licences_of_code_and_weights(contents):
+def test_wheel_lists_licences_of_code_and_weights(contents):
   metadata = email.message_from_string(metadata_file(contents, "METADATA"))
   assert metadata["License-Expression"] == "Apache-2.0 AND CC-BY-SA-3.0 AND CC-BY-3.0"
   for name in metadata.get_all("License-File"):
@@ -106,7 +106,7 @@ def test_the_wheel_names_the_licences_of_code_and_weights(contents):
 
 
 @pytest.mark.parametrize("folder", ["tfvq/released", "export/device/speech"])
-def test_each_folder_of_weights_carries_their_licences(folder):
+def test_folders_of_weights_contain_their_licences(folder):
   notice = (ROOT / folder / "NOTICE").read_text()
   (facts,) = (json.loads(path.read_text()) for path in (ROOT / folder).glob("*.json"))
   for words in (
@@ -118,13 +118,13 @@ def test_each_folder_of_weights_carries_their_licences(folder):
     assert words in notice
 
 
-def test_the_folder_for_devices_carries_its_licence():
+def test_device_folder_contains_its_licence():
   device = ROOT / "export" / "device"
   assert (device / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
   assert "speech/NOTICE" in (device / "NOTICE").read_text()
 
 
-def test_the_source_distribution_builds_and_tests_the_package(built):
+def test_source_distribution_contains_build_and_tests(built):
   (path,) = built.glob("*.tar.gz")
   with tarfile.open(path) as file:
     names = {name.partition("/")[2] for name in file.getnames()}
@@ -142,12 +142,12 @@ def test_every_import_is_declared():
         assert distributions_of_import(module) & declared, f"{path} imports {module}"
 
 
-def test_what_only_an_extra_brings_is_imported_under_its_name():
+def test_packages_of_extras_are_imported_within_extra():
   core = distributions(PROJECT["dependencies"])
   optional = distributions(text for texts in EXTRAS.values() for text in texts)
   for path in SOURCES:
     if path.is_relative_to(ROOT / "export" / "device"):
-      continue  # it stands by itself
+      continue  # it does not depend on the package
     tree, wrapped = ast.parse(path.read_text()), set()
     for block in (node for node in ast.walk(tree) if isinstance(node, ast.With)):
       call = block.items[0].context_expr
@@ -169,7 +169,7 @@ def imported_modules_of(tree):
       yield node.module
 
 
-def test_a_missing_package_is_reported_with_its_extra(monkeypatch):
+def test_missing_package_is_reported_with_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "PIL", None)
   with pytest.raises(UserError) as info, extra("data"):
     from PIL import Image  # noqa: F401
@@ -180,7 +180,7 @@ def test_a_missing_package_is_reported_with_its_extra(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["requirements-dev.txt", "requirements-newest.txt"])
-def test_the_locked_versions_are_within_the_ranges(name):
+def test_locked_versions_are_within_ranges(name):
   lines = (ROOT / name).read_text()
   if "-r requirements.txt" in lines:
     lines += (ROOT / "requirements.txt").read_text()
@@ -193,7 +193,7 @@ def test_the_locked_versions_are_within_the_ranges(name):
       assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
-def test_only_a_failed_block_shows_what_it_wrote_to_stderr():
+def test_stderr_of_successful_block_is_dropped():
   code = """if True:
     import os, sys
     from tfvq.startup import stderr_held_back
@@ -236,7 +236,7 @@ class Environment:
 
 
 @pytest.mark.slow
-def test_the_codec_of_the_wheel_needs_no_tensorflow(wheel, tmp_path):
+def test_codec_of_wheel_needs_no_tensorflow(wheel, tmp_path):
   environment = Environment(tmp_path)
   environment.install("--no-deps", wheel)
   environment.install("numpy")
@@ -261,7 +261,7 @@ def test_the_codec_of_the_wheel_needs_no_tensorflow(wheel, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_brings_what_the_quantiser_and_saved_files_need(wheel, tmp_path):
+def test_wheel_without_extras_runs_quantizer_and_loads_saved_files(wheel, tmp_path):
   environment = Environment(tmp_path)
   environment.install(wheel)
   run = environment.run

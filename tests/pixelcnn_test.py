@@ -6,18 +6,20 @@ import pytest
 import tensorflow as tf
 
 from tfvq.layers import CategoricalHead, HorizontalConv2D, VerticalConv2D
-from tfvq.models import PixelCNN, grid_noise_shape, gumbel_noise, sample_grid, sample_grid_naive
+from tfvq.models import PixelCNN, gumbel_noise, noise_shape, sample, sample_naive
 
 
 def model_and_condition(kind, batch_size, rng, **arguments):
   """A small model of each kind of conditioning, no weight of it zero, with a condition for it."""
   arguments = {"num_values": 7, "grid_shape": (5, 4), "filters": 8, "num_layers": 2, "hidden_units": 16, **arguments}
-  height, width = arguments["grid_shape"][:2]
+  label = tf.constant(rng.integers(0, 3, batch_size), tf.int32)
+  local = tf.constant(rng.normal(size=(batch_size, *arguments["grid_shape"][:2], 6)))
   kind_arguments, condition = {
     "none": ({}, None),
-    "class": ({"num_classes": 3}, tf.constant(rng.integers(0, 3, batch_size), tf.int32)),
-    "vector": ({"condition_dim": 6}, tf.constant(rng.normal(size=(batch_size, 6)))),
-    "spatial": ({"condition_dim": 6}, tf.constant(rng.normal(size=(batch_size, height, width, 6)))),
+    "label": ({"num_classes": 3}, {"label": label}),
+    "vector": ({"condition_dim": 6}, {"local": tf.constant(rng.normal(size=(batch_size, 1, 1, 6)))}),
+    "local": ({"condition_dim": 6}, {"local": local}),
+    "both": ({"num_classes": 3, "condition_dim": 6}, {"label": label, "local": local}),
   }[kind]
   model = PixelCNN(**kind_arguments, **arguments)
   for weight in model.weights:
@@ -26,7 +28,7 @@ def model_and_condition(kind, batch_size, rng, **arguments):
   return model, condition
 
 
-KINDS = ("none", "class", "vector", "spatial")
+KINDS = ("none", "label", "vector", "local", "both")
 
 
 def masked_kernel(kernel, size):
@@ -69,6 +71,25 @@ def test_a_position_depends_on_all_before_it_and_on_none_after_it(grid_shape, rn
     assert moved[index + 1 :].all(), f"the past at {index} has no influence"
 
 
+@pytest.mark.parametrize("grid_shape", [(4, 5), (3, 4, 2)])
+def test_a_map_has_an_influence_everywhere_it_may_and_the_future_has_none(grid_shape, rng):
+  """A position hears of the map at and before its own place, and the values keep their order."""
+  model, condition = model_and_condition("local", 1, rng, grid_shape=grid_shape, num_layers=6)
+  x, local = rng.integers(0, 7, (1, *grid_shape)), condition["local"].numpy()
+  logits = model((x, condition)).numpy()
+  for row, column in itertools.product(range(grid_shape[0]), range(grid_shape[1])):
+    changed_map, changed_x = local.copy(), x.copy()
+    changed_map[0, row, column] += 1
+    changed_x[0, row, column] = (changed_x[0, row, column] + 1) % 7
+    by_map = np.abs(model((x, {"local": changed_map})).numpy() - logits).max(axis=(-2, -1))[0] > 1e-7
+    assert by_map[row, column] and by_map[row + 1 :].all(), f"the map at {row, column} has no influence"
+    by_value = np.abs(model((changed_x, condition)).numpy() - logits).max(axis=-1)[0] > 1e-7
+    before = np.arange(grid_shape[0] * grid_shape[1]).reshape(grid_shape[:2]) < row * grid_shape[1] + column
+    assert not by_value[before].any() and not by_value[row, column, 0], f"the future at {row, column} has an influence"
+    after = np.arange(grid_shape[0] * grid_shape[1]).reshape(grid_shape[:2]) > row * grid_shape[1] + column
+    assert by_value[after].all(), f"the past at {row, column} has no influence"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("grid_shape", [(5, 4), (4, 5, 3)])
 def test_row_and_step_give_the_whole_networks_parameters(kind, grid_shape, rng):
@@ -76,13 +97,13 @@ def test_row_and_step_give_the_whole_networks_parameters(kind, grid_shape, rng):
   x = rng.integers(0, 7, (3, *grid_shape))
   whole = model((x, condition)).numpy()
   values = tf.constant(x.reshape(3, *grid_shape[:2], -1), tf.int32)
-  state = model.initial_state(3, condition)
+  projected, state = model.project_condition(condition), model.initial_state(3)
   for row in range(model.height):
-    state = model.row(values[:, row - 1], state, row)
+    state = model.row(values[:, row - 1], state, projected)
     for column in range(model.width):
-      features, state = model.step(values[:, row, column - 1], state, column)
+      features, state = model.step(values[:, row, column - 1], state)
       logits = model.head(features, values[:, row, column])
-      np.testing.assert_allclose(tf.squeeze(logits), np.squeeze(whole[:, row, column]), atol=1e-4)
+      np.testing.assert_allclose(logits, whole[:, row, column], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,9 +111,9 @@ def test_row_and_step_give_the_whole_networks_parameters(kind, grid_shape, rng):
 def test_cached_samples_are_the_naive_samplers_in_float64(kind, temperature, rng):
   keras.config.set_dtype_policy("float64")
   model, condition = model_and_condition(kind, 4, rng, ordinal=True)
-  noise = tf.cast(gumbel_noise(3, grid_noise_shape(model, 4)), tf.float64)
-  cached = tf.function(sample_grid)(model, noise, condition, temperature)
-  naive = tf.function(sample_grid_naive)(model, noise, condition, temperature)
+  noise = tf.cast(gumbel_noise(3, noise_shape(model, 4)), tf.float64)
+  cached = tf.function(sample)(model, noise, condition, temperature)
+  naive = tf.function(sample_naive)(model, noise, condition, temperature)
   np.testing.assert_array_equal(cached, naive)
   assert len(np.unique(cached)) > 2
 
@@ -101,17 +122,17 @@ def test_cached_samples_are_the_naive_samplers_in_float64(kind, temperature, rng
 def test_cached_samples_with_xla_are_the_naive_samplers(grid_shape, rng):
   keras.config.set_dtype_policy("float64")
   model = PixelCNN(6, grid_shape, filters=8, num_layers=2, hidden_units=16)
-  noise = tf.cast(gumbel_noise(4, grid_noise_shape(model, 2)), tf.float64)
-  compiled = tf.function(sample_grid, jit_compile=True)(model, noise)
-  np.testing.assert_array_equal(compiled, sample_grid_naive(model, noise))
+  noise = tf.cast(gumbel_noise(4, noise_shape(model, 2)), tf.float64)
+  compiled = tf.function(sample, jit_compile=True)(model, noise)
+  np.testing.assert_array_equal(compiled, sample_naive(model, noise))
 
 
 def test_in_float32_samples_agree_up_to_the_first_draw_of_small_margin(rng):
   model = PixelCNN(50, (8, 8), filters=16, num_layers=4)
-  noise = gumbel_noise(5, grid_noise_shape(model, 8))
-  cached = tf.function(sample_grid)(model, noise).numpy().reshape(8, -1)
-  naive = tf.function(sample_grid_naive)(model, noise).numpy().reshape(8, -1)
-  scores = model(naive.reshape(8, 8, 8)).numpy() + tf.transpose(noise[:, :, :, 0], [2, 0, 1, 3]).numpy()
+  noise = gumbel_noise(5, noise_shape(model, 8))
+  cached = tf.function(sample)(model, noise).numpy().reshape(8, -1)
+  naive = tf.function(sample_naive)(model, noise).numpy().reshape(8, -1)
+  scores = model(naive.reshape(8, 8, 8)).numpy()[:, :, :, 0] + tf.transpose(noise[:, :, :, 0], [2, 0, 1, 3]).numpy()
   top_two = np.sort(scores, axis=-1)[..., -2:]
   margins = (top_two[..., 1] - top_two[..., 0]).reshape(8, -1)
   for one, other, margin in zip(cached, naive, margins, strict=True):
@@ -121,17 +142,17 @@ def test_in_float32_samples_agree_up_to_the_first_draw_of_small_margin(rng):
 
 def test_temperature_zero_takes_the_most_probable_value(rng):
   model = PixelCNN(7, (4, 4), filters=8, num_layers=2)
-  noise = gumbel_noise(6, grid_noise_shape(model, 2))
-  values = sample_grid(model, noise, temperature=0.0)
-  np.testing.assert_array_equal(values, tf.argmax(model(values), axis=-1))
+  noise = gumbel_noise(6, noise_shape(model, 2))
+  values = sample(model, noise, temperature=0.0)
+  np.testing.assert_array_equal(values, tf.argmax(model(values)[:, :, :, 0], axis=-1))
 
 
 def test_samples_have_the_models_distribution():
   # One position: the samples are draws from the softmax of the first logits.
   model = PixelCNN(4, (1, 1), filters=4, num_layers=1, hidden_units=8)
   model.head.outputs[0].bias.assign([0.0, 1.0, 2.0, -1.0])
-  values = sample_grid(model, gumbel_noise(7, grid_noise_shape(model, 20_000))).numpy().ravel()
-  probabilities = tf.nn.softmax(model(np.zeros([1, 1, 1], np.int32)))[0, 0, 0]
+  values = sample(model, gumbel_noise(7, noise_shape(model, 20_000))).numpy().ravel()
+  probabilities = tf.nn.softmax(model(np.zeros([1, 1, 1], np.int32)))[0, 0, 0, 0]
   np.testing.assert_allclose(np.bincount(values, minlength=4) / 20_000, probabilities, atol=0.015)
 
 
@@ -150,7 +171,7 @@ def test_zero_logits_cost_log2_k_bits(num_values, rng):
   np.testing.assert_allclose(model.log_prob(x) / np.log(2), -15 * np.log2(num_values), rtol=1e-5)
   model.compile("sgd")
   metrics = model.evaluate(x, verbose=0, return_dict=True)
-  np.testing.assert_allclose(metrics["bits_per_dim"], np.log2(num_values), rtol=1e-5)
+  np.testing.assert_allclose(metrics["bits_per_value"], np.log2(num_values), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss"], np.log(num_values), rtol=1e-5)
 
 
@@ -174,8 +195,8 @@ def test_learns_a_rule_that_needs_both_stacks(rng):
   model = PixelCNN(4, (4, 4), filters=24, num_layers=3, hidden_units=48)
   model.compile(keras.optimizers.Adam(1e-2))
   model.fit(grids[256:], epochs=25, batch_size=64, verbose=0)
-  bits_per_dim = model.evaluate(grids[:256], verbose=0, return_dict=True)["bits_per_dim"]
-  assert 7 / 16 * 2 <= bits_per_dim < 7 / 16 * 2 + 0.1  # seven free values of two bits
+  bits_per_value = model.evaluate(grids[:256], verbose=0, return_dict=True)["bits_per_value"]
+  assert 7 / 16 * 2 <= bits_per_value < 7 / 16 * 2 + 0.1  # seven free values of two bits
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,7 +213,7 @@ def test_low_precision_gives_float32_logits_and_samples(policy):
   keras.config.set_dtype_policy(policy)
   model = PixelCNN(7, (3, 4), filters=8, num_layers=2, hidden_units=16)
   assert model(np.zeros([2, 3, 4], np.int32)).dtype == tf.float32
-  assert sample_grid(model, gumbel_noise(0, grid_noise_shape(model, 2))).shape == (2, 3, 4)
+  assert sample(model, gumbel_noise(0, noise_shape(model, 2))).shape == (2, 3, 4)
 
 
 def test_wrong_use_is_refused():
@@ -200,24 +221,48 @@ def test_wrong_use_is_refused():
     PixelCNN(7, (3,))
   with pytest.raises(ValueError, match="num_layers"):
     PixelCNN(7, (3, 3), num_layers=0)
-  with pytest.raises(ValueError, match="not both"):
-    PixelCNN(7, (3, 3), num_classes=2, condition_dim=2)
-  with pytest.raises(ValueError, match="needs a condition"):
-    PixelCNN(7, (3, 3), filters=4, num_layers=1, num_classes=2).log_prob(np.zeros([1, 3, 3], np.int32))
-  with pytest.raises(ValueError, match="needs no condition"):
-    PixelCNN(7, (3, 3), filters=4, num_layers=1).log_prob(np.zeros([1, 3, 3], np.int32), np.zeros([1], np.int32))
+
+
+def test_a_condition_that_does_not_suit_is_refused(rng):
+  x = np.zeros([3, 5, 4], np.int32)
+  labelled, condition = model_and_condition("label", 3, rng)
+  with pytest.raises(ValueError, match="is conditioned on 'label', but the condition given has nothing"):
+    labelled.log_prob(x)
+  with pytest.raises(ValueError, match="must be a dict of named tensors"):
+    labelled.log_prob(x, condition["label"])
+  with pytest.raises(ValueError, match=r"'label' of .* must have the shape \(None,\), but has \(3, 1\)"):
+    labelled.log_prob(x, {"label": condition["label"][:, tf.newaxis]})
+  plain, _ = model_and_condition("none", 3, rng)
+  with pytest.raises(ValueError, match="is conditioned on nothing, but the condition given has 'label'"):
+    plain.log_prob(x, condition)
+  mapped, condition = model_and_condition("local", 3, rng)
+  with pytest.raises(ValueError, match=r"'local' of .* must have the shape \(None, 5, 4, 6\), but has \(3, 4, 4, 6\)"):
+    mapped.log_prob(x, {"local": condition["local"][:, 1:]})
+  with pytest.raises(ValueError, match=r"must have the shape \(None, 5, 4, 6\), but has \(3, 5, 4, 1\)"):
+    mapped.log_prob(x, {"local": condition["local"][..., :1]})
+
+
+def test_noise_of_another_shape_is_refused(rng):
+  model, _ = model_and_condition("none", 3, rng)
+  with pytest.raises(ValueError, match=r"must have the shape \(5, 4, None, 1, 7\), but has \(4, 5, 3, 1, 7\)"):
+    sample(model, gumbel_noise(0, [4, 5, 3, 1, 7]))
+  with pytest.raises(ValueError, match="draws grids: leave out num_steps"):
+    noise_shape(model, 3, 20)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_are_exported_after_fit(kind, tmp_path, rng):
   model, condition = model_and_condition(kind, 3, rng, num_layers=1)
   x = rng.integers(0, 7, (3, 5, 4)).astype(np.int32)
-  inputs = x if condition is None else (x, tf.cast(condition, "int32" if kind == "class" else "float32"))
+  if condition is not None:
+    condition = {name: tf.cast(value, "int32" if name == "label" else "float32") for name, value in condition.items()}
+  inputs = x if condition is None else (x, condition)
   model.compile("sgd")
   model.fit(tf.data.Dataset.from_tensors((inputs,)), verbose=0)
   signature = None
-  if kind == "spatial":
-    signature = [tuple(keras.InputSpec(shape=(None, *value.shape[1:]), dtype=value.dtype) for value in inputs)]
+  if kind == "vector":
+    local = keras.InputSpec(shape=(None, 1, 1, 6), dtype="float32")
+    signature = [(keras.InputSpec(shape=(None, 5, 4), dtype="int32"), {"local": local})]
   model.export(tmp_path / "exported", verbose=False, input_signature=signature)
   loaded = tf.saved_model.load(str(tmp_path / "exported"))
   served = loaded.serve(tf.nest.map_structure(tf.constant, inputs))
@@ -245,10 +290,14 @@ def test_values_out_of_range_are_refused(jit_compile, run, wrong, rng):
     model.log_prob(x)
 
 
-def test_classes_out_of_range_are_refused(rng):
-  model, _ = model_and_condition("class", 3, rng)
-  with pytest.raises(ValueError, match=r"Classes of .* must be in 0\.\.2"):
-    model.log_prob(rng.integers(0, 7, (1, 5, 4)), np.array([3]))
+def test_labels_out_of_range_are_refused(rng):
+  model, _ = model_and_condition("label", 3, rng, num_layers=1)
+  x, condition = rng.integers(0, 7, (2, 5, 4)).astype(np.int32), {"label": np.array([1, 3], np.int32)}
+  with pytest.raises(ValueError, match=r"the condition 'label' of .* must be in 0\.\.2"):
+    model.log_prob(x, condition)
+  model.compile("sgd", jit_compile=True)
+  with pytest.raises(ValueError, match=r"50.0% of the examples for .* or a label outside 0\.\.2"):
+    model.fit(tf.data.Dataset.from_tensors(((x, condition),)), verbose=0)
 
 
 def test_weights_of_examples_are_refused(rng):

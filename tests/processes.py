@@ -1,9 +1,9 @@
-"""Processes that tests start."""
+"""Helpers for tests that start processes."""
 
 import signal
 
 
 def default_signals():
-  """For `preexec_fn`: a background job of a shell ignores some signals, and so would the processes that it starts."""
+  """For `preexec_fn`: restores signals, because background jobs of a shell and their children ignore some."""
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)

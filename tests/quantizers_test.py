@@ -127,6 +127,31 @@ def test_two_replicas_train_a_model_as_one_does(kind, rng, two_replicas):
     np.testing.assert_allclose(weight, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["vector", "residual", "lookup-free"])
+def test_losses_are_those_of_all_replicas_however_many_vectors_each_has(kind, rng, two_replicas):
+  z_e, mask = vectors(rng, 8, 5, 4), rng.random((8, 5)) < np.repeat([0.2, 0.9], 4)[:, np.newaxis]
+
+  def gradient_of_losses(quantizer, z_e, mask):
+    with tf.GradientTape() as tape:
+      tape.watch(z_e)
+      loss = tf.add_n(list(quantizer.quantize_vectors(z_e, mask, training=True).losses.values()))
+    return loss, tape.gradient(loss, z_e)
+
+  expected, expected_gradient = gradient_of_losses(make(kind), tf.constant(z_e), tf.constant(mask))
+  with two_replicas.scope():
+    quantizer = make(kind)
+
+  def part(values):
+    return two_replicas.experimental_distribute_values_from_function(
+      lambda context: tf.constant(np.split(values, 2)[context.replica_id_in_sync_group])
+    )
+
+  run = tf.function(lambda z_e, mask: two_replicas.run(gradient_of_losses, (quantizer, z_e, mask)))
+  losses, gradients = (two_replicas.experimental_local_results(values) for values in run(part(z_e), part(mask)))
+  np.testing.assert_allclose(np.mean(losses), expected, rtol=1e-5)
+  np.testing.assert_allclose(np.concatenate(gradients) / 2, expected_gradient, rtol=1e-4, atol=1e-7)
+
+
 @every_kind
 @pytest.mark.parametrize("left_out", ["padded", "not finite"])
 def test_vectors_left_out_change_nothing(kind, left_out, rng):

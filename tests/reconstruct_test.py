@@ -31,7 +31,7 @@ def reconstruct(*args):
 
 
 @pytest.mark.slow
-def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
+def test_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
   config = ConfigDict(json.loads((speech_run_folder / "config.json").read_text()))
   released = tmp_path / "speech.keras"
   release.write_released(make_task(config, speech_run_folder), released)
@@ -61,15 +61,15 @@ def test_a_released_model_reconstructs_files(speech_run_folder, tmp_path, rng):
 
 
 @pytest.mark.slow
-def test_the_command_releases_the_same_bytes_again(speech_run_folder, tmp_path):
+def test_release_is_deterministic(speech_run_folder, tmp_path):
   for name in ("one.keras", "two.keras"):
     command = [sys.executable, "-m", "tfvq.release", f"--workdir={speech_run_folder}", f"--out={tmp_path / name}"]
     assert "MB" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
   assert (tmp_path / "one.keras").read_bytes() == (tmp_path / "two.keras").read_bytes()
 
 
-def test_only_a_trained_speech_model_is_released(frames_run, tmp_path):
-  with pytest.raises(UserError, match="does not hold a speech system"):
+def test_release_needs_trained_speech_model(frames_run, tmp_path):
+  with pytest.raises(UserError, match="does not contain a speech system"):
     release.write_released(frames_run, tmp_path / "speech.keras")
   config = tiny("speech")
   with pytest.raises(UserError, match="could not be read"):
@@ -90,7 +90,7 @@ def test_rounded_weights_stay_within_half_a_step(num_bits, rng):
   np.testing.assert_array_equal(release.round_weights(rounded.astype(np.float32), num_bits), rounded)
 
 
-def test_numbers_beyond_float16_stay_as_they_are(tmp_path):
+def test_values_beyond_float16_are_kept(tmp_path):
   layer = VectorQuantizer(8, 4)
   model = keras.Sequential([keras.layers.Input([4]), layer])
   model(np.ones([2, 4], np.float32))
@@ -124,7 +124,7 @@ def test_numbers_beyond_float16_stay_as_they_are(tmp_path):
     (("numbers.wav", "out.wav"), "holds samples that are not finite numbers"),
     (("help", "out.mp3"), "out.mp3 must be a WAV file"),
     (("good.wav", "good.wav"), "good.wav is the input file: give another output file"),
-    (("good.wav", "link.wav"), "link.wav is the recording to read: name another file to write"),
+    (("good.wav", "link.wav"), "link.wav is the input file: give another output file"),
     (("good.wav", "good.wav/out.wav"), "could not be written (Not a directory)"),
     (("good.wav", "n" * 252 + ".wav"), "could not be written (File name too long)"),
     (("good.wav", "/proc/out.wav"), "/proc/out.wav could not be written"),
@@ -135,7 +135,7 @@ def test_numbers_beyond_float16_stay_as_they_are(tmp_path):
     (("good.wav", "out.wav", "--model=weights.keras"), "weights.keras is not a released speech model"),
   ],
 )
-def test_wrong_input_gets_one_sentence_and_leaves_no_file(args, sentence, tmp_path):
+def test_wrong_input_prints_one_line_and_leaves_no_file(args, sentence, tmp_path):
   (tmp_path / "text.wav").write_text("these are words")
   soundfile.write(tmp_path / "good.wav", np.zeros(800), SAMPLE_RATE_HZ)
   soundfile.write(tmp_path / "numbers.wav", np.full(800, np.nan, np.float32), SAMPLE_RATE_HZ, subtype="FLOAT")
@@ -150,7 +150,7 @@ def test_wrong_input_gets_one_sentence_and_leaves_no_file(args, sentence, tmp_pa
   np.testing.assert_array_equal(soundfile.read(tmp_path / "good.wav")[0], np.zeros(800))
 
 
-def test_a_recording_passes_through_pipes(tmp_path, rng):
+def test_reconstruct_reads_and_writes_pipes(tmp_path, rng):
   soundfile.write(tmp_path / "in.flac", speech_like(1000, rng), SAMPLE_RATE_HZ)
   command = [sys.executable, "-m", "tfvq.reconstruct", "-", "-"]
   content = (tmp_path / "in.flac").read_bytes()

@@ -12,6 +12,8 @@ from tfvq.models import (
   VAE,
   VIMCO,
   VQVAE,
+  AutoregressiveDecoder,
+  ConvolutionalDecoder,
   DiscretizedLogistic,
   FixedVarianceGaussian,
   PixelCNN,
@@ -29,27 +31,35 @@ SIZES = {"hidden_units": 8, "num_residual_blocks": 1, "num_downsamplings": 1}
 
 
 def image_networks(outputs, distribution):
-  decoder = image_decoder(SHAPE, embedding_dim=4, num_parameters=distribution.num_parameters, **SIZES)
-  return image_encoder(SHAPE, embedding_dim=outputs, **SIZES), decoder
+  network = image_decoder(SHAPE, embedding_dim=4, num_parameters=distribution.num_parameters, **SIZES)
+  return image_encoder(SHAPE, embedding_dim=outputs, **SIZES), ConvolutionalDecoder(network, distribution)
 
 
 def vqvae(decay):
-  distribution = FixedVarianceGaussian()
-  encoder, decoder = image_networks(4, distribution)
-  return VQVAE(encoder, VectorQuantizer(8, 4, decay=decay, revival_threshold=0.0), decoder, distribution)
+  encoder, decoder = image_networks(4, FixedVarianceGaussian())
+  return VQVAE(encoder, VectorQuantizer(8, 4, decay=decay, revival_threshold=0.0), decoder)
+
+
+def vqvae_of_codes():
+  """Its decoder is a PixelCNN that is told the latents and a label."""
+  x = keras.Input((4, 4), dtype="int32")
+  embedded = keras.layers.Embedding(6, 4)(x)
+  encoder = keras.Model(x, keras.layers.Conv2D(4, 2, strides=2)(embedded))
+  pixelcnn = PixelCNN(6, (4, 4), filters=4, num_layers=1, hidden_units=8, num_classes=3, condition_dim=4)
+  network = image_decoder((4, 4, 4), embedding_dim=4, num_downsamplings=1, hidden_units=8)
+  quantizer = VectorQuantizer(8, 4, revival_threshold=0.0)
+  return VQVAE(encoder, quantizer, AutoregressiveDecoder(network, pixelcnn))
 
 
 def vae():
   """A VAE whose noise is too small to show."""
-  distribution = DiscretizedLogistic()
-  model = VAE(*image_networks(8, distribution), distribution)
+  model = VAE(*image_networks(8, DiscretizedLogistic()))
   model.encoder.layers[-1].bias.assign([0.0] * 4 + [-20.0] * 4)
   return model
 
 
 def vimco():
-  distribution = DiscretizedLogistic()
-  return VIMCO(*image_networks(8, distribution), distribution, 8, 4, num_samples=2)
+  return VIMCO(*image_networks(8, DiscretizedLogistic()), 8, 4, num_samples=2)
 
 
 def certain_vimco():
@@ -76,6 +86,11 @@ def images(num, rng):
   return rng.integers(0, 256, (num, *SHAPE)).astype(np.uint8)
 
 
+def labelled_codes(num, rng):
+  label = rng.integers(0, 3, num).astype(np.int32)
+  return (rng.integers(0, 6, (num, 4, 4)).astype(np.int32), {"label": label})
+
+
 def codes(num, rng):
   return rng.integers(0, 6, (num, 3, 4)).astype(np.int32)
 
@@ -97,12 +112,13 @@ def clips(num, rng):
 MODELS = {
   "vqvae": (lambda: vqvae(0.99), images),
   "vqvae_loss": (lambda: vqvae(None), images),
+  "vqvae_of_codes": (vqvae_of_codes, labelled_codes),
   "vae": (vae, images),
   "vimco": (certain_vimco, images),
   "pixelcnn": (lambda: PixelCNN(6, (3, 4), filters=4, num_layers=2, hidden_units=8), codes),
   "pixelcnn_class": (
     lambda: PixelCNN(6, (3, 4), filters=4, num_layers=1, hidden_units=8, num_classes=3),
-    lambda num, rng: (codes(num, rng), rng.integers(0, 3, num).astype(np.int32)),
+    lambda num, rng: (codes(num, rng), {"label": rng.integers(0, 3, num).astype(np.int32)}),
   ),
   "wavenet": (lambda: WaveNet(CategoricalHead(6, 2, hidden_units=8), 4, (1, 2)), steps),
   "wavenet_spoken": (
@@ -158,7 +174,7 @@ def per_replica(strategy, function):
 def test_replicas_draw_noise_of_their_own(two_replicas, rng):
   with two_replicas.scope():
     layer = VoicePerturbation(0.3, seed=1)
-    model = VAE(*image_networks(8, FixedVarianceGaussian()), FixedVarianceGaussian())
+    model = VAE(*image_networks(8, FixedVarianceGaussian()))
     sampled = vimco()
     talker = speech(null_rate=0.5)
   talker.null.assign(tf.ones_like(talker.null))
@@ -167,7 +183,7 @@ def test_replicas_draw_noise_of_their_own(two_replicas, rng):
   clip = tf.nest.map_structure(lambda x: tf.repeat(x[:1], 12, axis=0), clips(1, rng))
   draws = {
     "perturbation": per_replica(two_replicas, lambda: layer(spectra, training=True)),
-    "vae": per_replica(two_replicas, lambda: model(image, training=True).parameters),
+    "vae": per_replica(two_replicas, lambda: model(image, training=True)["mode"]),
     "vimco": per_replica(two_replicas, lambda: sampled._samples(image, True)[1]),
     "null": per_replica(two_replicas, lambda: talker(clip, training=True)),
   }
@@ -179,7 +195,7 @@ def test_replicas_draw_noise_of_their_own(two_replicas, rng):
 
 def test_the_replicas_of_a_training_seed_agree_on_the_weights(two_replicas, rng):
   with two_replicas.scope():
-    model = VAE(*image_networks(8, FixedVarianceGaussian()), FixedVarianceGaussian())
+    model = VAE(*image_networks(8, FixedVarianceGaussian()))
     model.compile("sgd")
   model.fit(images(13, rng), batch_size=6, verbose=0)
   for variable in model.trainable_variables:

@@ -17,7 +17,7 @@ from tfvq.endpoints.image_signatures import image_signatures
 from tfvq.endpoints.prior import pixelcnn_endpoints
 from tfvq.endpoints.speech_signatures import speech_signatures
 from tfvq.layers import CategoricalHead
-from tfvq.models import PixelCNN, WaveNet, gumbel_noise, sample_grid
+from tfvq.models import PixelCNN, WaveNet, gumbel_noise, sample
 from tfvq.models.speech_codec import SpeechCodec
 from tfvq.tasks.speech import build_speech_vqvae
 from tfvq.tasks.stages import open_task
@@ -57,7 +57,7 @@ def test_a_server_of_images_needs_tensorflow_only(exported_frames, frames_run, t
   np.testing.assert_allclose(decoded, frames_run.autoencoder.decode(codes), atol=1e-3)
   drawn = serve(exported_frames, "sample", tmp_path, num=np.int32(2), seed=np.int32(7), temperature=np.float32(0.9))
   noise = gumbel_noise(7, [4, 4, 2, 1, 16])
-  np.testing.assert_array_equal(drawn["codes"], sample_grid(frames_run.prior, noise, None, 0.9))
+  np.testing.assert_array_equal(drawn["codes"], sample(frames_run.prior, noise, None, 0.9))
 
 
 @pytest.mark.slow
@@ -153,17 +153,18 @@ def test_examples_of_a_prior_hold_the_states_of_a_generation_step_by_step(rng):
   arrays = source.splits["held_out"]
   expected = {"prior_row": [], "prior_step": []}
   for number, (codes, label) in enumerate(zip(arrays["codes"][..., np.newaxis], arrays["label"], strict=True)):
-    state = prior.initial_state(1, label[np.newaxis])
+    projected, state = prior.project_condition({"label": label[np.newaxis]}), prior.initial_state(1)
     for row in range(4):
-      expected["prior_row"].append({"row": row, "x_above": codes[np.newaxis, row - 1], "state": state})
-      state = begun = prior.row(codes[np.newaxis, row - 1], state, row)
+      x_above = codes[np.newaxis, row - 1]
+      expected["prior_row"].append({"row": row, "x_above": x_above, "label": [label], "state": state[2:]})
+      state = begun = prior.row(x_above, state, projected)
       for column in range(4):
         if row == number % 4:
           x_left = codes[np.newaxis, row, column - 1]
-          expected["prior_step"].append({"column": column, "x_left": x_left, "state": state})
-        _, state = prior.step(codes[np.newaxis, row, column - 1], state, column)
+          expected["prior_step"].append({"column": column, "x_left": x_left, "state": state[2:]})
+        _, state = prior.step(codes[np.newaxis, row, column - 1], state)
       state = begun  # a row does not look at the pixels' states of the row above
-  for endpoint in pixelcnn_endpoints(prior, source)[:2]:
+  for endpoint in pixelcnn_endpoints(prior, source):
     examples = list(endpoint.examples("held_out"))
     assert len(examples) == len(expected[endpoint.name])
     for example, wanted in zip(examples, expected[endpoint.name], strict=True):
@@ -174,10 +175,11 @@ def test_examples_of_a_prior_hold_the_states_of_a_generation_step_by_step(rng):
         np.testing.assert_array_equal(example[name], value)
 
 
-def test_a_prior_of_classes_is_exported_with_its_beginning(frames_run, tmp_path, rng):
+def test_a_prior_of_classes_is_exported_with_the_class_at_each_row(frames_run, tmp_path, rng):
   prior, codes = class_conditional_prior(rng)
   endpoints = pixelcnn_endpoints(prior, codes)
-  assert [endpoint.name for endpoint in endpoints] == ["prior_row", "prior_step", "prior_start"]
+  assert [endpoint.name for endpoint in endpoints] == ["prior_row", "prior_step"]
+  assert endpoints[0].ranges["label"] == (0, 2) and "label" not in endpoints[1].inputs
   for endpoint in endpoints:
     parity = measure_parity(endpoint, onnx.Runner(onnx.convert(endpoint)), endpoint.some_examples("held_out", 5))
     for name, figures in parity.items():
@@ -189,4 +191,4 @@ def test_a_prior_of_classes_is_exported_with_its_beginning(frames_run, tmp_path,
   assert all(figures.get("share_equal", 1) == 1 for figures in parity.values())
   labels, drawn = np.array([2, 0, 1], np.int32), {"seed": np.int32(7), "temperature": np.float32(0.9)}
   codes = serve(tmp_path, "sample", tmp_path, label=labels, **drawn)["codes"]
-  np.testing.assert_array_equal(codes, sample_grid(prior, gumbel_noise(7, [4, 4, 3, 1, 16]), labels, 0.9))
+  np.testing.assert_array_equal(codes, sample(prior, gumbel_noise(7, [4, 4, 3, 1, 16]), {"label": labels}, 0.9))

@@ -1,4 +1,4 @@
-"""Sounds that several tests listen to."""
+"""Audio that several tests use."""
 
 import numpy as np
 

@@ -13,7 +13,7 @@ from tfvq.data.speech_sources import Recording
 from tfvq.errors import UserError
 
 
-def test_a_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
+def test_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
   prepare_corpus(tmp_path, fake_recordings(broken={(3, "bob")}))
   assert "1 of 120 recordings were left out; the first: bob/003: it is broken." in capsys.readouterr().out
   corpus = SpeechCorpus(tmp_path)
@@ -32,12 +32,12 @@ def test_a_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
   assert first["audio"].shape == (6, 4096) and first["speaker"].shape == (6,)
   for audio, speaker in zip(first["audio"].numpy(), first["speaker"].numpy(), strict=True):
     peak_hz = np.argmax(np.abs(np.fft.rfft(audio * np.hanning(4096)))) * SAMPLE_RATE_HZ / 4096
-    assert abs(peak_hz - (300, 200)[speaker]) < 5  # a crop is its speaker's
+    assert abs(peak_hz - (300, 200)[speaker]) < 5  # audio and speaker of a crop belong together
   np.testing.assert_array_equal(first["audio"], next(iter(corpus.train(6, 4096, seed=1)))["audio"])
   assert not np.array_equal(first["audio"], next(iter(corpus.train(6, 4096, seed=2)))["audio"])
 
 
-def test_crops_that_the_stretches_cannot_give_are_refused(tmp_path):
+def test_too_long_crops_are_rejected(tmp_path):
   prepare_corpus(tmp_path, fake_recordings())
   corpus = SpeechCorpus(tmp_path)
   assert next(iter(corpus.train(2, 80_000, seed=0)))["audio"].shape == (2, 80_000)
@@ -45,14 +45,14 @@ def test_crops_that_the_stretches_cannot_give_are_refused(tmp_path):
     corpus.train(2, 80_001, seed=0)
 
 
-def test_a_shard_that_cannot_be_written_is_told(tmp_path):
+def test_unwritable_shard_is_reported(tmp_path):
   with pytest.raises(UserError, match="/dev/full/a.tfrecord could not be written"):
     write_shard(pathlib.Path("/dev/full/a.tfrecord"), [b"record"])
   with pytest.raises(UserError, match="x.tfrecord could not be written .*too long"):
     write_shard(tmp_path / f"{'x' * 250}.tfrecord", [b"record"])
 
 
-def test_a_damaged_corpus_is_refused(tmp_path):
+def test_damaged_corpus_is_rejected(tmp_path):
   prepare_corpus(tmp_path, fake_recordings())
   shard = tmp_path / "train-00000.tfrecord"
   shard.write_bytes(shard.read_bytes()[:-1])
@@ -63,7 +63,7 @@ def test_a_damaged_corpus_is_refused(tmp_path):
     SpeechCorpus(tmp_path)
 
 
-def test_a_corpus_of_an_earlier_version_is_refused(tmp_path):
+def test_earlier_version_of_corpus_is_rejected(tmp_path):
   prepare_corpus(tmp_path / "data", fake_recordings())
   manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
   (tmp_path / "data" / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
@@ -72,8 +72,8 @@ def test_a_corpus_of_an_earlier_version_is_refused(tmp_path):
     SpeechCorpus(tmp_path / "data")
 
 
-def test_phones_of_a_corpus_stay_with_their_sound(tmp_path):
-  """Low tones are called low and high ones high; silences between them are cut."""
+def test_phones_of_crops_match_their_audio(tmp_path):
+  """The phones are names of low and high tones; silences between them are cut."""
   silence = np.zeros(SAMPLE_RATE_HZ // 2, np.float32)
   audio = np.concatenate([silence, tone(0.5, frequency_hz=200), silence, tone(0.5, frequency_hz=2000), silence])
   phones = ((0.5, "pau"), (1.0, "low"), (1.5, "pau"), (2.0, "high"), (2.5, "pau"))

@@ -15,10 +15,10 @@ from tfvq.errors import UserError
 from tfvq.ops.loudness import frame_powers, gain_to_level
 
 
-def test_silences_are_cut_and_levels_equal():
+def test_silences_are_shortened_and_levels_equalized():
   loud, quiet = tone(0.5), np.zeros(8000, np.float32)
   kept = frames_to_keep(np.concatenate([quiet, loud, quiet, loud, quiet]))
-  # Half a second twice, a tenth between them, a twentieth at either end; frames are ten milliseconds.
+  # Twice 0.5 s of sound, with 0.1 s between them and 0.05 s at either end; frames have 10 ms.
   expected = np.zeros(250, bool)
   expected[45:105] = expected[145:205] = True
   np.testing.assert_array_equal(kept, expected)
@@ -29,7 +29,7 @@ def test_silences_are_cut_and_levels_equal():
 
 
 @pytest.mark.parametrize("silence", ["digital", "noise"])
-def test_a_recording_that_is_mostly_silent_is_as_loud_as_its_sound(silence, rng):
+def test_level_ignores_silence(silence, rng):
   sound = (0.2 * rng.normal(size=8000)).astype(np.float32)
   quiet = (0.0004 * rng.normal(size=20 * SAMPLE_RATE_HZ) * (silence == "noise")).astype(np.float32)
   audio = np.concatenate([quiet, sound, quiet])
@@ -37,7 +37,7 @@ def test_a_recording_that_is_mostly_silent_is_as_loud_as_its_sound(silence, rng)
   np.testing.assert_allclose(gain_to_level(frame_powers(audio)), 0.08 / 0.2, rtol=0.02)
 
 
-def test_a_voice_of_few_seconds_is_trained_on_too(tmp_path):
+def test_short_voice_fills_one_stretch(tmp_path):
   recordings = fake_recordings(40, ("ann",)) + fake_recordings(3, ("bob",))
   prepare_corpus(tmp_path, recordings)
   corpus = SpeechCorpus(tmp_path)
@@ -49,7 +49,7 @@ def test_a_voice_of_few_seconds_is_trained_on_too(tmp_path):
   np.testing.assert_array_equal(bobs[:-length], bobs[length:])
 
 
-def test_recordings_of_no_use_are_an_error(tmp_path):
+def test_unusable_recordings_raise_error(tmp_path):
   with pytest.raises(UserError, match="None of the 4 recordings could be used; the first: ann/000: it is broken"):
     prepare_corpus(tmp_path, fake_recordings(4, ("ann",), broken={(index, "ann") for index in range(4)}))
   with pytest.raises(UserError, match="none of the 2 is in the split 'validation'; give 60 or more"):
@@ -57,8 +57,8 @@ def test_recordings_of_no_use_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["wav", "ogg"])
-def test_each_of_hundreds_of_recordings_keeps_its_own_sound(format, tmp_path):
-  """Tones, named by their frequencies, through the preparation of a folder."""
+def test_recordings_keep_their_own_audio(format, tmp_path):
+  """Prepares tones that are named by their frequencies."""
   frequencies_hz = np.arange(200, 4200, 10)
   (tmp_path / "in" / "ann").mkdir(parents=True)
   for frequency_hz in frequencies_hz:
@@ -72,15 +72,15 @@ def test_each_of_hundreds_of_recordings_keeps_its_own_sound(format, tmp_path):
   assert len(clips) > 30
   for clip in clips:
     assert abs(peak_hz(clip.audio) - int(clip.name[4:])) <= 2
-  # The others stand one after another in stretches, in the order of their names.
+  # The others are joined into stretches, in the order of their names.
   expected = [hertz for hertz in frequencies_hz if split_of(f"{hertz:04d}") == "train"]
   stretches = np.concatenate([clip.audio for clip in corpus.clips("train")])
   for frequency_hz, audio in zip(expected, stretches[: 8000 * len(expected)].reshape(-1, 8000), strict=True):
     assert abs(peak_hz(audio) - frequency_hz) <= 2
 
 
-def test_recordings_are_read_in_order_and_few_ahead():
-  """Some take longer than others, and together they do not fit into memory."""
+def test_recordings_are_read_in_order_with_limited_lookahead():
+  """Some recordings take longer to read, and together they do not fit into memory."""
   num_taken = 0
 
   def recordings():
@@ -99,14 +99,14 @@ def test_recordings_are_read_in_order_and_few_ahead():
   assert num_taken == 200
 
 
-def test_an_error_of_the_program_ends_the_preparation(tmp_path):
+def test_unexpected_error_ends_preparation(tmp_path):
   recordings = fake_recordings()
   recordings[7] = Recording("seven", "ann", lambda: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     prepare_corpus(tmp_path, recordings)
 
 
-def test_phones_go_with_their_frames():
+def test_phone_frames_match_phones():
   names = ["a"]
   frames = phone_frames(((0.02, "pau"), (0.05, "a"), (0.06, "b")), 8, names)
   assert names == ["a", "b", "pau"]
@@ -118,7 +118,7 @@ def test_phones_go_with_their_frames():
   assert phone_frames((), 3, names).shape == (3, 0)
 
 
-def test_a_recording_without_phones_among_labelled_ones_is_left_out(tmp_path, capsys):
+def test_recording_without_phones_among_labelled_ones_is_left_out(tmp_path, capsys):
   phones = lambda index: () if index == 7 else ((1.0, "a"),)
   recordings = [Recording(f"{index:03d}", "ann", lambda index=index: (tone(1.0), phones(index))) for index in range(60)]
   prepare_corpus(tmp_path, recordings)

@@ -15,7 +15,7 @@ from tfvq.data.speech_sources import find_recordings
 from tfvq.errors import UserError
 
 
-def test_a_folders_sub_folders_are_its_speakers(tmp_path):
+def test_sub_folders_are_speakers(tmp_path):
   for speaker in ("ann", "bob"):
     (tmp_path / speaker).mkdir()
     for index in range(2):
@@ -43,11 +43,11 @@ def test_a_folders_sub_folders_are_its_speakers(tmp_path):
     find_recordings(common.speech_data(source="folder"))
 
 
-def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
-  """The layouts of the three packages, with files of this test in place of theirs."""
+def test_debian_packages_contain_recordings(tmp_path, monkeypatch):
+  """Uses the layouts of the three packages with other files."""
   import G722
 
-  monkeypatch.setattr(debian.shutil, "which", lambda program: None)  # nothing is to be fetched
+  monkeypatch.setattr(debian.shutil, "which", lambda program: None)  # nothing may be downloaded
   sounds = tmp_path / "asterisk-core-sounds-en-g722/usr/share/asterisk/sounds/en_US_f_Allison"
   (sounds / "digits").mkdir(parents=True)
   (sounds / "silence").mkdir()
@@ -85,9 +85,9 @@ def test_debian_packages_hold_the_recordings(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "rate_hz"), [("vctk", 48_000), ("librispeech", 16_000)])
-def test_tfds_sets_have_speakers(name, rate_hz, monkeypatch):
+def test_tfds_recordings_have_speakers(name, rate_hz, monkeypatch):
   first = {"vctk": "train", "librispeech": "train_clean100"}[name]
-  # What is told of a set once it is downloaded.
+  # The metadata of a set that has been downloaded.
   monkeypatch.setattr(
     tfds.core.DatasetInfo, "splits", dict.fromkeys((first, "test"), types.SimpleNamespace(num_bytes=0))
   )
@@ -108,11 +108,11 @@ def test_tfds_sets_have_speakers(name, rate_hz, monkeypatch):
     find_recordings(common.speech_data(source="tfds", name="nonesuch"))
 
 
-def test_sentences_are_all_different():
+def test_sentences_are_distinct():
   assert len(set(sentences(1440))) == 1440 and sentences(1)[0].startswith("The old captain")
 
 
-def test_espeak_speaks(tmp_path):
+def test_espeak_returns_speech_and_phones(tmp_path):
   data = common.speech_data(source="espeak", voices=("en-us+m1", "en-us+f2"), num_sentences=2)
   recordings = find_recordings(data)
   sounds = [recording.read() for recording in recordings]
@@ -120,14 +120,14 @@ def test_espeak_speaks(tmp_path):
   assert len(recordings) == 4 and min(lengths) > SAMPLE_RATE_HZ and max(lengths) < 8 * SAMPLE_RATE_HZ
   for audio, phones in sounds:
     ends, names = zip(*phones, strict=True)
-    # Some voices never say a sentence twice in the same time: the phones are those of the very audio.
+    # Some voices vary in speed between calls: the phones must be those of this audio.
     assert np.all(np.diff(ends) >= 0) and abs(ends[-1] - len(audio) / SAMPLE_RATE_HZ) < 1e-4
     assert len(set(names)) > 10 and 0.03 < ends[-1] / len(ends) < 0.15  # seconds per phone
   with pytest.raises(UserError, match="has no voice 'nobody'"):
     find_recordings(common.speech_data(source="espeak", voices=("nobody",)))[0].read()
 
 
-def test_the_piano_plays_its_notes():
+def test_play_plays_notes_of_score():
   data = common.speech_data(source="piano", composers=("bach",))
   recordings = find_recordings(data)
   assert len(recordings) > 300 and recordings[0].speaker == "piano"

@@ -16,8 +16,8 @@ from tfvq.models import (
   conditioner,
   gumbel_noise,
   log_mel_encoder,
-  sample_sequence,
-  sequence_noise_shape,
+  noise_shape,
+  sample,
   waveform_encoder,
 )
 from tfvq.models.speech_codec import SpeechCodec
@@ -195,10 +195,10 @@ def test_speech_is_decoded_in_parts_as_at_once(num_bands, latents, rng):
   audio = codec.decode(codes, speaker, seed=5, temperature=0.8)
   assert audio.shape == (2, 23 * 64)
   steps = 10 * model.steps_per_frame
-  noise = tf.concat([gumbel_noise(5, sequence_noise_shape(model.decoder, steps, 2), part) for part in range(3)], axis=0)
+  noise = tf.concat([gumbel_noise(5, noise_shape(model.decoder, 2, steps), part) for part in range(3)], axis=0)
   # Before the first frame and after the last there is more of them.
   filled = np.concatenate([codes[:, :1]] * 9 + [codes] + [codes[:, -1:]] * (7 + 9), axis=1)
-  values = sample_sequence(model.decoder, noise, {"local": model.condition(filled, speaker)[:, 9:-9]}, 0.8)
+  values = sample(model.decoder, noise, {"local": model.condition(filled, speaker)[:, 9:-9]}, 0.8)
   expected = model.audio_values.decode(values)[:, : 23 * 64]
   # The filled-up frames end in another way, which the last samples hear of through the filters.
   np.testing.assert_allclose(audio[:, :-64], expected[:, :-64], atol=1e-5)

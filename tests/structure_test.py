@@ -43,7 +43,7 @@ def imported_modules(path):
 
 @functools.cache
 def distributions_of_import(module):
-  """The distributions that bring a module."""
+  """The distributions that contain a module."""
   return {canonicalize_name(name) for name in installed_distributions().get(module, [module])}
 
 
@@ -53,7 +53,7 @@ def installed_distributions():
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_each_layer_imports_only_those_before_it(layer):
+def test_layer_imports_only_earlier_layers(layer):
   above = set(LAYERS[LAYERS.index(layer) + 1 :])
   folder = ROOT / "tfvq" / layer
   for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
@@ -79,7 +79,7 @@ def test_configs_import_nothing_heavy():
     assert set(imported_modules(path)).isdisjoint({"tensorflow", "keras", "numpy"}), path
 
 
-def test_what_is_wrong_with_a_command_is_told_before_tensorflow_starts():
+def test_config_is_validated_without_tensorflow():
   code = """if True:
     import sys
     from tfvq import train
@@ -96,7 +96,7 @@ def test_what_is_wrong_with_a_command_is_told_before_tensorflow_starts():
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 7
 
 
-def test_the_device_package_imports_numpy_and_litert_only():
+def test_device_package_imports_only_numpy_and_litert():
   for path in (ROOT / "export" / "device").glob("*.py"):
     for module in imported_modules(path):
       name = module.split(".")[0]
@@ -124,7 +124,7 @@ def test_examples_in_docstrings_run(name):
   assert result.attempted and not result.failed
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
+def test_readme_python_runs(tmp_path, monkeypatch):
   blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
   assert len(blocks) == 2
   monkeypatch.chdir(tmp_path)
@@ -134,7 +134,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
   assert AudioReader(tmp_path / "out.wav").num_samples == 63 * 128  # whole frames
 
 
-def test_the_readmes_files_exist():
+def test_readme_files_exist():
   text = (ROOT / "README.md").read_text()
   for name in re.findall(r"`((?:tfvq|docs|benchmarks|tests)/[\w/.]+)`", text) + re.findall(r"\]\(([\w/.]+)\)", text):
     assert (ROOT / name).exists(), name
@@ -147,7 +147,13 @@ def test_build_names_every_requirement():
   required = {canonicalize_name(name) for name in re.findall(r"^([\w-]+)==", lines, flags=re.MULTILINE)}
   assert named <= required
   own = {"tfvq", "export", "tests", "train_main", "benchmarks"}
-  piano = {"music21", "tinysoundfont"}  # has a list of requirements of its own
+  piano = {"music21", "tinysoundfont"}  # has its own list of requirements
   for path in (path for folder in ("tfvq", "export", "tests") for path in (ROOT / folder).rglob("*.py")):
     for module in {module.split(".")[0] for module in imported_modules(path)} - own - piano:
       assert module in sys.stdlib_module_names or distributions_of_import(module) & named, f"{path} imports {module}"
+
+
+def test_build_lists_every_helper_of_tests():
+  build = (ROOT / "BUILD").read_text()
+  for path in (ROOT / "tests").glob("*.py"):
+    assert path.stem.endswith("_test") or f'"tests/{path.name}"' in build, path

@@ -1,4 +1,4 @@
-"""tensorflow-io as a backend; where it does not load, as with TensorFlow 2.18 and later, only the error is tested."""
+"""tensorflow-io as a backend; if it does not load, as with TensorFlow 2.18 and later, only the error is tested."""
 
 import io
 import pickle
@@ -23,7 +23,7 @@ try:
 except (ImportError, NotImplementedError):
   _LOADS = False
 
-# Reads all files of a pickle in one process, which wrong headers must not end.
+# Reads all files of a pickle in one process, which invalid headers must not crash.
 _PROGRAM = """
 import io, pickle, sys
 from tfvq.data.audio_files import AudioReader
@@ -39,9 +39,9 @@ with open(sys.argv[1], "wb") as file:
 """
 
 
-def test_a_library_that_does_not_load_gets_one_sentence(monkeypatch):
+def test_library_that_does_not_load_is_reported(monkeypatch):
   def decode_wav(content, dtype):
-    raise NotImplementedError("unable to open file: libtensorflow_io.so")  # its own error with another TensorFlow
+    raise NotImplementedError("unable to open file: libtensorflow_io.so")  # its error with an incompatible TensorFlow
 
   lazy = types.SimpleNamespace(audio=types.SimpleNamespace(decode_wav=decode_wav))
   for module in (None, lazy):
@@ -65,7 +65,7 @@ if _LOADS:
     ids=str,
   )
   @pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 44_100, 48_000])
-  def test_both_backends_give_the_same_sound(settings, rate_hz):
+  def test_backends_give_equal_audio(settings, rate_hz):
     file = encoded(noise(rate_hz), rate_hz, **settings)
     expected = AudioReader(io.BytesIO(file))
     reader = AudioReader(io.BytesIO(file), backend="tensorflow_io")
@@ -83,7 +83,7 @@ if _LOADS:
     with pytest.raises(UserError, match="ram://nothing.wav is not a file that can be read"):
       AudioReader("ram://nothing.wav", backend="tensorflow_io")
 
-  def test_odd_files_are_read_right_or_refused_and_end_no_process(tmp_path):
+  def test_unusual_files_are_read_or_rejected_without_crash(tmp_path):
     files = {**VALID, **{name: content for name, (content, _) in REFUSED.items()}}
     command = [sys.executable, "-c", _PROGRAM, tmp_path / "results"]
     subprocess.run(command, input=pickle.dumps(files), check=True, timeout=300)
@@ -94,7 +94,7 @@ if _LOADS:
     assert not read & set(REFUSED)
     for name in set(VALID) - read:
       assert "use the backend soundfile" in results[name], name
-    # These it does not know at all.
+    # It does not support these at all.
     assert set(VALID) - read == {
       *("mu_law", "mu_law_extensible", "a_law_extensible", "double", "ima_adpcm", "big_endian", "big_endian_extensible")
     }

@@ -26,7 +26,7 @@ def test_tfds_images_are_cropped_resized_and_labelled():
 
 @pytest.fixture
 def numbered_images(tmp_path):
-  """A data set of TFDS: in "train" 40 images of 24x32 and in "test" 5, each with its number as its value."""
+  """A TFDS data set with 40 images of 24x32 in "train" and 5 in "test"; all values of an image are its number."""
   features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=7)}
 
   def examples(numbers):
@@ -46,7 +46,7 @@ def numbers_in(batches):
   return np.concatenate([batch["image"].numpy()[:, 0, 0, 0] for batch in batches])
 
 
-def test_validation_images_are_the_last_of_the_training_images(numbered_images):
+def test_validation_split_is_end_of_training_split(numbered_images):
   source = TfdsImages(*numbered_images, validation_percent=20)
   assert source.split_names == ("train", "validation", "held_out")
   found = {split: list(numbers_in(source.batches(split, 3))) for split in source.split_names}
@@ -59,7 +59,7 @@ def test_validation_images_are_the_last_of_the_training_images(numbered_images):
 
 
 def test_images_are_resized_before_they_are_shuffled(numbered_images, monkeypatch):
-  """The shuffle's buffer holds thousands of images: of 8x8 pixels, not of whatever size the data set has."""
+  """The shuffle buffer contains thousands of images, so they must have 8x8 pixels, not their original size."""
   shuffle, shuffled = tf.data.Dataset.shuffle, []
 
   def spy(dataset, *args, **kwargs):
@@ -76,7 +76,7 @@ def test_images_are_resized_before_they_are_shuffled(numbered_images, monkeypatc
   np.testing.assert_array_equal(np.bincount(np.concatenate(orders), minlength=40) > 0, np.ones(40, bool))
 
 
-def test_images_that_are_not_8_bit_are_refused(tmp_path):
+def test_images_that_are_not_uint8_are_rejected(tmp_path):
   features = {
     "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16),
     "label": tfds.features.ClassLabel(num_classes=2),
@@ -93,6 +93,6 @@ def test_images_that_are_not_8_bit_are_refused(tmp_path):
     TfdsImages("deep", "test", 8, str(tmp_path))
 
 
-def test_a_data_set_that_cannot_be_fetched_is_reported_in_a_sentence(tmp_path):
+def test_data_set_that_cannot_be_downloaded_is_reported(tmp_path):
   with pytest.raises(UserError, match="data set nonesuch is not in"):
     TfdsImages("nonesuch", "test", 16, str(tmp_path))

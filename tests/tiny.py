@@ -1,4 +1,4 @@
-"""Configs so small that a whole run takes seconds."""
+"""Small configs, whose whole runs take seconds."""
 
 import importlib
 
@@ -13,7 +13,7 @@ def config_of(name, variant="small"):
 
 
 def tiny(name, folder="", data_dir=""):
-  """A system's `small` config with every size cut down; `folder` holds pictures, `data_dir` a TFDS data set."""
+  """A system's `small` config with reduced sizes; `folder` contains pictures, `data_dir` a TFDS data set."""
   config = config_of(name)
   for settings in config.train.values():
     settings.update({"steps": 6, "batch_size": 4, "log_every_steps": 2, "checkpoint_seconds": 0.0})
@@ -55,7 +55,7 @@ def tiny(name, folder="", data_dir=""):
 
 
 def tiny_speech(config):
-  """A speech config cut down; two synthetic voices."""
+  """Reduces a speech config; it has two synthetic voices."""
   config.data.update({"source": "espeak", "voices": ("en-us+m1", "en-us+f2"), "num_sentences": 40})
   config.data.crop_samples = 1024
   config.autoencoder.update({"encoder_units": 8, "embedding_dim": 4, "condition_dim": 8})
@@ -70,7 +70,7 @@ def tiny_speech(config):
 
 
 def tiny_wavenet(config):
-  """A config of a WaveNet by itself cut down; two synthetic voices."""
+  """Reduces the config of a WaveNet alone; it has two synthetic voices."""
   config.data.update({"source": "espeak", "voices": ("en-us+m1", "en-us+f2"), "num_sentences": 40, "crop_samples": 800})
   config.prior.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8})
   config.samples.num = 2

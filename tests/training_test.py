@@ -24,7 +24,7 @@ def settings(**changes):
 
 
 class Line(keras.Model):
-  """y = w x, taught that y is 2 x."""
+  """y = w x, trained on y = 2 x."""
 
   def __init__(self, fail_at=None):
     super().__init__()
@@ -62,7 +62,7 @@ class Interrupted(Exception):
 
 
 def interrupted_fit(folder, settings, step):
-  """A run that ends without a word at a step, as one that is killed."""
+  """Ends a run at a step, as if it were killed."""
 
   def build():
     model = Line()
@@ -184,7 +184,7 @@ def test_initial_weights_are_where_training_starts(tmp_path):
     fit(tmp_path / "third", settings(initial_weights=str(tmp_path / "broken.keras")))
 
 
-def test_a_lost_loss_stops_the_run_with_all_that_helps(tmp_path):
+def test_loss_that_is_not_finite_ends_training(tmp_path):
   with pytest.raises(UserError, match=r"nan at step 8, learning rate .*checkpoint\.keras; lower the learning rate"):
     fit(tmp_path, settings(), lambda: Line(fail_at=7))
   model = Line()

@@ -1,4 +1,4 @@
-"""The device codec's WAV files."""
+"""WAV files of the device codec."""
 
 import io
 import pathlib
@@ -74,7 +74,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_is_16_bit_mono_is_read_whole(name):
+def test_read_wav_reads_16_bit_mono(name):
   samples = read(WHOLE[name])
   assert samples.dtype == np.float32
   np.testing.assert_array_equal(samples * 2**15, AUDIO)
@@ -110,13 +110,13 @@ def test_what_is_16_bit_mono_is_read_whole(name):
     (rf64(2**40), "it is empty or truncated"),
   ],
 )
-def test_what_is_not_is_refused_with_the_reason(content, reason):
+def test_read_wav_rejects_other_files_with_reason(content, reason):
   with pytest.raises(CodecError) as error:
     read(content)
   assert str(error.value) == f"it.wav cannot be encoded because {reason}: give a WAV file of 16000 Hz, mono, 16 bits."
 
 
-def test_an_odd_last_byte_is_left_out():
+def test_odd_last_byte_is_dropped():
   np.testing.assert_array_equal(read(wav(format_chunk(), CONTENT + b"\1")) * 2**15, AUDIO)
   streamed = wav(format_chunk(), size=UNKNOWN) + b"\1"
   np.testing.assert_array_equal(read(streamed) * 2**15, AUDIO)
@@ -127,7 +127,7 @@ chunks = st.lists(st.builds(chunk, names, st.binary(max_size=50)), max_size=3).m
 
 
 @given(chunks, chunks, chunks, st.sampled_from([format_chunk(), format_chunk(extra=b"\0\0"), extensible()]), st.data())
-def test_it_reads_what_libsndfile_reads(before, between, after, kind, data):
+def test_read_wav_matches_libsndfile(before, between, after, kind, data):
   audio = data.draw(st.binary(min_size=2, max_size=100))
   content = wav(kind, audio, before=before, between=between, after=after)
   expected, _ = soundfile.read(io.BytesIO(content), dtype="int16")
@@ -139,7 +139,7 @@ sizes = st.one_of(st.integers(0, 3000), st.sampled_from([2**31 - 4096, 2**31, UN
 
 @settings(max_examples=500)
 @given(st.data())
-def test_no_header_ends_in_another_error_or_takes_more_memory_than_the_file(data):
+def test_random_headers_raise_only_codec_errors_and_need_little_memory(data):
   content = bytearray(WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))])
   for _ in range(data.draw(st.integers(0, 6))):
     place = data.draw(st.integers(0, 90))
@@ -162,7 +162,7 @@ def int32_bytes(size):
   return struct.pack("<I", size)
 
 
-def test_a_stream_is_read_where_memory_is_short(tmp_path):
+def test_stream_is_read_with_little_memory(tmp_path):
   for name in ("stream of ffmpeg", "stream of sox", "RF64 as an endless stream"):
     (tmp_path / f"{name}.wav").write_bytes(WHOLE[name])
   code = """if True:
@@ -179,7 +179,7 @@ def test_a_stream_is_read_where_memory_is_short(tmp_path):
 
 
 @given(st.lists(st.floats(-1.5, 1.5, width=32), max_size=50))
-def test_what_is_written_libsndfile_reads(samples):
+def test_libsndfile_reads_written_wav(samples):
   samples = np.array(samples, np.float32)
   content = wav_bytes(samples, 16_000)
   read_back, rate_hz = soundfile.read(io.BytesIO(content), dtype="int16")

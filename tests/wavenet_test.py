@@ -8,12 +8,12 @@ import tensorflow as tf
 from tfvq.layers import AudioValues, CategoricalHead, LogisticMixtureHead
 from tfvq.models import (
   WaveNet,
-  continue_sequence,
+  generation_start,
   gumbel_noise,
-  sample_sequence,
-  sample_sequence_naive,
-  sequence_noise_shape,
-  sequence_start,
+  noise_shape,
+  sample,
+  sample_naive,
+  sample_steps,
 )
 from tfvq.ops.product import product_precision
 
@@ -69,8 +69,8 @@ def plain_wavenet(model, x):
 def test_features_are_those_of_the_definition(rng):
   model, _ = wavenet(ordinal=False, rng=rng)
   x = rng.integers(0, 6, (12, 2))
-  features = model.features(tf.constant(x, tf.int32), 1)
-  np.testing.assert_allclose(features, plain_wavenet(model, x), atol=1e-5)
+  features = model.features(tf.constant(x[np.newaxis], tf.int32))
+  np.testing.assert_allclose(features[0], plain_wavenet(model, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("head", [CategoricalHead(6, 2, hidden_units=16), LogisticMixtureHead(256, 2, hidden_units=16)])
@@ -127,13 +127,12 @@ def test_steps_give_the_whole_networks_parameters(condition, ordinal, rng):
   model, given = wavenet(condition, rng=rng, ordinal=ordinal)
   x = tf.constant(rng.integers(0, 6, (2, 12, 2)), tf.int32)
   whole = model((x, given))
-  state, before = sequence_start(model, 2)
-  shares = model.project_condition(given)
+  state, x_before = generation_start(model, 2)
+  projected = model.project_condition(given)
   for time in range(12):
-    frame = [share[time // (12 // len(share))] for share in shares]
-    features, state = model.step(before, state, frame)
-    before = x[:, time]
-    np.testing.assert_allclose(model.head(features, before), whole[:, time], atol=1e-4)
+    features, state = model.step(x_before, state, projected[time // (12 // len(projected))])
+    x_before = x[:, time]
+    np.testing.assert_allclose(model.head(features, x_before), whole[:, time], atol=1e-4)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -144,11 +143,11 @@ def test_cached_samples_are_the_naive_samplers_in_float64(condition, temperature
   keras.config.set_dtype_policy("float64")
   head = head_class(6, 2, hidden_units=16)
   model, given = wavenet(condition, num_steps=36, rng=rng, head=head)
-  noise = tf.cast(gumbel_noise(3, sequence_noise_shape(model, 36, 2)), tf.float64)
+  noise = tf.cast(gumbel_noise(3, noise_shape(model, 2, 36)), tf.float64)
   temperature = tf.constant(temperature, tf.float64)
-  cached = tf.function(sample_sequence)(model, noise, given, temperature)
-  compiled = tf.function(sample_sequence, jit_compile=True)(model, noise, given, temperature)
-  naive = sample_sequence_naive(model, noise, given, temperature)
+  cached = tf.function(sample)(model, noise, given, temperature)
+  compiled = tf.function(sample, jit_compile=True)(model, noise, given, temperature)
+  naive = sample_naive(model, noise, given, temperature)
   np.testing.assert_array_equal(cached, naive)
   np.testing.assert_array_equal(compiled, naive)
   assert len(np.unique(cached)) > 2
@@ -156,9 +155,9 @@ def test_cached_samples_are_the_naive_samplers_in_float64(condition, temperature
 
 def test_in_float32_samples_agree_up_to_the_first_draw_of_small_margin(rng):
   model, given = wavenet("both", num_steps=60, batch_size=8, rng=rng, head=CategoricalHead(50, hidden_units=16))
-  noise = gumbel_noise(5, sequence_noise_shape(model, 60, 8))
-  cached = tf.function(sample_sequence, jit_compile=True)(model, noise, given).numpy()[..., 0]
-  naive = tf.function(sample_sequence_naive)(model, noise, given).numpy()[..., 0]
+  noise = gumbel_noise(5, noise_shape(model, 8, 60))
+  cached = tf.function(sample, jit_compile=True)(model, noise, given).numpy()[..., 0]
+  naive = tf.function(sample_naive)(model, noise, given).numpy()[..., 0]
   scores = (model((naive[..., np.newaxis], given)) + tf.transpose(noise, [1, 0, 2, 3]))[:, :, 0]
   top_two = np.sort(scores, axis=-1)[..., -2:]
   for one, other, margin in zip(cached, naive, top_two[..., 1] - top_two[..., 0], strict=True):
@@ -168,12 +167,12 @@ def test_in_float32_samples_agree_up_to_the_first_draw_of_small_margin(rng):
 
 def test_a_sequence_made_in_parts_is_the_one_made_at_once(rng):
   model, given = wavenet("both", rng=rng)
-  noise = gumbel_noise(1, sequence_noise_shape(model, 12, 2))
-  whole = sample_sequence(model, noise, given)
-  shares, start, parts = model.project_condition(given), sequence_start(model, 2), []
+  noise = gumbel_noise(1, noise_shape(model, 2, 12))
+  whole = sample(model, noise, given)
+  projected, generation, parts = model.project_condition(given), generation_start(model, 2), []
   for first in (0, 6):
-    part_shares = [share[first // 3 : first // 3 + 2] if len(share) > 1 else share for share in shares]
-    values, start = continue_sequence(model, start, noise[first : first + 6], part_shares)
+    frames = projected[first // 3 : first // 3 + 2]
+    values, generation = sample_steps(model, generation, noise[first : first + 6], frames)
     parts.append(values)
   np.testing.assert_array_equal(tf.transpose(tf.concat(parts, axis=0), [1, 0, 2]), whole)
 
@@ -231,10 +230,16 @@ def test_it_learns_a_sequence_and_survives_saving(tmp_path, rng):
 def test_a_condition_that_does_not_suit_is_refused(rng):
   model, given = wavenet("local", rng=rng)
   x = np.zeros([2, 12, 2], np.int32)
-  with pytest.raises(ValueError, match="is to be conditioned on local"):
+  with pytest.raises(ValueError, match="is conditioned on 'local', but the condition given has nothing"):
     model((x, None))
-  with pytest.raises(ValueError, match="is to be conditioned on local"):
+  with pytest.raises(ValueError, match="is conditioned on 'local', but the condition given has 'local' and 'speaker'"):
     model((x, {**given, "speaker": tf.constant([0, 1])}))
+  with pytest.raises(ValueError, match=r"'local' of .* must have the shape \(None, None, 3\), but has \(2, 3\)"):
+    model.log_prob(x, {"local": tf.zeros([2, 3])})
+  with pytest.raises(ValueError, match=r"must have the shape \(None, None, 3\), but has \(2, 4, 1\)"):
+    model.log_prob(x, {"local": tf.zeros([2, 4, 1])})
+  with pytest.raises(ValueError, match="draws sequences: give num_steps"):
+    noise_shape(model, 2)
   with pytest.raises(ValueError, match="dilation_rates"):
     WaveNet(CategoricalHead(4), dilation_rates=())
 
@@ -273,7 +278,7 @@ def test_values_out_of_range_are_refused(jit_compile, head_class, wrong, rng):
 
 def test_speakers_out_of_range_are_refused(rng):
   model, _ = wavenet("speaker", rng=rng)
-  with pytest.raises(ValueError, match=r"Speakers of .* must be in 0\.\.3"):
+  with pytest.raises(ValueError, match=r"the condition 'speaker' of .* must be in 0\.\.3"):
     model.log_prob(np.zeros([1, 12, 2], np.int32), {"speaker": np.array([4])})
 
 

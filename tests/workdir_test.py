@@ -28,7 +28,7 @@ HOLD = """if True:
 
 @pytest.fixture
 def holder(tmp_path):
-  """Another process at work in a workdir."""
+  """Another process that uses a workdir."""
   process = subprocess.Popen(
     [sys.executable, "-c", HOLD, str(tmp_path), json.dumps(CONFIG)],
     cwd=ROOT,
@@ -46,7 +46,7 @@ def partials(folder):
   return [path for path in folder.rglob(".partial-*") if path.is_file()]
 
 
-def test_a_workdir_is_held_by_one_process_at_a_time(holder, tmp_path):
+def test_workdir_is_locked_by_one_process(holder, tmp_path):
   (partial,) = partials(tmp_path)
   workdir = Workdir(tmp_path, CONFIG)
   sentence = re.escape(f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}")
@@ -60,7 +60,7 @@ def test_a_workdir_is_held_by_one_process_at_a_time(holder, tmp_path):
     pass
 
 
-def test_a_process_that_is_killed_frees_its_workdir(holder, tmp_path):
+def test_killed_process_releases_lock(holder, tmp_path):
   holder.send_signal(signal.SIGKILL)
   holder.wait()
   assert partials(tmp_path)
@@ -68,26 +68,26 @@ def test_a_process_that_is_killed_frees_its_workdir(holder, tmp_path):
     assert not partials(tmp_path)
 
 
-def test_those_who_only_read_need_no_lock(holder, tmp_path):
+def test_reading_needs_no_lock(holder, tmp_path):
   workdir = Workdir(tmp_path, CONFIG)
   assert not workdir.is_done("samples") and workdir.seconds() == {}
 
 
-def test_the_config_of_a_workdir_in_use_stays(holder, tmp_path):
+def test_config_of_locked_workdir_is_not_changed(holder, tmp_path):
   before = (tmp_path / "config.json").read_bytes()
   with pytest.raises(UserError, match="is in use by process"):
     Workdir(tmp_path, {**CONFIG, "pruning": {"method": "blocks"}})
   assert (tmp_path / "config.json").read_bytes() == before
 
 
-def test_a_config_that_was_changed_before_the_lock_was_taken_is_told(tmp_path):
+def test_config_changed_before_lock_is_reported(tmp_path):
   workdir = Workdir(tmp_path, CONFIG)
   (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "task": "frames"}))
   with pytest.raises(UserError, match="task was frames and is speech"), workdir.held():
     raise AssertionError("the config of another run")
 
 
-def test_one_lock_serves_all_stages_of_a_process(tmp_path):
+def test_lock_may_be_nested(tmp_path):
   workdir = Workdir(tmp_path, CONFIG)
   with workdir.held():
     with workdir.held(), workdir.running("data"):
@@ -98,7 +98,7 @@ def test_one_lock_serves_all_stages_of_a_process(tmp_path):
     assert workdir.is_done("data")
 
 
-def test_a_child_of_a_killed_process_does_not_hold_its_workdir(tmp_path):
+def test_child_of_killed_process_does_not_keep_lock(tmp_path):
   code = """if True:
     import json, subprocess, sys, os
     from tfvq.training.workdir import Workdir
@@ -112,21 +112,21 @@ def test_a_child_of_a_killed_process_does_not_hold_its_workdir(tmp_path):
   child = int(process.stdout.readline())
   process.wait()
   try:
-    os.kill(child, 0)  # it lives
+    os.kill(child, 0)  # it is still running
     with Workdir(tmp_path, CONFIG).held():
       pass
   finally:
     os.kill(child, signal.SIGKILL)
 
 
-def test_the_lock_is_no_part_of_the_config_or_the_stages(tmp_path):
+def test_lock_file_is_not_part_of_config_or_stages(tmp_path):
   with Workdir(tmp_path, CONFIG).running("data"):
     pass
   workdir = Workdir(tmp_path, CONFIG)
   assert list(workdir.seconds()) == ["data"] and json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
-def test_a_workdir_that_cannot_be_written_is_told(tmp_path):
+def test_unwritable_workdir_is_reported(tmp_path):
   (tmp_path / "file").write_text("")
   for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300), "/proc/nothing"):
     with pytest.raises(UserError, match="could not be (read|written)"):
@@ -137,7 +137,7 @@ def test_a_workdir_that_cannot_be_written_is_told(tmp_path):
     pass
 
 
-def test_a_folder_that_is_no_run_is_told(tmp_path):
+def test_folder_without_run_is_reported(tmp_path):
   from tfvq.tasks.stages import open_task  # takes seconds to import
 
   for name in ("missing", "n" * 300, "file/below"):
@@ -146,8 +146,8 @@ def test_a_folder_that_is_no_run_is_told(tmp_path):
       open_task(tmp_path / name)
 
 
-def test_without_locks_nothing_is_cleared_away(tmp_path, monkeypatch):
-  """As on a network file system that has none; `fcntl` is what says so."""
+def test_partial_files_are_kept_without_locks(tmp_path, monkeypatch):
+  """As on a network file system without locks, where `fcntl` raises an error."""
   import errno
   import fcntl
 

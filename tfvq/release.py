@@ -76,7 +76,7 @@ def write_released(task, path) -> None:
   if path.suffix != ".keras":
     raise UserError(f"{path} must be a Keras file: give it a name that ends in .keras.")
   if not isinstance(task, SpeechTask):
-    raise UserError(f"{task.workdir.path} does not hold a speech system: only speech models can be released.")
+    raise UserError(f"{task.workdir.path} does not contain a speech system: only speech models can be released.")
   for written in (path, path.with_suffix(".json")):
     check_writable(written)
   facts = {"speakers": task.corpus.speakers, "temperature": list(task.config.samples.temperature)}
@@ -129,7 +129,7 @@ def _rounded(content):
 
 
 def round_weights(weights, num_bits: int) -> np.ndarray:
-  """Rounds weights to at most 11 bits, float [..., outputs] -> float16, or float32 if float16 would overflow.
+  """Rounds weights to 1 to 11 bits, float [..., outputs] -> float16, or float32 if float16 would overflow.
 
   Each output has its own step: the smallest power of two for which its largest weight fits into the bits.
   """

@@ -254,13 +254,13 @@ class Decoder:
     speech, start = [np.zeros(0, np.float32)], 0
     while start + frames + 2 * context <= len(self._pending) and num_frames_left != 0:
       window = self._pending[np.newaxis, start : start + frames + 2 * context]
-      share = self._models["condition"](codes=window, speaker=self._speaker)["share"]
+      projected = self._models["condition"](codes=window, speaker=self._speaker)["share"]
       if num_frames_left is not None:
-        share = share[:num_frames_left]
-        num_frames_left -= len(share)
-      noise = self._noise(len(share) * self._facts["steps_per_frame"])
-      self._values = np.concatenate([self._values, self._loop.run(share, noise, self._temperature)])
-      start, self._num_frames_done = start + len(share), self._num_frames_done + len(share)
+        projected = projected[:num_frames_left]
+        num_frames_left -= len(projected)
+      noise = self._noise(len(projected) * self._facts["steps_per_frame"])
+      self._values = np.concatenate([self._values, self._loop.run(projected, noise, self._temperature)])
+      start, self._num_frames_done = start + len(projected), self._num_frames_done + len(projected)
       speech.append(self._synthesize())
     self._pending = self._pending[start:]
     return np.concatenate(speech)

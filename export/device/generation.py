@@ -21,11 +21,11 @@ class StepLoop:
     self._x = np.zeros([1, facts["channels"]], np.float32)
     self._time = 0
 
-  def run(self, share, noise, temperature):
+  def run(self, projected, noise, temperature):
     """Runs the steps of several frames.
 
     Args:
-      share: The condition's term in the pre-activations of all layers, float32 [F, 2CL].
+      projected: The projected condition, float32 [F, 2CL].
       noise: Gumbel noise, float32 [T, *noise_shape], at most `steps_per_frame` steps per frame.
       temperature: Float32 [G].
 
@@ -33,7 +33,7 @@ class StepLoop:
       Values, int32 [T, G].
     """
     model, rings = self._model, self._rings
-    share_in, noise_in, past_in, x_in, x_out, inputs_out, values_out = map(
+    projected_in, noise_in, past_in, x_in, x_out, inputs_out, values_out = map(
       model.view, ("share", "noise", "past", "x", "x_next", "inputs", "values")
     )
     model.set("temperature", temperature)
@@ -42,7 +42,7 @@ class StepLoop:
     values = np.empty([len(noise), values_out.shape[1]], np.int32)
     for step, (step_places, step_noise) in enumerate(zip(places, noise, strict=True)):
       if step % self._steps_per_frame == 0:
-        share_in[0] = share[step // self._steps_per_frame]
+        projected_in[0] = projected[step // self._steps_per_frame]
       noise_in[0] = step_noise
       rings.take(step_places, axis=0, out=past_in, mode="clip")  # other modes copy
       model.invoke()

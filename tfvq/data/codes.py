@@ -94,7 +94,7 @@ def read_codes(folder, manifest: dict) -> ArraySource | ClipSource:
     A source whose examples hold the features of the manifest; integers are int32. A `ClipSource` if they are clips.
 
   Raises:
-    UserError: A shard is missing, cut short or altered, or a value is out of its range.
+    UserError: A shard is missing, truncated or altered, or a value is out of its range.
   """
   folder = pathlib.Path(folder)
   check_shards(folder, manifest["shards"], "codes")

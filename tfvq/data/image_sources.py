@@ -178,7 +178,7 @@ def _load(path):
       return dict(file)
   except (OSError, MemoryError) as error:
     raise UserError(f"{path} could not be read ({getattr(error, 'strerror', None) or error}).") from error
-  except Exception as error:  # NumPy raises many kinds for a damaged file
+  except Exception as error:  # NumPy raises many kinds of exceptions for a damaged file
     raise UserError(f"{path} is damaged: delete its folder and run the stage `data` again.") from error
 
 

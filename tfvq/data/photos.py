@@ -65,7 +65,7 @@ def tiles(
   for path in paths:
     try:
       photograph, checksum = _read(path, shorter_side), sha256(path)
-    except Exception:  # Pillow raises many kinds for a damaged file, and one for a picture that is too large
+    except Exception:  # Pillow raises many kinds for a damaged file, and one for a too large picture
       broken.append(path)
     else:
       found[_split_of(checksum, validation_percent)].extend(_cut(photograph, tile_size))

@@ -50,7 +50,7 @@ def play(score: pathlib.Path, sample_rate_hz: int, max_seconds: float = 60.0) ->
 
   try:
     notes = converter.parse(score).flatten().notes
-  except Exception as error:  # music21 raises many kinds
+  except Exception as error:  # music21 raises many kinds of exceptions
     raise UserError(f"{score} could not be read as a score.") from error
   to_samples = lambda quarters: int(float(quarters) * _SECONDS_PER_QUARTER * sample_rate_hz)
   events = []  # (sample, 1 for a start or 0 for an end, key): at the same sample, ends sort before starts

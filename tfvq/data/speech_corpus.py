@@ -41,7 +41,7 @@ class SpeechCorpus:
     folder: Its folder.
 
   Raises:
-    UserError: There is no corpus, or a shard is missing, cut short or altered.
+    UserError: There is no corpus, or a shard is missing, truncated or altered.
   """
 
   def __init__(self, folder):

@@ -89,7 +89,7 @@ def _fillets(data):
 
 
 def _festvox_ru(data):
-  """Read Russian sentences of one man, 16 kHz, with their phones (Debian's festvox-ru; free with attribution)."""
+  """Russian sentences read by one man, 16 kHz, with their phones (Debian's festvox-ru; free with attribution)."""
   folder = unpacked("festvox-ru", data.cache) / "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
   return [
     Recording(path.stem, "nsh", _file_reader(path, label_path=folder / "lab" / f"{path.stem}.lab"))
@@ -154,7 +154,7 @@ def _tfds(data):
   try:
     builder = tfds.builder(data.name, data_dir=data.data_dir or None)
     builder.download_and_prepare()
-  except Exception as error:  # TFDS raises many kinds, from a wrong name to a broken connection
+  except Exception as error:  # TFDS raises many kinds of exceptions, from a wrong name to a broken connection
     reason = " ".join(str(error).split())[:200]
     raise UserError(
       f"The data set {data.name} is not in {data.data_dir or '~/tensorflow_datasets'} and could not be downloaded: "

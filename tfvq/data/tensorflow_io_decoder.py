@@ -95,7 +95,7 @@ def _with_length(content, num_frames):
 def _tensorflow_io():
   try:
     import tensorflow_io
-  except Exception as error:  # a library built for another TensorFlow raises many kinds
+  except Exception as error:  # a library built for another TensorFlow raises many kinds of exceptions
     raise _not_loaded() from error
   return tensorflow_io
 

@@ -33,7 +33,7 @@ class TfdsImages:
     try:
       self._builder = tfds.builder(name, data_dir=data_dir or None)
       self._builder.download_and_prepare()
-    except Exception as error:  # TFDS raises many kinds, from a wrong name to a broken connection
+    except Exception as error:  # TFDS raises many kinds of exceptions, from a wrong name to a broken connection
       reason = " ".join(str(error).split())[:200]
       raise UserError(
         f"The data set {name} is not in {data_dir or '~/tensorflow_datasets'} and could not be downloaded: {reason}"

@@ -23,22 +23,20 @@ class WaveNetStep:
   def __init__(self, model: WaveNet):
     self.model = model
 
-  def __call__(self, x, past, share, noise, temperature):
+  def __call__(self, x, past, projected, noise, temperature):
     """One step.
 
     Args:
       x: The embedded values of the previous step, float [1, C]; zeros in the first step.
       past: The input of each layer `dilation_rate` steps before, float [L, C]; zeros before the first step.
-      share: The condition's term in the pre-activations of all layers, float [1, 2 C L].
+      projected: The projected condition, float [1, 2 C L].
       noise: Gumbel noise, float [1, *model.head.noise_shape].
       temperature: Float [G].
 
     Returns:
       {"values": int32 [1, G], "x_next": float [1, C], "inputs": float [L, C]}.
     """
-    num_layers = len(self.model.blocks)
-    pasts, shares = tf.split(past, num_layers), tf.split(share, num_layers, axis=-1)
-    features, inputs = self.model.advance(x, pasts, shares)
+    features, inputs = self.model.advance(x, tf.split(past, len(self.model.blocks)), projected)
     values = self.model.head.sample(features, noise, temperature)
     return {"values": values, "x_next": self.model.embed(values), "inputs": tf.concat(inputs, axis=0)}
 
@@ -67,21 +65,22 @@ class WaveNetSteps:
     """The variables; all zeros before the first step."""
     return [self.x, *self.pasts]
 
-  def __call__(self, share, noise, temperature):
+  def __call__(self, projected, noise, temperature):
     """The next steps.
 
     Args:
-      share: The condition's term in the pre-activations of all layers, the same for these steps, float [1, 2 C L].
+      projected: The projected condition of all these steps, float [1, 2 C L].
       noise: Gumbel noise, float [N, *model.head.noise_shape].
       temperature: Float [G].
 
     Returns:
       Values, int32 [N, G].
     """
-    shares = tf.split(share, len(self.model.blocks), axis=-1)
     layers = [
-      _Layer(block, variable.read_value(), share, self.num_steps)
-      for block, variable, share in zip(self.model.blocks, self.pasts, shares, strict=True)
+      _Layer(block, variable.read_value(), layer_projected, self.num_steps)
+      for block, variable, layer_projected in zip(
+        self.model.blocks, self.pasts, self.model.per_layer(projected), strict=True
+      )
     ]
     x, values = self.x.read_value(), []
     for step_noise in tf.split(noise, self.num_steps):
@@ -118,13 +117,13 @@ class SpeechSteps:
     """The variables; all zeros before the first step."""
     return [*self.steps.state, self.bands]
 
-  def __call__(self, share, noise, temperature):
+  def __call__(self, projected, noise, temperature):
     """The next steps; the arguments are those of `WaveNetSteps`.
 
     Returns:
       {"audio": float [N * num_bands]}, which starts `context` steps before the first of these steps.
     """
-    bands = self.audio_values.bands(self.steps(share, noise, temperature))
+    bands = self.audio_values.bands(self.steps(projected, noise, temperature))
     bands = tf.concat([self.bands.read_value(), bands], axis=0)
     num_steps, num_bands = self.steps.num_steps, self.audio_values.num_bands
     self.bands.assign(tf.slice(bands, [num_steps, 0], [2 * self.context, num_bands]))
@@ -138,31 +137,31 @@ class _Layer:
   Args:
     block: The `tfvq.layers.DilatedBlock`.
     past: Its last inputs, oldest first, [dilation_rate, C].
-    share: The condition's term in the pre-activations, [1, 2C].
+    projected: The projected condition, [1, 2C].
     num_steps: Number of steps.
   """
 
-  def __init__(self, block, past, share, num_steps):
+  def __init__(self, block, past, projected, num_steps):
     self.block = block
     self.inputs = []
     self.old = past
     kernel = tf.convert_to_tensor(block.conv.kernel)
     self.from_past, self.from_present = kernel[: block.channels], kernel[block.channels :]
-    self.bias = block.conv.bias + share
+    self.bias = block.conv.bias + projected
     # tf.slice: a strided slice is slow in TFLite.
-    self.known = min(block.dilation_rate, num_steps)
-    known = tf.slice(past, [0, 0], [self.known, block.channels])
-    self.shares = tf.split(tf.matmul(known, self.from_past) + self.bias, self.known)
+    self.num_known = min(block.dilation_rate, num_steps)
+    known = tf.slice(past, [0, 0], [self.num_known, block.channels])
+    self.known_gates = tf.split(tf.matmul(known, self.from_past) + self.bias, self.num_known)
 
   def step(self, x):
     """The next step, x [1, C] -> (x, skip)."""
     index = len(self.inputs)
-    if index < self.known:
-      share = self.shares[index]
+    if index < self.num_known:
+      gates = self.known_gates[index]
     else:
-      share = tf.matmul(self.inputs[index - self.block.dilation_rate], self.from_past) + self.bias
+      gates = tf.matmul(self.inputs[index - self.block.dilation_rate], self.from_past) + self.bias
     self.inputs.append(x)
-    skip = gated_activation(tf.matmul(x, self.from_present) + share)
+    skip = gated_activation(tf.matmul(x, self.from_present) + gates)
     return (x if self.block.last else x + self.block.residual(skip)), skip
 
   def past(self):

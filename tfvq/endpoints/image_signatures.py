@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.endpoints.endpoint import Signature
-from tfvq.models.sampling import gumbel_noise, sample_grid
+from tfvq.models.sampling import gumbel_noise, noise_shape, sample
 
 
 def image_signatures(model, prior, source) -> dict[str, Signature]:
@@ -25,19 +25,19 @@ def image_signatures(model, prior, source) -> dict[str, Signature]:
   def decode(codes):
     return {"image": model.decode(codes)}
 
-  def sample(num, seed, temperature, label=None):
-    noise = gumbel_noise(seed, [*prior.grid_shape[:2], tf.maximum(num, 1), prior.num_variables, prior.num_values])
-    codes = sample_grid(prior, noise, label, temperature)
+  def draw(num, seed, temperature, label=None):
+    noise = gumbel_noise(seed, noise_shape(prior, tf.maximum(num, 1)))
+    codes = sample(prior, noise, {"label": label}, temperature)
     return {"codes": codes[:num], "image": model.decode(codes)[:num]}
 
-  def sample_labelled(label, seed, temperature):
-    return sample(tf.shape(label)[0], seed, temperature, label)
+  def draw_labelled(label, seed, temperature):
+    return draw(tf.shape(label)[0], seed, temperature, label)
 
   drawn = {"seed": tf.TensorSpec([], tf.int32, "seed"), "temperature": tf.TensorSpec([], tf.float32, "temperature")}
   request = {"seed": np.int32(0), "temperature": np.float32(1)}
-  if prior.num_classes:
+  if "label" in prior.conditions:
     sampling = Signature(
-      sample_labelled,
+      draw_labelled,
       {"label": tf.TensorSpec([None], tf.int32, "label"), **drawn},
       {"label": np.zeros([1], np.int32), **request},
       (model, prior),
@@ -45,7 +45,7 @@ def image_signatures(model, prior, source) -> dict[str, Signature]:
     )
   else:
     sampling = Signature(
-      lambda num, seed, temperature: sample(num, seed, temperature),
+      lambda num, seed, temperature: draw(num, seed, temperature),
       {"num": tf.TensorSpec([], tf.int32, "num"), **drawn},
       {"num": np.int32(1), **request},
       (model, prior),

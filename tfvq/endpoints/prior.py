@@ -6,6 +6,7 @@ import tensorflow as tf
 from tfvq import models
 from tfvq.endpoints.endpoint import Endpoint, floats, integers
 from tfvq.endpoints.wavenet import layer_inputs, step_endpoint, step_examples
+from tfvq.models.pixelcnn import PixelCNNState
 
 
 def wavenet_prior_endpoint(prior: models.WaveNet, source) -> Endpoint:
@@ -28,61 +29,65 @@ def pixelcnn_endpoints(prior: models.PixelCNN, source) -> list[Endpoint]:
     prior: The prior.
     source: Source of real codes, and of their labels if the prior is class-conditional, to take examples from.
   """
-  label = {"label": integers(1)} if prior.num_classes else {}
-  start = prior.initial_state(1, tf.zeros([1], tf.int32) if label else None)
-  names = [f"state_{index:02d}" for index in range(len(tf.nest.flatten(start)))]
+  label = {"label": integers(1)} if "label" in prior.conditions else {}
+  label_ranges = {name: (0, prior.conditions[name].num_values - 1) for name in label}
+  start = prior.initial_state(1)
+  pasts = start[2:]  # all but the row and the column, which are inputs of their own
+  names = [f"state_{index:02d}" for index in range(len(tf.nest.flatten(pasts)))]
   state_specs = {
-    name: tf.TensorSpec(value.shape, value.dtype) for name, value in zip(names, tf.nest.flatten(start), strict=True)
+    name: tf.TensorSpec(value.shape, value.dtype) for name, value in zip(names, tf.nest.flatten(pasts), strict=True)
   }
-  width, num_variables, num_values = prior.width, prior.num_variables, prior.num_values
+  width, num_variables, num_values = prior.width, prior.head.num_variables, prior.head.num_values
 
   def packed(state):
-    return dict(zip(names, tf.nest.flatten(state), strict=True))
+    return dict(zip(names, tf.nest.flatten(state[2:]), strict=True))
 
-  def unpacked(tensors):
-    return tf.nest.pack_sequence_as(start, [tensors[name] for name in names])
+  def unpacked(tensors, row=0, column=0):
+    return PixelCNNState(row, column, *tf.nest.pack_sequence_as(pasts, [tensors[name] for name in names]))
 
-  def begin(label):
-    return packed(prior.initial_state(1, label))
-
-  def row(row, x_above, **state):
-    return _as_outputs(packed(prior.row(x_above, unpacked(state), row)))
+  def row(row, x_above, label=None, **state):
+    projected = prior.project_condition({"label": label})
+    return _as_outputs(packed(prior.row(x_above, unpacked(state, row), projected)))
 
   def step(column, x_left, noise, temperature, **state):
-    features, state = prior.step(x_left, unpacked(state), column)
+    features, state = prior.step(x_left, unpacked(state, column=column))
     return {"values": prior.head.sample(features, noise, temperature), **_as_outputs(packed(state))}
 
   @tf.function
   def states_before_rows(codes, label):
     """The states before each row of codes [1, H, W, G], stacked."""
-    begin_row = lambda state, row: prior.row(codes[:, row - 1], state, row)
-    return packed(_states_before(begin_row, prior.initial_state(1, label), prior.height))
+    projected = prior.project_condition({"label": label})
+    begin_row = lambda state, row: prior.row(codes[:, row - 1], state, projected)
+    return packed(_states_before(begin_row, start, prior.height))
 
   @tf.function
-  def states_before_pixels(codes, states, row):
+  def states_before_pixels(codes, label, states, row):
     """The states before each pixel of a row, stacked; `states` are those before the rows."""
-    next_pixel = lambda state, column: prior.step(codes[:, row, column - 1], state, column)[1]
-    before = unpacked({name: value[row] for name, value in states.items()})
-    return packed(_states_before(next_pixel, prior.row(codes[:, row - 1], before, row), width))
+    next_pixel = lambda state, column: prior.step(codes[:, row, column - 1], state)[1]
+    before = unpacked({name: value[row] for name, value in states.items()}, row)
+    projected = prior.project_condition({"label": label})
+    return packed(_states_before(next_pixel, prior.row(codes[:, row - 1], before, projected), width))
 
   def grids(split):
-    """Real codes [1, H, W, G], and the states before their rows."""
+    """Real codes [1, H, W, G], their label or None, and the states before their rows."""
     for batch in source.batches(split, 1):
       codes = tf.reshape(batch["codes"], [1, *prior.grid_shape[:2], -1])
-      yield codes.numpy(), _as_arrays(states_before_rows(codes, batch["label"] if label else None))
+      given = batch["label"].numpy() if label else None
+      yield codes.numpy(), given, _as_arrays(states_before_rows(codes, given))
 
   def rows(split):
     """Every row."""
-    for codes, states in grids(split):
+    for codes, given, states in grids(split):
       for height in range(prior.height):
         state = {name: value[height] for name, value in states.items()}
-        yield {"row": np.int32(height), "x_above": codes[:, height - 1], **state}
+        labels = {"label": given} if label else {}
+        yield {"row": np.int32(height), "x_above": codes[:, height - 1], **labels, **state}
 
   def pixels(split):
     """Every pixel of one row of each grid: the first of the first grid, the second of the second, and so on."""
-    for number, (codes, states) in enumerate(grids(split)):
+    for number, (codes, given, states) in enumerate(grids(split)):
       height = number % prior.height
-      states = _as_arrays(states_before_pixels(codes, states, tf.constant(height)))
+      states = _as_arrays(states_before_pixels(codes, given, states, tf.constant(height)))
       noise = models.gumbel_noise(0, [width, 1, num_variables, num_values], number).numpy()
       for column in range(width):
         yield {
@@ -99,14 +104,14 @@ def pixelcnn_endpoints(prior: models.PixelCNN, source) -> list[Endpoint]:
     "noise": floats(1, num_variables, num_values),
     "temperature": floats(num_variables),
   }
-  endpoints = [
+  return [
     Endpoint(
       "prior_row",
       row,
-      {"row": integers(), "x_above": integers(1, width, num_variables), **state_specs},
+      {"row": integers(), "x_above": integers(1, width, num_variables), **label, **state_specs},
       prior,
       rows,
-      ranges={"row": (0, prior.height - 1), "x_above": (0, num_values - 1)},
+      ranges={"row": (0, prior.height - 1), "x_above": (0, num_values - 1), **label_ranges},
     ),
     Endpoint(
       "prior_step",
@@ -117,11 +122,6 @@ def pixelcnn_endpoints(prior: models.PixelCNN, source) -> list[Endpoint]:
       ranges={"column": (0, width - 1), "x_left": (0, num_values - 1)},
     ),
   ]
-  if label:
-    labels = lambda split: ({"label": batch["label"].numpy()} for batch in source.batches(split, 1))
-    ranges = {"label": (0, prior.num_classes - 1)}
-    endpoints.append(Endpoint("prior_start", begin, label, prior, labels, ranges))
-  return endpoints
 
 
 def _as_outputs(state):
@@ -143,8 +143,8 @@ def _wavenet_examples(prior, source, split, num_steps=100):
   """Inputs of the step of a prior over codes of speech, teacher-forced on real codes."""
   temperature = np.ones([prior.head.num_variables], np.float32)
   for number, batch in enumerate(source.batches(split, 1)):
-    shares = prior.project_condition({"speaker": batch["speaker"]})
+    projected = prior.project_condition({"speaker": batch["speaker"]}).numpy()
     codes = tf.reshape(batch["codes"][0], [-1, prior.head.num_variables])[:num_steps]
-    inputs = layer_inputs(prior, codes, shares)
+    inputs = layer_inputs(prior, codes, projected)
     noise = models.gumbel_noise(0, (inputs.shape[1], 1, *prior.head.noise_shape), number).numpy()
-    yield from step_examples(prior, inputs, np.concatenate(shares, axis=-1)[:, 0], noise, temperature)
+    yield from step_examples(prior, inputs, projected, noise, temperature)

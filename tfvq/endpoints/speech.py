@@ -10,7 +10,7 @@ from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.endpoints.endpoint import LOOK_UP, Endpoint, floats, integers
 from tfvq.endpoints.fast_wavenet import SpeechSteps
 from tfvq.endpoints.wavenet import layer_inputs, step_endpoint, step_examples
-from tfvq.models.speech_codec import SpeechCodec, shares_inside
+from tfvq.models.speech_codec import SpeechCodec, projected_condition
 from tfvq.ops.subbands import CONTEXT_STEPS
 
 ENCODER_FRAMES = 25  # frames per call of the encoder: 0.2 s at 125 frames a second
@@ -61,7 +61,7 @@ def speech_endpoints(model: models.SpeechVQVAE, corpus) -> list[Endpoint]:
     return {"codes": model.quantizer.encode(z_e, exact=False), "z_e": z_e}
 
   def condition(codes, speaker):
-    return {"share": tf.concat(shares_inside(model, codes, speaker), axis=-1)[:, 0]}
+    return {"share": projected_condition(model, codes, speaker)[:, 0]}
 
   def synthesize(values):
     margin = CONTEXT_STEPS * num_bands
@@ -142,8 +142,9 @@ def _steps_endpoint(model, corpus, codec):
     "noise": floats(num_steps, *decoder.head.noise_shape),
     "temperature": floats(decoder.head.num_variables),
   }
+  function = lambda share, **inputs: steps(projected=share, **inputs)
   examples = lambda split: _spoken_steps(model, corpus, codec, split, num_steps)
-  return Endpoint("steps", steps, inputs, model, examples, state=tuple(steps.state))
+  return Endpoint("steps", function, inputs, model, examples, state=tuple(steps.state))
 
 
 def _with_context(model, codes):
@@ -157,10 +158,10 @@ def _loudest_excerpt(audio):
   return audio[start : start + _EXCERPT_SAMPLES]
 
 
-def _shares_of(model, codec, audio, speaker):
-  """The condition's projections for the layers of the decoder in a recording, [F, 1, 2C] each."""
+def _projected_of(model, codec, audio, speaker):
+  """The decoder's projected condition in a recording, [F, 1, 2CL]."""
   codes = _with_context(model, codec.encode(audio))
-  return shares_inside(model, codes[np.newaxis], np.array([speaker]))
+  return projected_condition(model, codes[np.newaxis], np.array([speaker])).numpy()
 
 
 def _decoder_examples(model, corpus, codec, split, num_steps=100):
@@ -170,13 +171,12 @@ def _decoder_examples(model, corpus, codec, split, num_steps=100):
   for number, clip in enumerate(corpus.clips(split)):
     audio = _loudest_excerpt(clip.audio)
     audio = audio[: len(audio) // model.hop_samples * model.hop_samples]
-    shares = _shares_of(model, codec, audio, clip.speaker)
-    inputs = layer_inputs(decoder, model.audio_values(audio[np.newaxis])[0], shares)
-    shares = np.concatenate(shares, axis=-1)[:, 0]
+    projected = _projected_of(model, codec, audio, clip.speaker)
+    inputs = layer_inputs(decoder, model.audio_values(audio[np.newaxis])[0], projected)
     loudest = int(np.argmax(np.abs(audio))) // model.audio_values.num_bands
     first = max(0, min(loudest, inputs.shape[1] - num_steps))
     noise = models.gumbel_noise(0, (num_steps, 1, *decoder.head.noise_shape), number).numpy()
-    yield from step_examples(decoder, inputs, shares, noise, temperature, first)
+    yield from step_examples(decoder, inputs, projected, noise, temperature, first)
 
 
 def _spoken_steps(model, corpus, codec, split, num_steps):
@@ -184,12 +184,12 @@ def _spoken_steps(model, corpus, codec, split, num_steps):
   decoder = model.decoder
   for number, clip in enumerate(corpus.clips(split)):
     audio = _loudest_excerpt(clip.audio)
-    shares = np.concatenate(_shares_of(model, codec, audio, clip.speaker), axis=-1)[:, 0]
-    noise_shape = (len(shares) * model.steps_per_frame, *decoder.head.noise_shape)
+    projected = _projected_of(model, codec, audio, clip.speaker)
+    noise_shape = (len(projected) * model.steps_per_frame, *decoder.head.noise_shape)
     noise = models.gumbel_noise(0, noise_shape, number).numpy()
     for step in range(0, len(noise), num_steps):
       yield {
-        "share": shares[np.newaxis, step // model.steps_per_frame],
+        "share": projected[step // model.steps_per_frame],
         "noise": noise[step : step + num_steps],
         "temperature": np.zeros([decoder.head.num_variables], np.float32),
       }

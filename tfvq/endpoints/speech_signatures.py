@@ -6,8 +6,8 @@ import tensorflow as tf
 from tfvq import models
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.endpoints.endpoint import Signature
-from tfvq.models.sampling import continue_sequence, gumbel_noise, sample_sequence, sequence_start
-from tfvq.models.speech_codec import shares_inside
+from tfvq.models.sampling import generation_start, gumbel_noise, noise_shape, sample, sample_steps
+from tfvq.models.speech_codec import projected_condition
 
 _FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
 
@@ -31,9 +31,9 @@ def speech_signatures(model: models.SpeechVQVAE, prior: models.WaveNet, corpus, 
   def decode(codes, speaker, seed, temperature):
     return {"audio": decode_speech(model, codes, speaker, seed, temperature)}
 
-  def sample(speaker, num_frames, prior_temperature, seed, temperature):
-    noise = gumbel_noise(seed, [num_frames, tf.shape(speaker)[0], *prior.head.noise_shape], part=-1)
-    codes = sample_sequence(prior, noise, {"speaker": speaker}, prior_temperature)
+  def draw(speaker, num_frames, prior_temperature, seed, temperature):
+    noise = gumbel_noise(seed, noise_shape(prior, tf.shape(speaker)[0], num_frames), part=-1)
+    codes = sample(prior, noise, {"speaker": speaker}, prior_temperature)
     codes = tf.reshape(codes, [*tf.unstack(tf.shape(codes)[:2]), *model.frame_shape])
     return {"codes": codes, "audio": decode_speech(model, codes, speaker, seed, temperature)}
 
@@ -61,7 +61,7 @@ def speech_signatures(model: models.SpeechVQVAE, prior: models.WaveNet, corpus, 
       ranges,
     ),
     "sample": Signature(
-      sample,
+      draw,
       {
         "speaker": speaker,
         "num_frames": tf.TensorSpec([], tf.int32, "num_frames"),
@@ -98,18 +98,18 @@ def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) 
   filled = [tf.repeat(first, context, axis=1), codes, tf.repeat(last, left_over + context, axis=1)]
   filled = tf.concat(filled, axis=1)
   num_steps = _FRAMES_PER_PART * model.steps_per_frame
-  noise_shape = [num_steps, batch_size, *model.decoder.head.noise_shape]
+  part_noise_shape = noise_shape(model.decoder, batch_size, num_steps)
 
-  def decode_part(part, state, before, values):
+  def decode_part(part, generation, values):
     begin = part * _FRAMES_PER_PART
     window = filled[:, begin : begin + _FRAMES_PER_PART + 2 * context]
-    shares = shares_inside(model, window, speaker)
-    noise = gumbel_noise(seed, noise_shape, part)
-    part_values, (state, before) = continue_sequence(model.decoder, (state, before), noise, shares, temperature)
-    return part + 1, state, before, values.write(part, part_values)
+    projected = projected_condition(model, window, speaker)
+    noise = gumbel_noise(seed, part_noise_shape, part)
+    part_values, generation = sample_steps(model.decoder, generation, noise, projected, temperature)
+    return part + 1, generation, values.write(part, part_values)
 
   values = tf.TensorArray(tf.int32, num_parts, element_shape=[num_steps, None, model.audio_values.num_bands])
-  start = sequence_start(model.decoder, batch_size)
-  *_, values = tf.while_loop(lambda part, *_: part < num_parts, decode_part, (0, *start, values))
+  start = generation_start(model.decoder, batch_size)
+  *_, values = tf.while_loop(lambda part, *_: part < num_parts, decode_part, (0, start, values))
   audio = model.audio_values.decode(tf.transpose(values.concat(), [1, 0, 2]))
   return audio[:, : num_frames * model.hop_samples]

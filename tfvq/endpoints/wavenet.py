@@ -29,38 +29,40 @@ def step_endpoint(wavenet: models.WaveNet, examples, name: str = "step") -> Endp
     "noise": floats(1, *wavenet.head.noise_shape),
     "temperature": floats(wavenet.head.num_variables),
   }
+  step = WaveNetStep(wavenet)
+  function = lambda share, **inputs: step(projected=share, **inputs)
   sparse_modes = tuple(mode for mode, rule in _SPARSE_BLOCKS.items() if has_zero_blocks(wavenet, *rule))
-  return Endpoint(name, WaveNetStep(wavenet), inputs, wavenet, examples, sparse_modes=sparse_modes)
+  return Endpoint(name, function, inputs, wavenet, examples, sparse_modes=sparse_modes)
 
 
-def step_examples(wavenet, inputs, shares, noise, temperature, first=0):
+def step_examples(wavenet, inputs, projected, noise, temperature, first=0):
   """Inputs of the steps from `first` on, as many as there is noise for.
 
   Args:
     wavenet: The WaveNet.
     inputs: The inputs of its layers in all steps, [L, T, C].
-    shares: The condition's projections, [F, 2CL], T a multiple of F.
+    projected: The projected condition, [F, 1, 2CL], T a multiple of F.
     noise: Gumbel noise of the steps, [N, 1, ...].
     temperature: [G].
     first: The first step.
   """
-  steps_per_frame = inputs.shape[1] // len(shares)
+  steps_per_frame = inputs.shape[1] // len(projected)
   for step in range(first, min(first + len(noise), inputs.shape[1])):
     pasts = [step - rate for rate in wavenet.dilation_rates]
     yield {
       "x": inputs[0, np.newaxis, step],
       "past": np.stack([inputs[layer, past] * (past >= 0) for layer, past in enumerate(pasts)]),
-      "share": shares[np.newaxis, step // steps_per_frame],
+      "share": projected[step // steps_per_frame],
       "noise": noise[step - first],
       "temperature": temperature,
     }
 
 
-def layer_inputs(wavenet, values, shares):
+def layer_inputs(wavenet, values, projected):
   """The input of each layer when the network is teacher-forced on values, integers [T, G] -> float32 [L, T, C]."""
   x = tf.concat([tf.zeros([1, wavenet.channels]), wavenet.embed(values)[:-1]], axis=0)
   inputs = []
-  for block, share in zip(wavenet.blocks, shares, strict=True):
+  for block, layer_projected in zip(wavenet.blocks, wavenet.per_layer(projected), strict=True):
     inputs.append(x)
-    x, _ = block((x, share[:, tf.newaxis]), batch_size=1)
+    x, _ = block((x, layer_projected[:, tf.newaxis]), batch_size=1)
   return tf.stack(inputs).numpy()

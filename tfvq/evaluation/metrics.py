@@ -82,7 +82,7 @@ def bits_per_value(model, inputs) -> float:
   """Mean negative log-likelihood in bits per value.
 
   Args:
-    model: An autoregressive model: `PixelCNN` or `WaveNet`.
+    model: A `tfvq.models.AutoregressiveModel`.
     inputs: Iterable of what its `fit` takes: values, or ((values, condition),).
   """
   log_prob = tf.function(model.log_prob, reduce_retracing=True)

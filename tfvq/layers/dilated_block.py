@@ -28,8 +28,8 @@ class DilatedBlock(keras.layers.Layer):
     ValueError: A size is out of its range.
 
   Input shape:
-    `(x, share)`: float [T B, C]; the condition's share of the pre-activations, float [F, 1, B or 1, 2C] with T a
-    multiple of F, each of its frames holding for T / F steps. `batch_size`: B.
+    `(x, projected)`: float [T B, C]; the projected condition, which is added to the pre-activations, float
+    [F, 1, B or 1, 2C] with T a multiple of F, each of its frames holding for T / F steps. `batch_size`: B.
 
   Output shape:
     `(x, skip)`, float [T B, C] each.
@@ -59,21 +59,21 @@ class DilatedBlock(keras.layers.Layer):
     self.built = True
 
   def call(self, inputs, batch_size):
-    x, share = inputs
+    x, projected = inputs
     delay = tf.minimum(self.dilation_rate * batch_size, tf.shape(x)[0])
     present = as_factor(x)
     # tf.slice and tf.pad: their gradients are several times as fast as those of x[...] and tf.concat.
     past = tf.pad(tf.slice(present, [0, 0], [tf.shape(x)[0] - delay, self.channels]), [[delay, 0], [0, 0]])
     gates = product(tf.concat([past, present], axis=-1), self.conv.kernel, x.dtype)
-    frames = tf.reshape(gates, [tf.shape(share)[0], -1, batch_size, 2 * self.channels])
+    frames = tf.reshape(gates, [tf.shape(projected)[0], -1, batch_size, 2 * self.channels])
     # The bias joins the frames, which are fewer than the steps: its gradient is then a small sum.
-    share += tf.cast(self.conv.bias, x.dtype)
-    skip = as_factor(gated_activation(tf.reshape(frames + share, tf.shape(gates))))
+    projected += tf.cast(self.conv.bias, x.dtype)
+    skip = as_factor(gated_activation(tf.reshape(frames + projected, tf.shape(gates))))
     return self._output(x, skip), skip
 
-  def step(self, x, past, share):
-    """One step: x [B, C], x of `dilation_rate` steps before, share [B or 1, 2C] -> (x, skip), [B, C] each."""
-    skip = gated_activation(self.conv(tf.concat([past, x], axis=-1)) + share)
+  def step(self, x, past, projected):
+    """One step: x [B, C], x of `dilation_rate` steps before, projected [B or 1, 2C] -> (x, skip), [B, C] each."""
+    skip = gated_activation(self.conv(tf.concat([past, x], axis=-1)) + projected)
     return self._output(x, skip), skip
 
   def _output(self, x, skip):

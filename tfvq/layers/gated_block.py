@@ -78,11 +78,19 @@ class GatedBlock(keras.layers.Layer):
     return vertical, self._horizontal(horizontal, skip), skip
 
   def project_condition(self, condition):
-    """The condition's share in both pre-activations, float [B or 1, H or 1, W or 1, 2C]; zeros if there is none."""
+    """What a condition adds to the pre-activations of both stacks; zeros if there is none.
+
+    Args:
+      condition: Float [B, H or 1, W or 1, E], or None.
+
+    Returns:
+      `(for_vertical, for_horizontal)`, float [B or 1, H or 1, W or 1, 2C] each.
+    """
     if condition is None:
       zeros = tf.zeros([1, 1, 1, 2 * self.filters], self.compute_dtype)
       return zeros, zeros
-    return tf.split(self.condition(condition), 2, axis=-1)
+    for_vertical, for_horizontal = tf.split(self.condition(condition), 2, axis=-1)
+    return for_vertical, for_horizontal
 
   def _vertical(self, vertical, convolved, for_vertical):
     return vertical + gated_activation(convolved + for_vertical)
@@ -102,7 +110,7 @@ class GatedBlock(keras.layers.Layer):
     Args:
       vertical: Float [B, 1, W, C].
       past: `GatedBlockPast.vertical` of the row before.
-      for_vertical: The condition's share, float [B or 1, 1, W or 1, 2C].
+      for_vertical: This row of the projected condition, float [B or 1, 1, W or 1, 2C].
       for_horizontal: The same for the horizontal stack.
 
     Returns:

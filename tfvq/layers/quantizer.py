@@ -15,9 +15,9 @@ from tfvq.ops.values import check_values
 
 
 class Quantizer(keras.layers.Layer, abc.ABC):
-  """Replaces each vector by one that a code of a few bits tells.
+  """Replaces each vector by one of finitely many, which a code identifies.
 
-  A vector has one code, or several: the codes of z_e [..., D] are int32 [..., *code_shape]. Whatever `dtype`, a
+  A vector has one code or several: the codes of z_e [..., D] are int32 [..., *code_shape]. Whatever `dtype`, a
   quantiser computes and keeps its weights in float32, or in float64 if asked to. Vectors that are not finite have the
   code -1 and become the vector of code 0. They have no part in statistics and losses, and no gradient flows to them.
 
@@ -171,11 +171,11 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     else:
       for position, size in enumerate(self.num_values):
         check_values(codes[..., position], size, f"Codes {position} of {self.name}")
-    return self._decode(codes)
+    return self._decode(tf.cast(codes, tf.int32))
 
   @abc.abstractmethod
   def _decode(self, codes) -> tf.Tensor:
-    """As `decode`, without checks."""
+    """As `decode`: of int32 codes, without checks."""
 
   @abc.abstractmethod
   def adapt(self, z_e) -> None:

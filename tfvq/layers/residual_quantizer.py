@@ -150,12 +150,16 @@ class ResidualQuantizer(Quantizer):
     return super().decode(codes)
 
   def _decode(self, codes):
+    if codes.shape[-1] is None:  # a graph for any number of levels
+      codebooks = tf.concat([level.codebook for level in self.quantizers], axis=0)
+      offsets = self.num_values * tf.range(tf.shape(codes)[-1])
+      return tf.reduce_sum(tf.gather(codebooks, codes + offsets), axis=-2)
     # Added up in the order of `_quantize`: the same sums to the bit.
     parts = [level._decode(codes[..., number]) for number, level in enumerate(self.quantizers[: codes.shape[-1]])]
     return functools.reduce(tf.add, parts)
 
   def _check_code_shape(self, shape):
-    if not 1 <= shape[0] <= len(self.quantizers):
+    if shape[0] is not None and not 1 <= shape[0] <= len(self.quantizers):
       raise ValueError(f"{self.name}: a vector has the codes of 1 to {len(self.quantizers)} levels, not of {shape[0]}.")
 
   def get_config(self):

@@ -15,7 +15,7 @@ _MOST_VALUES = 2**24
 
 
 class ScalarQuantizer(Quantizer):
-  """Quantises each of C channels to a few fixed values in -1..1; one code tells the values of all channels.
+  """Quantises each of C channels to a few fixed values in -1..1; one code stands for the values of all channels.
 
   There is no codebook to learn. Where D is not C, a learned linear map leads from D to C dimensions, and another back.
 
@@ -127,7 +127,7 @@ class ScalarQuantizer(Quantizer):
     return self._codes(self._digits(self._channels(z)))
 
   def _decode(self, codes):
-    digits = tf.cast(codes, tf.int32)[..., tf.newaxis] // self._bases % self._levels
+    digits = codes[..., tf.newaxis] // self._bases % self._levels
     return self._vectors(self._values(digits))
 
   def _codes(self, digits):

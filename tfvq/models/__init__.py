@@ -1,18 +1,17 @@
 """Keras models."""
 
+from tfvq.models.autoregressive import AutoregressiveModel
+from tfvq.models.decoder import AutoregressiveDecoder, ConvolutionalDecoder, Decoder
 from tfvq.models.image_networks import image_decoder, image_encoder
 from tfvq.models.output_distributions import DiscretizedLogistic, FixedVarianceGaussian
 from tfvq.models.pixelcnn import PixelCNN
 from tfvq.models.sampling import (
-  continue_sequence,
-  grid_noise_shape,
+  generation_start,
   gumbel_noise,
-  sample_grid,
-  sample_grid_naive,
-  sample_sequence,
-  sample_sequence_naive,
-  sequence_noise_shape,
-  sequence_start,
+  noise_shape,
+  sample,
+  sample_naive,
+  sample_steps,
 )
 from tfvq.models.spectral_vqvae import SpectralVQVAE
 from tfvq.models.speech_networks import conditioner, log_mel_encoder, waveform_encoder
@@ -23,6 +22,10 @@ from tfvq.models.vqvae import VQVAE
 from tfvq.models.wavenet import WaveNet
 
 __all__ = [
+  "AutoregressiveDecoder",
+  "AutoregressiveModel",
+  "ConvolutionalDecoder",
+  "Decoder",
   "DiscretizedLogistic",
   "FixedVarianceGaussian",
   "PixelCNN",
@@ -33,17 +36,14 @@ __all__ = [
   "VQVAE",
   "WaveNet",
   "conditioner",
-  "continue_sequence",
-  "grid_noise_shape",
+  "generation_start",
   "gumbel_noise",
   "image_decoder",
   "image_encoder",
   "log_mel_encoder",
-  "sample_grid",
-  "sample_grid_naive",
-  "sample_sequence",
-  "sample_sequence_naive",
-  "sequence_noise_shape",
-  "sequence_start",
+  "noise_shape",
+  "sample",
+  "sample_naive",
+  "sample_steps",
   "waveform_encoder",
 ]

@@ -106,3 +106,8 @@ class LikelihoodModel(keras.Model):
   def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
     input_signature = input_signature or self.input_signature()
     return super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+
+
+def split_condition(inputs) -> tuple:
+  """Data and their condition, which is None where `inputs` are the data alone."""
+  return inputs if isinstance(inputs, (tuple, list)) else (inputs, None)

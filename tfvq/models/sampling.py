@@ -3,10 +3,11 @@
 Whoever runs the model (Keras, XLA, an exported graph), the same noise gives the same samples, up to rounding.
 """
 
+from typing import Any, NamedTuple
+
 import tensorflow as tf
 
-from tfvq.models.pixelcnn import PixelCNN
-from tfvq.models.wavenet import WaveNet, WaveNetState
+from tfvq.models.autoregressive import AutoregressiveModel
 
 
 def gumbel_noise(seed: int, shape, part: int = 0) -> tf.Tensor:
@@ -18,147 +19,143 @@ def gumbel_noise(seed: int, shape, part: int = 0) -> tf.Tensor:
   return -tf.math.log(-tf.math.log(uniform))
 
 
-def grid_noise_shape(model: PixelCNN, batch_size: int) -> tuple[int, ...]:
-  """Shape of the noise that `sample_grid` takes: (H, W, B, G, K)."""
-  return (model.height, model.width, batch_size, model.num_variables, model.num_values)
-
-
-def sample_grid(model: PixelCNN, noise, condition=None, temperature=1.0) -> tf.Tensor:
-  """Draws grids from a PixelCNN with cached activations; wrap it in `tf.function`, with or without XLA.
-
-  Reference: arXiv 1704.06001 (caching); arXiv 1711.00937, section 3.3 (sampling the prior).
+def noise_shape(model: AutoregressiveModel, batch_size: int, num_steps: int | None = None) -> tuple[int, ...]:
+  """Shape of the noise that `sample` takes: (T, B, G, ...) for sequences, (H, W, B, G, ...) for grids.
 
   Args:
     model: The model.
-    noise: Gumbel noise, float [H, W, B, G, K].
-    condition: As for `model.log_prob`.
-    temperature: 1 samples the model as it is, less makes likely values likelier, 0 takes the likeliest.
+    batch_size: B.
+    num_steps: T, for sequences only.
 
-  Returns:
-    Values, int32 [B, H, W], or [B, H, W, G] if the model's grid has G.
+  Raises:
+    ValueError: There is a number of steps for a grid, or none for a sequence.
   """
-  batch_size = _sizes(noise)[2]
-  row_shape = (model.width, batch_size, model.num_variables)
-
-  def draw_row(row, state, rows):
-    above = tf.transpose(rows[row - 1], [1, 0, 2])
-    state = model.row(above, state, row)
-    row_noise = noise[row]
-
-    def draw_pixel(column, state, pixels):
-      features, state = model.step(pixels[column - 1], state, column)
-      value = model.head.sample(features, row_noise[column], temperature)
-      pixels = tf.tensor_scatter_nd_update(pixels, [[column]], value[tf.newaxis])
-      return column + 1, state, pixels
-
-    _, state, pixels = tf.while_loop(
-      lambda column, *_: column < model.width,
-      draw_pixel,
-      (0, state, tf.zeros(row_shape, tf.int32)),
-      maximum_iterations=model.width,
-    )
-    return row + 1, state, tf.tensor_scatter_nd_update(rows, [[row]], pixels[tf.newaxis])
-
-  _, _, rows = tf.while_loop(
-    lambda row, *_: row < model.height,
-    draw_row,
-    (0, model.initial_state(batch_size, condition), tf.zeros((model.height, *row_shape), tf.int32)),
-    maximum_iterations=model.height,
-  )
-  values = tf.transpose(rows, [2, 0, 1, 3])
-  return values if len(model.grid_shape) == 3 else values[..., 0]
+  if (num_steps is None) == (model.num_position_axes == 1):
+    raise ValueError(f"{model.name} draws {'sequences: give' if num_steps is None else 'grids: leave out'} num_steps.")
+  positions = model.value_shape[:2] if num_steps is None else (num_steps,)
+  return (*positions, batch_size, *model.head.noise_shape)
 
 
-def sample_grid_naive(model: PixelCNN, noise, condition=None, temperature=1.0) -> tf.Tensor:
-  """The same samples as `sample_grid` by running the whole network once per position: slow, plain, for comparison."""
-  batch_size = noise.shape[2]
-  grid_shape = (batch_size, model.height, model.width, model.num_variables)
+def sample(model: AutoregressiveModel, noise, condition=None, temperature=1.0) -> tf.Tensor:
+  """Draws from a model with cached activations; wrap it in `tf.function`, with or without XLA.
 
-  def draw(index, values):
-    row, column = index // model.width, index % model.width
-    features = model.features(values, condition)[:, row, column]
-    value = model.head.sample(features, noise[row, column], temperature)
-    places = tf.stack([tf.range(batch_size), tf.fill([batch_size], row), tf.fill([batch_size], column)], axis=-1)
-    return index + 1, tf.tensor_scatter_nd_update(values, places, value)
-
-  num_positions = model.height * model.width
-  _, values = tf.while_loop(lambda index, _: index < num_positions, draw, (0, tf.zeros(grid_shape, tf.int32)))
-  return values if len(model.grid_shape) == 3 else values[..., 0]
-
-
-def sequence_noise_shape(model: WaveNet, num_steps: int, batch_size: int) -> tuple[int, ...]:
-  """Shape of the noise that `sample_sequence` takes: (T, B, G, ...)."""
-  return (num_steps, batch_size, *model.head.noise_shape)
-
-
-def sample_sequence(model: WaveNet, noise, condition=None, temperature=1.0) -> tf.Tensor:
-  """Draws sequences from a WaveNet with cached activations; wrap it in `tf.function`, with or without XLA.
-
-  Reference: arXiv 1611.09482 (caching); arXiv 1711.00937, section 4.3.
+  Reference: arXiv 1611.09482 (caching in WaveNet); arXiv 1704.06001 (in PixelCNN); arXiv 1711.00937, section 3.3.
 
   Args:
     model: The model.
-    noise: Gumbel noise, float [T, B, G, ...]; see `sequence_noise_shape`.
+    noise: Gumbel noise, float [T, B, G, ...] or [H, W, B, G, ...], see `noise_shape`.
     condition: As for `model.log_prob`.
     temperature: 1 samples the model as it is, less makes likely values likelier, 0 takes the likeliest; a scalar, or
-      one for each of a step's values, [G].
+      one for each of a position's values, [G].
 
   Returns:
-    Values, int32 [B, T, G].
+    Values, int32 [B, *model.value_shape].
+
+  Raises:
+    ValueError: The noise has another shape, or the condition other names or shapes.
   """
-  start = sequence_start(model, _sizes(noise)[1])
-  values, _ = continue_sequence(model, start, noise, model.project_condition(condition), temperature)
-  return tf.transpose(values, [1, 0, 2])
+  noise = _checked_noise(model, noise)
+  start = generation_start(model, _sizes(noise)[model.num_position_axes])
+  draw = sample_steps if model.num_position_axes == 1 else _sample_rows
+  values, _ = draw(model, start, noise, model.project_condition(condition), temperature)
+  return _batch_first(model, values)
 
 
-def sequence_start(model: WaveNet, batch_size: int) -> tuple[WaveNetState, tf.Tensor]:
-  """What `continue_sequence` goes on from before the first step."""
-  return model.initial_state(batch_size), tf.zeros([batch_size, model.head.num_variables], tf.int32)
+class Generation(NamedTuple):
+  """How far generation has come."""
+
+  state: Any  # of the model
+  x_before: tf.Tensor  # values of the last position, int32 [B, G]
 
 
-def continue_sequence(model: WaveNet, start, noise, shares, temperature=1.0):
-  """Draws the next steps of sequences, so that long ones can be made part by part.
+def generation_start(model: AutoregressiveModel, batch_size: int) -> Generation:
+  """Generation before the first position."""
+  return Generation(model.initial_state(batch_size), tf.zeros([batch_size, model.head.num_variables], tf.int32))
+
+
+def sample_steps(model: AutoregressiveModel, start: Generation, noise, projected, temperature=1.0):
+  """Draws the next steps of sequences, so that long ones can be made in parts.
 
   Args:
-    model: The model.
-    start: `sequence_start`, or what this function returned before.
+    model: A model of sequences.
+    start: `generation_start`, or what this function returned before.
     noise: Gumbel noise of these steps, float [T, B, G, ...].
-    shares: `model.project_condition` of these steps, F frames with T a multiple of F.
-    temperature: As for `sample_sequence`.
+    projected: `model.project_condition` of these steps, F frames with T a multiple of F.
+    temperature: As for `sample`.
 
   Returns:
-    `(values int32 [T, B, G], start of the steps that follow)`.
+    `(values int32 [T, B, G], Generation after these steps)`.
   """
-  num_steps, batch_size = _sizes(noise)[:2]
-  shares = tf.concat(shares, axis=-1)
-  steps_per_frame = num_steps // tf.shape(shares)[0]
+  steps_per_frame = _sizes(noise)[0] // tf.shape(projected)[0]
+  return _draw(model, start, noise, lambda time: projected[time // steps_per_frame], temperature)
 
-  def draw(time, state, before, values):
-    frame = tf.split(shares[time // steps_per_frame], len(model.blocks), axis=-1)
-    features, state = model.step(before, state, frame)
-    value = model.head.sample(features, noise[time], temperature)
-    return time + 1, state, value, tf.tensor_scatter_nd_update(values, [[time]], value[tf.newaxis])
 
-  values = tf.zeros([num_steps, batch_size, model.head.num_variables], tf.int32)
-  _, state, before, values = tf.while_loop(
-    lambda time, *_: time < num_steps, draw, (0, *start, values), maximum_iterations=num_steps
+def _sample_rows(model, start, noise, projected, temperature):
+  """Draws grids, int32 [H, W, B, G]; each row begins with `model.row`."""
+  height, width, batch_size = _sizes(noise)[:3]
+
+  def draw_row(row, generation, rows):
+    x_above = tf.transpose(rows[row - 1], [1, 0, 2])
+    generation = generation._replace(state=model.row(x_above, generation.state, projected))
+    values, generation = _draw(model, generation, noise[row], lambda _: None, temperature)
+    return row + 1, generation, tf.tensor_scatter_nd_update(rows, [[row]], values[tf.newaxis])
+
+  rows = tf.zeros([height, width, batch_size, model.head.num_variables], tf.int32)
+  _, generation, rows = tf.while_loop(
+    lambda row, *_: row < height, draw_row, (0, start, rows), maximum_iterations=height
   )
-  return values, (state, before)
+  return rows, generation
 
 
-def sample_sequence_naive(model: WaveNet, noise, condition=None, temperature=1.0) -> tf.Tensor:
-  """The same samples as `sample_sequence` by running the whole network once per step: slow, plain, for comparison."""
-  num_steps, batch_size = noise.shape[:2]
+def _draw(model, start, noise, projected_at, temperature):
+  """Draws one position after another; `projected_at` gives the projected condition of each."""
+  num_positions, batch_size = _sizes(noise)[:2]
 
-  def draw(time, values):
-    x = tf.reshape(values, [num_steps * batch_size, -1])
-    features = tf.reshape(model.features(x, batch_size, condition), [num_steps, batch_size, -1])[time]
-    value = model.head.sample(features, noise[time], temperature)
-    return time + 1, tf.tensor_scatter_nd_update(values, [[time]], value[tf.newaxis])
+  def draw(index, generation, values):
+    features, state = model.step(generation.x_before, generation.state, projected_at(index))
+    x = model.head.sample(features, noise[index], temperature)
+    return index + 1, Generation(state, x), tf.tensor_scatter_nd_update(values, [[index]], x[tf.newaxis])
 
-  values = tf.zeros([num_steps, batch_size, model.head.num_variables], tf.int32)
-  _, values = tf.while_loop(lambda time, _: time < num_steps, draw, (0, values))
-  return tf.transpose(values, [1, 0, 2])
+  values = tf.zeros([num_positions, batch_size, model.head.num_variables], tf.int32)
+  _, generation, values = tf.while_loop(
+    lambda index, *_: index < num_positions, draw, (0, start, values), maximum_iterations=num_positions
+  )
+  return values, generation
+
+
+def sample_naive(model: AutoregressiveModel, noise, condition=None, temperature=1.0) -> tf.Tensor:
+  """The same samples as `sample` by running the whole network once per position: slow, plain, for comparison."""
+  noise = _checked_noise(model, noise)
+  *positions, batch_size = _sizes(noise)[: model.num_position_axes + 1]
+  num_positions = tf.reduce_prod(positions)
+  position_noise = tf.reshape(noise, [num_positions, batch_size, *model.head.noise_shape])
+
+  def draw(index, values):
+    x = _batch_first(model, tf.reshape(values, [*positions, batch_size, -1]))
+    features = model.features(model.with_variables(x), condition)
+    features = tf.reshape(features, [batch_size, num_positions, features.shape[-1]])[:, index]
+    x = model.head.sample(features, position_noise[index], temperature)
+    return index + 1, tf.tensor_scatter_nd_update(values, [[index]], x[tf.newaxis])
+
+  values = tf.zeros([num_positions, batch_size, model.head.num_variables], tf.int32)
+  _, values = tf.while_loop(lambda index, _: index < num_positions, draw, (0, values))
+  return _batch_first(model, tf.reshape(values, [*positions, batch_size, -1]))
+
+
+def _checked_noise(model, noise):
+  """The noise as a tensor, of the right shape as far as is known."""
+  noise = tf.convert_to_tensor(noise)
+  expected = (*model.value_shape[: model.num_position_axes], None, *model.head.noise_shape)
+  if not noise.shape.is_compatible_with(expected):
+    raise ValueError(f"The noise for {model.name} must have the shape {expected}, but has {tuple(noise.shape)}.")
+  return noise
+
+
+def _batch_first(model, values):
+  """Values [positions..., B, G] as the model takes them, [B, *value_shape]."""
+  num_axes = model.num_position_axes
+  values = tf.transpose(values, [num_axes, *range(num_axes), num_axes + 1])
+  return values if len(model.value_shape) > num_axes else values[..., 0]
 
 
 def _sizes(x):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from tfvq.models.sampling import continue_sequence, gumbel_noise, sequence_start
+from tfvq.models.sampling import generation_start, gumbel_noise, noise_shape, sample_steps
 from tfvq.models.speech_vqvae import SpeechVQVAE
 from tfvq.ops.loudness import frame_powers, gain_to_level
 from tfvq.ops.subbands import CONTEXT_STEPS
@@ -26,12 +26,14 @@ class SpeechCodec:
   def __init__(self, model: SpeechVQVAE, frames_per_part: int = 125, jit_compile: bool = True):
     self.model = model
     self.frames_per_part = frames_per_part
-    self._continue = tf.function(
-      lambda start, noise, shares, temperature: continue_sequence(model.decoder, start, noise, shares, temperature),
+    self._sample_steps = tf.function(
+      lambda start, noise, projected, temperature: sample_steps(model.decoder, start, noise, projected, temperature),
       jit_compile=jit_compile,
     )
     self._encode = tf.function(model.encode_inside, reduce_retracing=True)
-    self._shares = tf.function(lambda codes, speaker: shares_inside(model, codes, speaker), reduce_retracing=True)
+    self._projected = tf.function(
+      lambda codes, speaker: projected_condition(model, codes, speaker), reduce_retracing=True
+    )
 
   def gain_of(self, audio) -> float:
     """What audio is to be multiplied by to have the level that the model was trained on.
@@ -95,16 +97,16 @@ class SpeechCodec:
       *[(0, 0)] * len(latents),
     ]
     filled = np.pad(codes, around, mode="edge")
-    start = sequence_start(model.decoder, batch_size)
+    start = generation_start(model.decoder, batch_size)
     num_steps = self.frames_per_part * model.steps_per_frame
     bands = np.zeros([batch_size, CONTEXT_STEPS, model.audio_values.num_bands], np.float32)
     samples_left = num_frames * model.hop_samples
     for part in range(num_parts):
-      noise = gumbel_noise(seed, [num_steps, batch_size, *model.decoder.head.noise_shape], part)
+      noise = gumbel_noise(seed, noise_shape(model.decoder, batch_size, num_steps), part)
       first = part * self.frames_per_part
       window = filled[:, first : first + self.frames_per_part + 2 * model.conditioner_context_frames]
-      shares = self._shares(tf.constant(window), tf.constant(speaker, tf.int32))
-      values, start = self._continue(start, noise, shares, temperature)
+      projected = self._projected(tf.constant(window), tf.constant(speaker, tf.int32))
+      values, start = self._sample_steps(start, noise, projected, temperature)
       new_bands = model.audio_values.bands(tf.transpose(values, [1, 0, 2])).numpy()
       # Samples near the end depend on bands to come: they are held back until those are there.
       bands = np.concatenate([bands, new_bands], axis=1)
@@ -132,8 +134,8 @@ def _as_reader(audio):
   return audio if hasattr(audio, "read") else _ArrayReader(audio)
 
 
-def shares_inside(model: SpeechVQVAE, codes, speaker) -> list[tf.Tensor]:
-  """The condition's share of each layer's pre-activations, but for the context at the ends.
+def projected_condition(model: SpeechVQVAE, codes, speaker) -> tf.Tensor:
+  """The decoder's projected condition for codes, but for the context at the ends.
 
   Args:
     model: The model.

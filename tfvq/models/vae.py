@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from tfvq.models.autoencoder import Autoencoder, Reconstruction, num_values
+from tfvq.models.autoencoder import Autoencoder, num_values
+from tfvq.models.likelihood_model import split_condition
 from tfvq.ops.distributed import replica_seed
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import to_full_precision
@@ -17,29 +18,29 @@ class VAE(Autoencoder):
 
   Args:
     encoder: Keras model, data [B, ...] -> mean and log standard deviation, float [B, ..., 2D].
-    decoder: Keras model, latents [B, ..., D] -> parameters of the output distribution.
-    distribution: Output distribution, see `tfvq.models.output_distributions`.
+    decoder: `tfvq.models.Decoder`, the distribution of data given latents [B, ..., D].
     seed: Seed of the latents drawn in training and evaluation.
     **kwargs: As for `keras.Model`.
 
   Training behaviour:
-    `compile(optimizer)` and `fit(x)` minimise the negative evidence lower bound in nats per data value; the metric
+    `compile(optimizer)` and `fit` minimise the negative evidence lower bound in nats per data value; the metric
     `bits_per_dim` is the same in bits.
 
   Example:
+    >>> network = image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8)
     >>> model = VAE(image_encoder((8, 8, 3), embedding_dim=8, hidden_units=8),
-    ...             image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8), FixedVarianceGaussian())
+    ...             ConvolutionalDecoder(network, FixedVarianceGaussian()))
     >>> model.reconstruct(np.zeros([2, 8, 8, 3], np.uint8)).shape
     TensorShape([2, 8, 8, 3])
   """
 
-  def __init__(self, encoder, decoder, distribution, seed: int = 0, **kwargs):
-    super().__init__(encoder, decoder, distribution, **kwargs)
+  def __init__(self, encoder, decoder, seed: int = 0, **kwargs):
+    super().__init__(encoder, decoder, **kwargs)
     self.seed = seed
     self.seed_generator = keras.random.SeedGenerator(seed)
     self.built = True
 
-  def call(self, x, training=False):
+  def bottleneck(self, x, training=False):
     import tensorflow_probability as tfp  # takes seconds to import: only where it is used
 
     moments = to_full_precision(for_any_batch(lambda x: self.encoder(x, training=training), x))
@@ -49,18 +50,17 @@ class VAE(Autoencoder):
     latent_nats = posterior.kl_divergence(prior)
     latent_nats = tf.reduce_sum(latent_nats, axis=list(range(1, latent_nats.shape.rank)))
     noise = tf.random.stateless_normal(tf.shape(mean), replica_seed(self.seed_generator), dtype=mean.dtype)
-    latents = mean + tf.exp(log_stddev) * noise
-    parameters = for_any_batch(lambda latents: self.decoder(latents, training=training), latents)
-    return Reconstruction(to_full_precision(parameters), latent_nats)
+    return mean + tf.exp(log_stddev) * noise, latent_nats
 
   def example_losses(self, x, y_pred, training):
     losses = super().example_losses(x, y_pred, training)
-    return losses + tf.cast(y_pred.latent_nats, losses.dtype) / num_values(x)
+    x, _ = split_condition(x)
+    return losses + y_pred["latent_nats"] / num_values(x)
 
-  def reconstruct(self, x) -> tf.Tensor:
-    """Data from the mean of their latents, float, mostly in 0..255, not rounded."""
+  def reconstruct(self, x, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
+    """Data from the mean of their latents; the other arguments and the result are those of `decode_latents`."""
     mean, _ = tf.split(self.encoder(x), 2, axis=-1)
-    return self.distribution.mode(self.decoder(mean))
+    return self.decode_latents(mean, condition, noise, temperature)
 
   def get_config(self):
     return {**super().get_config(), "seed": self.seed}

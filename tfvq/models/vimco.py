@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfvq.models.autoencoder import Autoencoder, Reconstruction, num_values
+from tfvq.models.autoencoder import Autoencoder, num_values
+from tfvq.models.likelihood_model import split_condition
 from tfvq.ops.distributed import replica_seed
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import to_full_precision
@@ -19,8 +20,7 @@ class VIMCO(Autoencoder):
 
   Args:
     encoder: Keras model, data [B, ...] -> logits of the latents, float [B, ..., K].
-    decoder: Keras model, embedded latents [B, ..., D] -> parameters of the output distribution.
-    distribution: Output distribution, see `tfvq.models.output_distributions`.
+    decoder: `tfvq.models.Decoder`, the distribution of data given embedded latents [B, ..., D].
     num_embeddings: K.
     embedding_dim: D.
     num_samples: Samples of the latents per datum, >= 2.
@@ -31,27 +31,25 @@ class VIMCO(Autoencoder):
     ValueError: There are fewer than two samples.
 
   Output shape:
-    A `Reconstruction` from the most probable latents of each datum, with what they cost under a uniform prior.
+    A dict, see `Autoencoder`, from the most probable latents of each datum, with what they cost under a uniform prior.
 
   Training behaviour:
-    `compile(optimizer)` and `fit(x)` maximise the multi-sample bound
+    `compile(optimizer)` and `fit` maximise the multi-sample bound
     log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x), z_s ~ q, with a uniform prior; the metric `bits_per_dim` is the
     negative bound in bits.
 
   Example:
+    >>> network = image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8)
     >>> model = VIMCO(image_encoder((8, 8, 3), embedding_dim=16, hidden_units=8),
-    ...               image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8), FixedVarianceGaussian(),
-    ...               num_embeddings=16, embedding_dim=4)
+    ...               ConvolutionalDecoder(network, FixedVarianceGaussian()), num_embeddings=16, embedding_dim=4)
     >>> model.encode(np.zeros([2, 8, 8, 3], np.uint8)).shape
     TensorShape([2, 2, 2])
   """
 
-  def __init__(
-    self, encoder, decoder, distribution, num_embeddings, embedding_dim, num_samples: int = 50, seed: int = 0, **kwargs
-  ):
-    super().__init__(encoder, decoder, distribution, **kwargs)
+  def __init__(self, encoder, decoder, num_embeddings, embedding_dim, num_samples: int = 50, seed: int = 0, **kwargs):
     if num_samples < 2:
       raise ValueError(f"num_samples must be at least 2, but is {num_samples}.")
+    super().__init__(encoder, decoder, **kwargs)
     self.num_embeddings = num_embeddings
     self.embedding_dim = embedding_dim
     self.num_samples = num_samples
@@ -61,19 +59,14 @@ class VIMCO(Autoencoder):
     self.embedding.build()
     self.built = True
 
-  def call(self, x, training=False):
+  def bottleneck(self, x, training=False):
     logits = self._logits(x, training)
     codes = tf.argmax(logits, axis=-1, output_type=tf.int32)
-    return Reconstruction(self._parameters(codes, training), tf.fill([tf.shape(x)[0]], -self._log_prior(logits.dtype)))
+    return self.embedding(codes), tf.fill([tf.shape(x)[0]], -self._log_prior(logits.dtype))
 
   def _logits(self, x, training):
     """Logits of the latents, float [B, ..., K]."""
     return to_full_precision(for_any_batch(lambda x: self.encoder(x, training=training), x))
-
-  def _parameters(self, codes, training):
-    """Parameters of the output distribution, int32 [B, ...] -> float [B, ...]."""
-    decode = lambda codes: self.decoder(self.embedding(codes), training=training)
-    return to_full_precision(for_any_batch(decode, codes))
 
   def _log_prior(self, dtype):
     """Log-probability of any latents of a datum in nats, float scalar."""
@@ -83,7 +76,7 @@ class VIMCO(Autoencoder):
     """Draws S latents for each datum.
 
     Returns:
-      `(parameters [S B, ...], latent_nats [S, B])`, the latter log q(z | x) - log p(z) in nats.
+      `(embedded latents [S B, ..., D], latent_nats [S, B])`, the latter log q(z | x) - log p(z) in nats.
     """
     logits = self._logits(x, training)
     repeated = tf.repeat(logits[tf.newaxis], self.num_samples, axis=0)
@@ -93,36 +86,36 @@ class VIMCO(Autoencoder):
     log_q = -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=codes, logits=repeated)
     log_q = tf.reduce_sum(log_q, axis=list(range(2, log_q.shape.rank)))
     codes = tf.reshape(codes, tf.concat([[-1], tf.shape(codes)[2:]], axis=0))
-    return self._parameters(codes, training), log_q - self._log_prior(log_q.dtype)
+    return self.embedding(codes), log_q - self._log_prior(log_q.dtype)
 
   def example_losses(self, x, y_pred, training):
     """The negative surrogate of each example's bound, in nats per data value, float [B]."""
     # The bound needs samples, where `call` gives the most probable latents; a graph leaves out what `call` did.
     del y_pred
-    parameters, latent_nats = self._samples(x, training)
-    repeated = tf.repeat(tf.cast(x, parameters.dtype)[tf.newaxis], self.num_samples, axis=0)
-    repeated = tf.reshape(repeated, tf.concat([[-1], tf.shape(x)[1:]], axis=0))
-    log_prob = self.distribution.log_prob(parameters, repeated)
-    log_prob = tf.reduce_sum(log_prob, axis=list(range(1, log_prob.shape.rank)))
+    x, condition = split_condition(x)
+    z, latent_nats = self._samples(x, training)
+    repeat = lambda value: tf.tile(value, [self.num_samples, *[1] * (value.shape.rank - 1)])
+    repeated, condition = tf.nest.map_structure(repeat, (x, condition or {}))
+    log_prob, mode = self.decoder.log_prob_and_mode(repeated, z, condition, training)
     latent_nats = tf.cast(latent_nats, log_prob.dtype)
     log_weights = tf.reshape(log_prob, tf.shape(latent_nats)) - latent_nats
     bound, surrogate = vimco_objective(log_weights, latent_nats)
     # The first sample of each datum stands for all in the PSNR.
-    self.update_metrics(x, parameters[: tf.shape(x)[0]], bound / num_values(x))
+    self.update_metrics(x, bound, None if mode is None else mode[: tf.shape(x)[0]])
     return -surrogate / num_values(x)
 
   def encode(self, x) -> tf.Tensor:
     """Most probable codes, int32 [B, ...]."""
     return tf.argmax(self.encoder(x), axis=-1, output_type=tf.int32)
 
-  def decode(self, codes) -> tf.Tensor:
-    """Data from codes, int32 [B, ...] -> float, mostly in 0..255, not rounded."""
+  def decode(self, codes, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
+    """Data from codes, int32 [B, ...]; the other arguments and the result are those of `decode_latents`."""
     check_values(tf.convert_to_tensor(codes), self.num_embeddings, f"Codes of {self.name}")
-    return self.distribution.mode(self.decoder(self.embedding(codes)))
+    return self.decode_latents(self.embedding(codes), condition, noise, temperature)
 
-  def reconstruct(self, x) -> tf.Tensor:
-    """Data from their most probable codes, float, mostly in 0..255, not rounded."""
-    return self.decode(self.encode(x))
+  def reconstruct(self, x, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
+    """Data from their most probable codes; the other arguments and the result are those of `decode_latents`."""
+    return self.decode(self.encode(x), condition, noise, temperature)
 
   def get_config(self):
     return {

@@ -5,9 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
-from tfvq.models.autoencoder import Autoencoder, Reconstruction
+from tfvq.models.autoencoder import Autoencoder
 from tfvq.ops.empty_batch import for_any_batch
-from tfvq.ops.precision import to_full_precision
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -19,24 +18,25 @@ class VQVAE(Autoencoder):
   Args:
     encoder: Keras model, data [B, ...] -> z_e, float [B, ..., D].
     quantizer: `tfvq.layers.Quantizer` of dimension D.
-    decoder: Keras model, z_q -> parameters of the output distribution.
-    distribution: Output distribution, see `tfvq.models.output_distributions`.
+    decoder: `tfvq.models.Decoder`, the distribution of data given z_q.
     **kwargs: As for `keras.Model`.
 
   Input shape:
-    x: images, uint8 or float [B, H, W, channels] in 0..255.
+    x: what encoder and decoder take: images, uint8 or float [B, H, W, channels] in 0..255, or integers such as other
+    codes; or a pair (x, condition), see `Autoencoder`.
 
   Output shape:
-    A `Reconstruction`.
+    A dict, see `Autoencoder`.
 
   Training behaviour:
-    `compile(optimizer)` and `fit(x)` minimise eq. 3, with log p(x | z_q) averaged over the values of x. Metrics:
-    `psnr_db`, `perplexity`, `codebook_usage`, and `bits_per_dim` (the bound with a uniform prior over the codes) where
-    the output distribution is discrete.
+    `compile(optimizer)` and `fit` on `x` or `((x, condition),)` minimise eq. 3, with log p(x | z_q) averaged over the
+    values of x. Metrics: `perplexity`, `codebook_usage`, `psnr_db` where the decoder has a mode, and `bits_per_dim`
+    (the bound with a uniform prior over the codes) where the decoder is discrete.
 
   Example:
+    >>> network = image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8)
     >>> model = VQVAE(image_encoder((8, 8, 3), embedding_dim=4, hidden_units=8), VectorQuantizer(16, 4),
-    ...               image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8), FixedVarianceGaussian())
+    ...               ConvolutionalDecoder(network, FixedVarianceGaussian()))
     >>> images = np.zeros([2, 8, 8, 3], np.uint8)
     >>> model.encode(images).shape
     TensorShape([2, 2, 2])
@@ -44,31 +44,29 @@ class VQVAE(Autoencoder):
     TensorShape([2, 8, 8, 3])
   """
 
-  def __init__(self, encoder, quantizer, decoder, distribution, **kwargs):
-    super().__init__(encoder, decoder, distribution, **kwargs)
+  def __init__(self, encoder, quantizer, decoder, **kwargs):
+    super().__init__(encoder, decoder, **kwargs)
     self.quantizer = quantizer
     self.built = True
 
-  def call(self, x, training=False):
+  def bottleneck(self, x, training=False):
     z_e = for_any_batch(lambda x: self.encoder(x, training=training), x)
     z_q = self.quantizer(z_e, training=training)
-    parameters = for_any_batch(lambda z_q: self.decoder(z_q, training=training), z_q)
-    parameters = to_full_precision(parameters)
     # The prior is uniform while the autoencoder trains: log K for each of a datum's codes.
     latent_nats = math.prod(self.encoder.output_shape[1:-1]) * self.quantizer.bits * math.log(2)
-    return Reconstruction(parameters, tf.fill([tf.shape(x)[0]], tf.constant(latent_nats, parameters.dtype)))
+    return z_q, tf.fill([tf.shape(x)[0]], latent_nats)
 
   def encode(self, x) -> tf.Tensor:
     """Codes of data, int32 [B, ..., *quantizer.code_shape]."""
     return self.quantizer.encode(self.encoder(x))
 
-  def decode(self, codes) -> tf.Tensor:
-    """Data from codes, int32 [B, ..., *quantizer.code_shape] -> float, mostly in 0..255, not rounded."""
-    return self.distribution.mode(self.decoder(self.quantizer.decode(codes)))
+  def decode(self, codes, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
+    """Data from codes, int32 [B, ..., *quantizer.code_shape]; the rest is as for `decode_latents`."""
+    return self.decode_latents(self.quantizer.decode(codes), condition, noise, temperature)
 
-  def reconstruct(self, x) -> tf.Tensor:
-    """Data from their own codes, float, mostly in 0..255, not rounded."""
-    return self.decode(self.encode(x))
+  def reconstruct(self, x, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
+    """Data from their own codes; the other arguments and the result are those of `decode_latents`."""
+    return self.decode(self.encode(x), condition, noise, temperature)
 
   def adapt(self, x) -> None:
     """Fits the quantiser to the encoder's output for `x`, by k-means if it has a codebook; call it before training."""

@@ -11,7 +11,7 @@ def for_any_batch(network, *inputs):
 
   Args:
     network: Function of `inputs` that treats each example independently.
-    *inputs: Tensors [B, ...], or None.
+    *inputs: Tensors [B, ...], None, or structures of these; the first is a tensor.
 
   Returns:
     The network's output, [B, ...].
@@ -24,7 +24,8 @@ def for_any_batch(network, *inputs):
   def padded(x):
     if x is None:
       return None
+    x = tf.convert_to_tensor(x)
     filled = tf.pad(x, [[0, num_missing], *[[0, 0]] * (x.shape.rank - 1)])
     return tf.ensure_shape(filled, [None, *x.shape[1:]])
 
-  return network(*map(padded, inputs))[:batch_size]
+  return network(*tf.nest.map_structure(padded, inputs))[:batch_size]

@@ -30,7 +30,7 @@ def as_factor(x) -> tf.Tensor:
 
 
 def product(x, kernel, dtype: tf.DType) -> tf.Tensor:
-  """X [..., C] @ kernel [C, D] -> [..., D] of type `dtype`, with factors rounded as `product_precision` says."""
+  """Computes x [..., C] @ kernel [C, D] -> [..., D] of type `dtype`, with factors rounded by `product_precision`."""
   x, kernel = as_factor(x), as_factor(tf.cast(kernel, dtype))
   multiplied = tf.matmul(x, kernel) if x.shape.rank == 2 else tf.tensordot(x, kernel, axes=1)
   return tf.cast(multiplied, dtype)

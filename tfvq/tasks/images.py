@@ -99,13 +99,14 @@ class ImageTask(AutoencoderTask):
       key: config[key]
       for key in ("hidden_units", "stem_units", "residual_units", "num_downsamplings", "latents_per_position")
     }
-    decoder = models.image_decoder(
+    decoder_network = models.image_decoder(
       self.image_shape,
       embedding_dim=config.embedding_dim,
       num_parameters=distribution.num_parameters,
       num_residual_blocks=config.num_decoder_blocks,
       **network,
     )
+    decoder = models.ConvolutionalDecoder(decoder_network, distribution)
 
     def encoder(outputs_per_latent):
       return models.image_encoder(
@@ -113,19 +114,18 @@ class ImageTask(AutoencoderTask):
       )
 
     if config.bottleneck == "gaussian":
-      return models.VAE(encoder(2 * config.embedding_dim), decoder, distribution, seed=self.config.seed)
+      return models.VAE(encoder(2 * config.embedding_dim), decoder, seed=self.config.seed)
     if config.bottleneck == "vimco":
       return models.VIMCO(
         encoder(config.quantizer.num_embeddings),
         decoder,
-        distribution,
         config.quantizer.num_embeddings,
         config.embedding_dim,
         num_samples=config.num_vimco_samples,
         seed=self.config.seed,
       )
     quantizer = build_quantizer(config.quantizer, config.embedding_dim, self.config.seed)
-    return models.VQVAE(encoder(config.embedding_dim), quantizer, decoder, distribution)
+    return models.VQVAE(encoder(config.embedding_dim), quantizer, decoder)
 
   def autoencoder_batches(self, batch_size, step):
     batches = self.source.train(batch_size, self.config.seed, step)
@@ -194,15 +194,15 @@ class ImageTask(AutoencoderTask):
   def _prior_inputs(self, batch):
     """A batch as the prior's `fit` takes it: values, or ((values, condition),)."""
     x = batch["codes"] if "codes" in batch else batch["image"]
-    return ((x, batch["label"]),) if self.config.prior.class_conditional else x
+    return ((x, {"label": batch["label"]}),) if self.config.prior.class_conditional else x
 
   def write_samples(self, folder):
     prior, num = self.prior, self.config.samples.num
     condition = None
     if self.config.prior.class_conditional:
-      condition = tf.range(num, dtype=tf.int32) % prior.num_classes
-    noise = models.gumbel_noise(self.config.seed, models.grid_noise_shape(prior, num))
-    values = tf.function(models.sample_grid)(prior, noise, condition, self.config.samples.temperature)
+      condition = {"label": tf.range(num, dtype=tf.int32) % prior.num_classes}
+    noise = models.gumbel_noise(self.config.seed, models.noise_shape(prior, num))
+    values = tf.function(models.sample)(prior, noise, condition, self.config.samples.temperature)
     images = to_uint8(self.autoencoder.decode(values) if self.has_codes else values)
     with atomic_write(folder / "samples.npz") as temporary:
       np.savez(temporary, values=values, images=images)
@@ -214,7 +214,7 @@ class ImageTask(AutoencoderTask):
       images = (batch["image"] for batch in self.source.batches(split, _BATCH_SIZE))
       reconstruct = tf.function(self.autoencoder.reconstruct, reduce_retracing=True)
       measured["reconstruction_psnr_db"] = psnr_db(images, reconstruct)
-      if self.autoencoder.distribution.discrete:
+      if self.autoencoder.decoder.discrete:
         self.autoencoder.compile()
         batches = self.source.batches(split, _BATCH_SIZE).map(lambda batch: batch["image"])
         results = self.autoencoder.evaluate(batches, verbose=0, return_dict=True)

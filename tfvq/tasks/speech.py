@@ -196,8 +196,8 @@ class SpeechTask(CorpusTask, PrunableTask):
     """Unconditional speech of each speaker in turn."""
     num = self.config.samples.num
     speakers = np.arange(num, dtype=np.int32) % self.num_speakers
-    noise_shape = models.sequence_noise_shape(self.prior, self.config.prior.window_frames, num)
-    sample = tf.function(models.sample_sequence, jit_compile=True)
+    noise_shape = models.noise_shape(self.prior, num, self.config.prior.window_frames)
+    sample = tf.function(models.sample, jit_compile=True)
     noise = models.gumbel_noise(self.config.seed, noise_shape, part=-1)  # the decoder's parts count from 0
     condition = {"speaker": tf.constant(speakers)}
     codes = sample(self.prior, noise, condition, self.config.samples.prior_temperature).numpy()

@@ -14,7 +14,6 @@ from tfvq.errors import UserError
 from tfvq.evaluation import sections
 from tfvq.evaluation.metrics import Metric, bits_per_value
 from tfvq.layers import AudioValues
-from tfvq.models.sampling import continue_sequence, sequence_start
 from tfvq.ops.loudness import FRAME_SAMPLES
 from tfvq.tasks.corpus_task import CorpusTask, build_wavenet, check_temperature
 
@@ -134,16 +133,18 @@ class WaveNetTask(CorpusTask):
     frames = SAMPLE_RATE_HZ // FRAME_SAMPLES
     steps = SAMPLE_RATE_HZ // self.config.prior.num_bands
     proceed = tf.function(
-      lambda start, noise, shares: continue_sequence(model, start, noise, shares, self.config.samples.temperature),
+      lambda start, noise, projected: models.sample_steps(
+        model, start, noise, projected, self.config.samples.temperature
+      ),
       jit_compile=True,
     )
-    start, parts = sequence_start(model, num), []
+    start, parts = models.generation_start(model, num), []
     for second in range(int(np.ceil(seconds))):
       part = dict(condition or {})
       if "local" in part:
         local = part["local"][:, second * frames : (second + 1) * frames]
         part["local"] = tf.pad(local, [[0, 0], [0, frames - local.shape[1]], [0, 0]])
-      noise = models.gumbel_noise(self.config.seed, models.sequence_noise_shape(model, steps, num), second)
+      noise = models.gumbel_noise(self.config.seed, models.noise_shape(model, num, steps), second)
       values, start = proceed(start, noise, model.project_condition(part or None))
       parts.append(tf.transpose(values, [1, 0, 2]))
     return model.audio_values.decode(tf.concat(parts, axis=1)).numpy()

@@ -1,4 +1,4 @@
-"""Loads trained models and weights; errors name the cause, and only a damaged file is to be deleted."""
+"""Loads trained models and weights; errors name the cause, and suggest deleting a file only if it is damaged."""
 
 import contextlib
 import lzma
@@ -49,7 +49,7 @@ def _reading(path, missing):
     yield
   except UserError:
     raise
-  except Exception as error:  # Keras raises many kinds: zip, HDF5 and shape errors
+  except Exception as error:  # Keras raises many kinds of exceptions: zip, HDF5 and shape errors
     raise UserError(_cause(path, error)) from error
 
 

@@ -1,0 +1,190 @@
+"""What all autoregressive models share: conditions, likelihood, training and metrics."""
+
+import abc
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfvq.models.likelihood_model import LikelihoodModel, split_condition
+from tfvq.ops.empty_batch import for_any_batch
+from tfvq.ops.values import check_values, outside
+
+
+class Condition(NamedTuple):
+  """One of the named tensors that a model is conditioned on."""
+
+  shape: tuple[int | None, ...]  # of one example; None for any size
+  num_values: int | None = None  # the values are integers in 0..num_values-1; None for floats
+
+  @property
+  def spec(self) -> keras.InputSpec:
+    """Shape and dtype of a batch."""
+    return keras.InputSpec(shape=(None, *self.shape), dtype="int32" if self.num_values else "float32")
+
+  def accepts(self, shape: tf.TensorShape) -> bool:
+    """Whether a tensor may have this shape, [B, ...]; a size of 1 stands for any size but the last."""
+    if shape.rank != 1 + len(self.shape):
+      return shape.rank is None
+    last = len(self.shape) - 1
+    return all(
+      None in (size, wanted) or size == wanted or (size == 1 and axis < last)
+      for axis, (size, wanted) in enumerate(zip(shape[1:], self.shape, strict=True))
+    )
+
+
+class AutoregressiveModel(LikelihoodModel, abc.ABC):
+  """A model of integers in a fixed order, each position's values given those before it.
+
+  Positions are the steps of a sequence [T] or the pixels of a grid [H, W]; a position has G values, each one of K.
+
+  Subclasses set `head`, the output distribution of a position (`tfvq.layers.CategoricalHead` or
+  `tfvq.layers.LogisticMixtureHead`): `num_values` K, `num_variables` G, `noise_shape`, `head(features, x)` ->
+  parameters, `log_prob(parameters, x)` -> nats and `sample(features, noise, temperature)` -> values. They define
+
+  - `value_shape`, `num_position_axes` and `conditions`: shapes of the inputs;
+  - `features(x, condition, training)`: the whole network at once, for training and likelihoods;
+  - `project_condition(condition)`: what the layers add to their pre-activations, computed once;
+  - `initial_state(batch_size)`: what generation carries from position to position, before the first one;
+  - `step(x_before, state, projected) -> (features [B, C], state)`: the next position, given the values [B, G] of the
+    one before it, which the first one ignores;
+  - a grid also `row(x_above, state, projected) -> state`: begins the next row, given the values [B, W, G] of the row
+    above it, which the first one ignores. `step` then takes no `projected`.
+
+  `tfvq.models.sample` draws from any such model.
+
+  Input shape:
+    x: integers [B, *value_shape]; or a pair (x, condition), the condition a dict of the tensors named in `conditions`.
+
+  Output shape:
+    Parameters of the output distribution, float [B, positions..., G, parameters].
+
+  Training behaviour:
+    `compile(optimizer)` and `fit` on `x` or `((x, condition),)` minimise the negative log-likelihood in nats per
+    value; the metric `bits_per_value` is the same in bits.
+  """
+
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    self._bits_per_value = keras.metrics.Mean(name="bits_per_value")
+
+  @property
+  @abc.abstractmethod
+  def value_shape(self) -> tuple[int | None, ...]:
+    """Shape of an example's values: the sizes of the positions, None for any, then G, which may be left out."""
+
+  @property
+  @abc.abstractmethod
+  def num_position_axes(self) -> int:
+    """1 for sequences, 2 for grids."""
+
+  @property
+  @abc.abstractmethod
+  def conditions(self) -> dict[str, Condition]:
+    """What the model is conditioned on, by name; empty for nothing."""
+
+  @abc.abstractmethod
+  def features(self, x, condition=None, training=False) -> tf.Tensor:
+    """What `head` takes for each position, from those before it: int32 [B, positions..., G] -> [B, positions..., C]."""
+
+  @abc.abstractmethod
+  def project_condition(self, condition=None):
+    """What a condition adds to the pre-activations of all layers; zeros if there is none."""
+
+  @abc.abstractmethod
+  def initial_state(self, batch_size: int):
+    """The state before the first position."""
+
+  @abc.abstractmethod
+  def step(self, x_before, state, projected=None):
+    """Features and state of the next position."""
+
+  def call(self, inputs, training=False):
+    x, condition = split_condition(inputs)
+    parameters = lambda x, condition: self.head(self.features(x, condition, training), x)
+    return for_any_batch(parameters, self.with_variables(x), condition)
+
+  def log_prob(self, x, condition=None, training=False) -> tf.Tensor:
+    """Log-likelihood in nats, integers [B, *value_shape] -> float [B].
+
+    Args:
+      x: The values.
+      condition: A dict of the tensors named in `conditions`, or None.
+      training: Whether layers such as dropout behave as in training.
+
+    Raises:
+      ValueError: The condition has other names or shapes, or, in eager mode, an integer is out of its range.
+    """
+    x = self.with_variables(x)
+    check_values(x, self.head.num_values, f"Values of {self.name}")
+    log_prob = self.log_prob_per_position(x, condition, training)
+    return tf.reduce_sum(log_prob, axis=list(range(1, log_prob.shape.rank)))
+
+  def log_prob_per_position(self, x, condition=None, training=False) -> tf.Tensor:
+    """The terms of `log_prob` in nats, one for each position, int32 [B, positions..., G] -> [B, positions...]."""
+    return self.head.log_prob(self.head(self.features(x, condition, training), x), x)
+
+  def with_variables(self, x) -> tf.Tensor:
+    """Values as int32 [B, positions..., G], with the axis of G where `value_shape` leaves it out."""
+    x = tf.cast(x, tf.int32)
+    return x if len(self.value_shape) > self.num_position_axes else x[..., tf.newaxis]
+
+  def checked_condition(self, condition) -> dict[str, tf.Tensor]:
+    """A condition's tensors by name, without those that are None.
+
+    Raises:
+      ValueError: The condition has other names or shapes, or, in eager mode, an integer is out of its range.
+    """
+    if condition is not None and not isinstance(condition, dict):
+      raise ValueError(f"The condition of {self.name} must be a dict of named tensors or None, not {type(condition)}.")
+    given = {name: tf.convert_to_tensor(value) for name, value in (condition or {}).items() if value is not None}
+    if given.keys() != self.conditions.keys():
+      raise ValueError(
+        f"{self.name} is conditioned on {_listed(self.conditions)}, but the condition given has {_listed(given)}."
+      )
+    for name, wanted in self.conditions.items():
+      if not wanted.accepts(given[name].shape):
+        raise ValueError(
+          f"The condition {name!r} of {self.name} must have the shape {(None, *wanted.shape)}, but has "
+          f"{tuple(given[name].shape)}."
+        )
+      if wanted.num_values:
+        check_values(given[name], wanted.num_values, f"Values of the condition {name!r} of {self.name}")
+    return given
+
+  def example_losses(self, x, y_pred, training):
+    """Negative log-likelihood of each example in nats per value, float [B]."""
+    del training
+    x, _ = split_condition(x)
+    log_prob = self.head.log_prob(y_pred, self.with_variables(x)) / self.head.num_variables
+    nll_nats = -tf.reduce_mean(log_prob, axis=list(range(1, 1 + self.num_position_axes)))
+    self._bits_per_value.update_state(nll_nats / np.log(2))
+    return nll_nats
+
+  def is_flagged(self, x):
+    x, condition = split_condition(x)
+    flagged = outside(self.with_variables(x), self.head.num_values)
+    for name, num_values in self._ranges().items():
+      flagged |= outside(condition[name], num_values)
+    return flagged
+
+  def check_flagged(self, share):
+    if share:
+      ranges = {"value": self.head.num_values, **self._ranges()}
+      wrong = " or ".join(f"a {name} outside 0..{num_values - 1}" for name, num_values in ranges.items())
+      raise ValueError(f"{share:.1%} of the examples for {self.name} have {wrong}.")
+
+  def _ranges(self):
+    """For each condition of integers the number of its values."""
+    return {name: condition.num_values for name, condition in self.conditions.items() if condition.num_values}
+
+  def input_signature(self):
+    x = keras.InputSpec(shape=(None, *self.value_shape), dtype="int32")
+    condition = {name: wanted.spec for name, wanted in self.conditions.items()}
+    return [(x, condition)] if condition else [x]
+
+
+def _listed(names):
+  """Names in a sentence."""
+  return " and ".join(map(repr, names)) or "nothing"
