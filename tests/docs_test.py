@@ -83,5 +83,7 @@ def test_the_tutorials_python_runs(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", [tfvq.layers, tfvq.models], ids=lambda module: module.__name__)
 def test_every_public_class_has_an_example(module):
   classes = [getattr(module, name) for name in module.__all__ if inspect.isclass(getattr(module, name))]
-  missing = [cls.__name__ for cls in classes if not inspect.isabstract(cls) and ">>>" not in (cls.__doc__ or "")]
-  assert not missing
+  # A base class is shown by the examples of its subclasses.
+  concrete = [cls for cls in classes if not any(issubclass(other, cls) and other is not cls for other in classes)]
+  assert len(concrete) > 10
+  assert not [cls.__name__ for cls in concrete if ">>>" not in cls.__doc__]
