@@ -35,6 +35,12 @@ class SpectralVQVAE(LikelihoodModel):
   Training behaviour:
     `compile(optimizer)` and `fit` minimise that error and the quantiser's loss. Metrics: `mel_error`, `perplexity`,
     `codebook_usage`. Nothing is quantised while `quantizing` is False.
+
+  Example:
+    >>> model = SpectralVQVAE(log_mel_encoder(embedding_dim=4, hidden_units=8), VectorQuantizer(16, 4),
+    ...                       conditioner(embedding_dim=4, num_speakers=2, condition_dim=8))
+    >>> model({"audio": tf.zeros([2, 6400]), "speaker": tf.constant([0, 1])}).shape
+    TensorShape([2])
   """
 
   def __init__(self, encoder, quantizer, conditioner, hop_samples: int = 64, **kwargs):

@@ -45,6 +45,13 @@ class SpeechVQVAE(LikelihoodModel):
     `compile(optimizer)` and `fit` minimise eq. 3 and the spectra's squared error. Metrics: `nats_per_sample` with
     codes, `gain_nats` where there is a `null_rate`, `mel_error`, `perplexity`, `codebook_usage`. Before training,
     `adapt` sets what depends on the data.
+
+  Example:
+    >>> decoder = WaveNet(CategoricalHead(256, hidden_units=8), channels=8, dilation_rates=(1, 2), condition_dim=8)
+    >>> model = SpeechVQVAE(log_mel_encoder(embedding_dim=4, hidden_units=8), VectorQuantizer(16, 4),
+    ...                     conditioner(embedding_dim=4, num_speakers=2, condition_dim=8), AudioValues(), decoder)
+    >>> model.encode(tf.zeros([2, 6400])).shape
+    TensorShape([2, 100])
   """
 
   def __init__(

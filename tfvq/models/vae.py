@@ -25,6 +25,13 @@ class VAE(Autoencoder):
   Training behaviour:
     `compile(optimizer)` and `fit` minimise the negative evidence lower bound in nats per data value; the metric
     `bits_per_dim` is the same in bits.
+
+  Example:
+    >>> network = image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8)
+    >>> model = VAE(image_encoder((8, 8, 3), embedding_dim=8, hidden_units=8),
+    ...             ConvolutionalDecoder(network, FixedVarianceGaussian()))
+    >>> model.reconstruct(np.zeros([2, 8, 8, 3], np.uint8)).shape
+    TensorShape([2, 8, 8, 3])
   """
 
   def __init__(self, encoder, decoder, seed: int = 0, **kwargs):

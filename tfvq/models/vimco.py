@@ -37,6 +37,13 @@ class VIMCO(Autoencoder):
     `compile(optimizer)` and `fit` maximise the multi-sample bound
     log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x), z_s ~ q, with a uniform prior; the metric `bits_per_dim` is the
     negative bound in bits.
+
+  Example:
+    >>> network = image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8)
+    >>> model = VIMCO(image_encoder((8, 8, 3), embedding_dim=16, hidden_units=8),
+    ...               ConvolutionalDecoder(network, FixedVarianceGaussian()), num_embeddings=16, embedding_dim=4)
+    >>> model.encode(np.zeros([2, 8, 8, 3], np.uint8)).shape
+    TensorShape([2, 2, 2])
   """
 
   def __init__(self, encoder, decoder, num_embeddings, embedding_dim, num_samples: int = 50, seed: int = 0, **kwargs):
