@@ -17,7 +17,7 @@ import tensorflow as tf
 from benchmarks.timing import medians, report
 from tfvq.configs import common
 from tfvq.models import WaveNet, gumbel_noise, noise_shape, sample
-from tfvq.ops.product import product_precision
+from tfvq.ops.matmul import matmul_precision
 from tfvq.tasks.corpus_task import build_wavenet
 from tfvq.tasks.speech import build_speech_vqvae
 from tfvq.training.training import make_strategy
@@ -97,7 +97,7 @@ def serve_training_steps(connection, title, strategy, jit_compile, bfloat16_prod
   audio = 0.1 * np.random.default_rng(0).normal(size=(BATCH_SIZE, num_samples)).astype(np.float32)
   examples = tf.data.Dataset.from_tensor_slices({"audio": audio, "speaker": np.zeros(BATCH_SIZE, np.int32)})
   batches = examples.repeat().batch(BATCH_SIZE, drop_remainder=True)
-  with product_precision(tf.bfloat16 if bfloat16_products else None):
+  with matmul_precision(tf.bfloat16 if bfloat16_products else None):
     model.fit(batches, steps_per_epoch=1, verbose=0, shuffle=False)
   iterator = iter(strategy.experimental_distribute_dataset(batches))
   with contextlib.suppress(EOFError):  # the other end was closed

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tfvq.ops import kmeans, nearest_code, quantize
 from tfvq.ops.gated import gated_activation
+from tfvq.ops.matmul import matmul, matmul_precision
 from tfvq.ops.nearest_code import split_matmul
-from tfvq.ops.product import product, product_precision
 
 # The attribute of the package with this name is the function.
 nearest_code_module = importlib.import_module("tfvq.ops.nearest_code")
@@ -260,11 +260,11 @@ def test_gated_activation_is_tanh_times_sigmoid(rng):
 
 
 @pytest.mark.parametrize("shape", [(7, 20), (2, 3, 20)])
-def test_product_precision_rounds_factors(shape, rng):
+def test_matmul_precision_rounds_factors(shape, rng):
   x, kernel = rng.normal(size=shape).astype(np.float32), rng.normal(size=(20, 5)).astype(np.float32)
   rounded = lambda value: tf.cast(tf.cast(value, tf.bfloat16), tf.float64).numpy()
-  with pytest.raises(KeyError), product_precision(tf.bfloat16):
-    given = product(x, kernel, tf.float32)
+  with pytest.raises(KeyError), matmul_precision(tf.bfloat16):
+    given = matmul(x, kernel, tf.float32)
     raise KeyError
   assert given.dtype == tf.float32
   exact = rounded(x) @ rounded(kernel)
@@ -272,4 +272,4 @@ def test_product_precision_rounds_factors(shape, rng):
   bound = 2**-7 * np.abs(rounded(x)) @ np.abs(rounded(kernel))
   assert np.all(np.abs(given - exact) <= bound)
   assert np.abs(given - x.astype(np.float64) @ kernel).max() > 1e-4
-  np.testing.assert_allclose(product(x, kernel, tf.float32), x.astype(np.float64) @ kernel, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(matmul(x, kernel, tf.float32), x.astype(np.float64) @ kernel, rtol=1e-5, atol=1e-5)

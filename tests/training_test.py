@@ -9,7 +9,7 @@ from tfvq.configs import common
 from tfvq.data.arrays import ArraySource
 from tfvq.errors import UserError
 from tfvq.ops.distributed import share_of_loss
-from tfvq.ops.product import as_factor
+from tfvq.ops.matmul import as_factor
 from tfvq.training.callbacks import read_curves, read_seconds
 from tfvq.training.muon import ConvMuon
 from tfvq.training.training import make_optimizer, train

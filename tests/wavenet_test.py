@@ -15,7 +15,7 @@ from tfvq.models import (
   sample_naive,
   sample_steps,
 )
-from tfvq.ops.product import product_precision
+from tfvq.ops.matmul import matmul_precision
 
 CONDITIONS = ("none", "local", "speaker", "both")
 
@@ -84,7 +84,7 @@ def test_products_in_bfloat16_are_near_those_in_float32(head, rng):
     return nats, tape.gradient(nats, [variable.value for variable in model.trainable_variables])
 
   nats, exact = gradients()
-  with product_precision(tf.bfloat16):
+  with matmul_precision(tf.bfloat16):
     rounded_nats, rounded = gradients()
   np.testing.assert_allclose(rounded_nats, nats, rtol=1e-2)
   assert np.any(rounded_nats != nats)

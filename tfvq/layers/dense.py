@@ -2,12 +2,12 @@
 
 import keras
 
-from tfvq.ops.product import product
+from tfvq.ops.matmul import matmul
 
 
 @keras.saving.register_keras_serializable("tfvq")
 class Dense(keras.layers.Dense):
-  """`keras.layers.Dense`, its product in the precision that `tfvq.ops.product.product_precision` sets.
+  """`keras.layers.Dense`, its product in the precision that `tfvq.ops.matmul.matmul_precision` sets.
 
   It has the name of its parent, by which saved models find its weights.
 
@@ -34,7 +34,7 @@ class Dense(keras.layers.Dense):
 
   def call(self, inputs, training=None):
     del training
-    x = product(inputs, self.kernel, self.compute_dtype)
+    x = matmul(inputs, self.kernel, self.compute_dtype)
     if self.use_bias:
       x += keras.ops.cast(self.bias, self.compute_dtype)
     return self.activation(x)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfvq.layers.dense import Dense
 from tfvq.ops.gated import gated_activation
-from tfvq.ops.product import as_factor, product
+from tfvq.ops.matmul import as_factor, matmul
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -64,7 +64,7 @@ class DilatedBlock(keras.layers.Layer):
     present = as_factor(x)
     # tf.slice and tf.pad: their gradients are several times as fast as those of x[...] and tf.concat.
     past = tf.pad(tf.slice(present, [0, 0], [tf.shape(x)[0] - delay, self.channels]), [[delay, 0], [0, 0]])
-    gates = product(tf.concat([past, present], axis=-1), self.conv.kernel, x.dtype)
+    gates = matmul(tf.concat([past, present], axis=-1), self.conv.kernel, x.dtype)
     frames = tf.reshape(gates, [tf.shape(projected)[0], -1, batch_size, 2 * self.channels])
     # The bias joins the frames, which are fewer than the steps: its gradient is then a small sum.
     projected += tf.cast(self.conv.bias, x.dtype)

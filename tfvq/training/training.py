@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 import tfvq.models  # noqa: F401  Keras loads a model whose classes are imported
 from tfvq.errors import UserError
-from tfvq.ops.product import product_precision
+from tfvq.ops.matmul import matmul_precision
 from tfvq.training.callbacks import Checkpoint, Curves, ProgressBar, TerminateOnNonFiniteLoss, read_seconds, steps_done
 from tfvq.training.loading import load_weights
 from tfvq.training.optimizers import make_optimizer
@@ -76,7 +76,7 @@ def train(
     callbacks = [*extra_callbacks(model), TerminateOnNonFiniteLoss(checkpoint_path), curves, checkpoint, progress]
     examples = batches(settings.batch_size, step)
     try:
-      with product_precision(tf.bfloat16 if settings.bfloat16_products else None):
+      with matmul_precision(tf.bfloat16 if settings.bfloat16_products else None):
         model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
     except KeyboardInterrupt as stop:
       if checkpoint.model:  # training had begun
