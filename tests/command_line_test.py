@@ -50,7 +50,7 @@ FRAMES = "--config=tfvq/configs/frames.py"
     ((FRAMES + ":tiny",), "no variant 'tiny' of this config; choose small or paper"),
     (("--config=frames:tiny",), "no variant 'tiny' of this config; choose small or paper"),
     (("--config=frame:small",), "The config could not be read"),
-    ((FRAMES, "--stage=prior"), "no finished stage `codes`"),
+    ((FRAMES, "--stage=prior"), "no finished stage `data`"),
     ((FRAMES, "--stage=dessert"), "no stage 'dessert'; choose one of all, data"),
     (
       ("--config=tfvq/configs/nothing.py",),

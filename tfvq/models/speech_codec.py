@@ -36,7 +36,7 @@ class SpeechCodec:
     )
 
   def gain_of(self, audio) -> float:
-    """What audio is to be multiplied by to have the level that the model was trained on.
+    """The factor that brings audio to the level that the model was trained on.
 
     Args:
       audio: Float32 [T] in -1..1 at 16 kHz, or an `AudioReader` of `tfvq.data.audio_files`, which is read in parts.

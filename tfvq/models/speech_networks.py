@@ -7,7 +7,7 @@ from tfvq.layers.voice_perturbation import VoicePerturbation
 
 
 def context_of(network: keras.Model) -> int:
-  """Outputs to either side of one that hang on what it hangs on: how far a chain of convolutions looks, in outputs."""
+  """Half the receptive field of a chain of convolutions, in outputs: how many neighbours on either side overlap with it."""
   field, stride = 1, 1
   for layer in network.layers:
     if isinstance(layer, LogMel):

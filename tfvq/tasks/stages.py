@@ -65,8 +65,7 @@ def run_stages(task: Task, chosen: str) -> None:
         print(f"{stage.name}: done already, skipped (delete {workdir.folder(stage.name)} to do it again)")
         continue
       stack.enter_context(workdir.held())  # to the last stage, so that no other process comes in between
-      for read in stage.reads:
-        workdir.require(read)
+      _require_inputs(task, stage)
       _refuse_stale(task, stage)
       with _settings(task.config), workdir.running(stage.name) as facts:
         stage.run(facts)
@@ -84,6 +83,17 @@ def _settings(config):
     yield
   finally:
     keras.config.set_dtype_policy(policy)
+
+
+def _require_inputs(task, stage):
+  """Requires all stages whose output a stage needs; the first one that is missing is named."""
+  needed = set(stage.reads)
+  for earlier in reversed(task.stages):
+    if earlier.name in needed:
+      needed |= set(earlier.reads)
+  for earlier in task.stages:
+    if earlier.name in needed:
+      task.workdir.require(earlier.name)
 
 
 def _refuse_stale(task, stage):

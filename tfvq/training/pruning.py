@@ -21,7 +21,7 @@ class Pruning(keras.callbacks.Callback):
   """Sets more and more of a WaveNet's weights to zero, and keeps them there.
 
   After `t` steps the sparsity is s (1 - (1 - t / R)^3), and s from R steps on. It is exact after every step, whatever
-  the optimiser did. What goes is what the loss would miss least, see `saliency`.
+  the optimiser did. The weights with the lowest `saliency` are pruned first.
 
   Args:
     wavenet: The network, a part of the model that is trained or the whole of it.
