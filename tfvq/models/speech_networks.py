@@ -7,7 +7,7 @@ from tfvq.layers.voice_perturbation import VoicePerturbation
 
 
 def context_of(network: keras.Model) -> int:
-  """Half the receptive field of a chain of convolutions, in outputs: how many neighbours on either side overlap with it."""
+  """Number of outputs on either side of one whose receptive fields overlap with its own, for a chain of convolutions."""
   field, stride = 1, 1
   for layer in network.layers:
     if isinstance(layer, LogMel):
