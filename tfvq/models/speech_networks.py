@@ -7,7 +7,7 @@ from tfvq.layers.voice_perturbation import VoicePerturbation
 
 
 def context_of(network: keras.Model) -> int:
-  """Number of outputs on either side of one whose receptive fields overlap with its own, for a chain of convolutions."""
+  """How many outputs on either side of one overlap with its receptive field, for a chain of convolutions."""
   field, stride = 1, 1
   for layer in network.layers:
     if isinstance(layer, LogMel):
