@@ -1,4 +1,4 @@
-"""Audio as the values that a WaveNet models."""
+"""Converts audio to the integers that a WaveNet models, and back."""
 
 import keras
 import numpy as np
@@ -50,7 +50,7 @@ class AudioValues(keras.layers.Layer):
     self.built = True
 
   def adapt(self, audio) -> None:
-    """Sets each level to what one in 10,000 steps of audio, float [B, T], exceeds; whole audio keeps the level 1."""
+    """Sets each level to what one in 10,000 steps of audio, float [B, T], exceeds; without sub-bands it stays 1."""
     if self.num_bands > 1:
       bands = split_into_bands(tf.cast(audio, tf.float32), self.num_bands)
       self.levels.assign(np.maximum(np.quantile(np.abs(bands), 1 - _CLIPPED_SHARE, axis=(0, 1)), 1e-3))
@@ -65,7 +65,7 @@ class AudioValues(keras.layers.Layer):
     return tf.cast(values, tf.int32)
 
   def bands(self, values) -> tf.Tensor:
-    """Values, integers [B, T / N, N] -> sub-bands, float32 of the same shape."""
+    """Converts values, integers [B, T / N, N], to sub-bands, float32 of the same shape."""
     if self.num_values <= 256:
       bands = mu_law_decode(values, self.num_values)
     else:
@@ -73,11 +73,11 @@ class AudioValues(keras.layers.Layer):
     return bands * tf.convert_to_tensor(self.levels)
 
   def decode(self, values) -> tf.Tensor:
-    """Values, integers [B, T / N, N] -> audio, float32 [B, T], mostly in -1..1."""
+    """Converts values, integers [B, T / N, N], to audio, float32 [B, T], mostly in -1..1."""
     return self.join(self.bands(values))
 
   def join(self, bands) -> tf.Tensor:
-    """Sub-bands, float32 [B, T / N, N] -> audio, [B, T]."""
+    """Joins sub-bands, float32 [B, T / N, N], to audio, [B, T]."""
     return join_bands(bands) if self.num_bands > 1 else bands[..., 0]
 
   def load_own_variables(self, store):

@@ -1,4 +1,4 @@
-"""Quantisers from settings."""
+"""Builds quantisers from settings."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from tfvq.layers.vector_quantizer import VectorQuantizer
 
 
 def build_quantizer(settings: Mapping, dim: int, seed: int = 0) -> Quantizer:
-  """The quantiser that settings describe.
+  """Builds the quantiser that settings describe.
 
   Args:
     settings: A mapping with the field `kind` and the fields of this kind, as `tfvq.configs.common.quantizer` has them;

@@ -1,4 +1,4 @@
-"""The output distribution of an autoregressive model over K-way values, several per position if need be."""
+"""The output distribution of an autoregressive model over K-way values, one or several per position."""
 
 import keras
 import tensorflow as tf
@@ -10,7 +10,7 @@ from tfvq.ops.values import check_values
 
 @keras.saving.register_keras_serializable("tfvq")
 class CategoricalHead(keras.layers.Layer):
-  """A K-way softmax for each of the values of a position, each seeing the values before it.
+  """A K-way softmax for each value of a position, conditioned on the values before it.
 
   The values of a position may be the red, green and blue of a pixel, or the codes of several latents at one place.
   Their joint probability given the features h is p(x_1|h) p(x_2|h, x_1) ...
@@ -123,7 +123,7 @@ class CategoricalHead(keras.layers.Layer):
     return tf.cast(logits, self._output_dtype), rest
 
   def _observe(self, pending, g, value):
-    """Adds what the value of variable g tells the variables after it."""
+    """Adds the contribution of variable g to the pre-activations of the variables after it."""
     if g == self.num_variables - 1:
       return pending
     # Not the layer's call: it looks for negative values, in three operations.

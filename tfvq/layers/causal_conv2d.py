@@ -10,7 +10,7 @@ import tensorflow as tf
 
 
 class _CausalConv2D(keras.layers.Layer):
-  """What the two directions share: a kernel [height, width, C, filters] and a bias."""
+  """Base of both directions: a kernel [height, width, C, filters] and a bias."""
 
   def __init__(self, filters: int, kernel_size: int, **kwargs):
     super().__init__(**kwargs)
@@ -36,7 +36,7 @@ class _CausalConv2D(keras.layers.Layer):
     return tf.nn.bias_add(y, self._cast(self.bias))
 
   def _cast(self, weight):
-    """A weight in the compute dtype, which Keras sees to in `call` only."""
+    """Casts a weight to the compute dtype, which Keras does in `call` only."""
     return tf.cast(tf.convert_to_tensor(weight), self.compute_dtype)
 
 

@@ -1,4 +1,4 @@
-"""What quantisers with a learned codebook share."""
+"""The base of quantisers with a learned codebook."""
 
 import keras
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""How much of a codebook is in use, measured over a window of vectors."""
+"""Metrics of how much of a codebook is in use, over a window of vectors."""
 
 from collections.abc import Sequence
 
@@ -58,7 +58,7 @@ class CodebookUsage(keras.metrics.Metric):
     self._nonfinite.assign_add(tf.cast(num_nonfinite, tf.float32))
 
   def result(self):
-    """The figures, each a float32 scalar.
+    """The metrics, each a float32 scalar.
 
     `perplexity`: exp of the entropy in nats, 1..K, or 0 before any vector; of several codes, exp of their mean entropy.
     `codebook_usage`: share of codes in use, 0..1. `nonfinite_vectors`: vectors since the last reset that were not

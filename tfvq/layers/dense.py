@@ -1,4 +1,4 @@
-"""A dense layer whose product may be of a lower precision while a model is trained."""
+"""A dense layer whose matrix product may have a lower precision in training."""
 
 import keras
 
@@ -7,7 +7,7 @@ from tfvq.ops.matmul import matmul
 
 @keras.saving.register_keras_serializable("tfvq")
 class Dense(keras.layers.Dense):
-  """`keras.layers.Dense`, its product in the precision that `tfvq.ops.matmul.matmul_precision` sets.
+  """`keras.layers.Dense` with the product precision that `tfvq.ops.matmul.matmul_precision` sets.
 
   It has the name of its parent, by which saved models find its weights.
 

@@ -1,4 +1,4 @@
-"""One layer of the WaveNet: a dilated causal convolution with a gate."""
+"""A layer of the WaveNet: a gated, dilated causal convolution."""
 
 import keras
 import tensorflow as tf

@@ -10,7 +10,7 @@ from tfvq.ops.gated import gated_activation
 
 
 class GatedBlockPast(NamedTuple):
-  """What a `GatedBlock` remembers of earlier rows and columns."""
+  """State of a `GatedBlock`: its inputs at earlier rows and columns."""
 
   vertical: tf.Tensor  # [B, reach, W, C]
   horizontal: tf.Tensor  # [B, reach * C]
@@ -18,7 +18,7 @@ class GatedBlockPast(NamedTuple):
 
 @keras.saving.register_keras_serializable("tfvq")
 class GatedBlock(keras.layers.Layer):
-  """Gated convolutions of both stacks, the vertical one feeding the horizontal one.
+  """Gated convolutions of both stacks; the vertical stack feeds the horizontal one.
 
   The two stacks together see every pixel above and to the left: there is no blind spot.
 

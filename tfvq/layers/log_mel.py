@@ -12,7 +12,7 @@ _FLOOR = 1e-5  # of a mel band's magnitude: some 20 dB below the noise of a quie
 
 @keras.saving.register_keras_serializable("tfvq")
 class LogMel(keras.layers.Layer):
-  """Logarithms of mel band magnitudes, a frame every `hop_samples`.
+  """Logarithms of mel band magnitudes, one frame every `hop_samples`.
 
   Frame f is centred on the samples that it stands for, f * hop .. (f + 1) * hop - 1, and looks at `window_samples`
   around them. The transform is made of matrix products, so that it runs wherever those do.

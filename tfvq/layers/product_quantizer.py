@@ -1,4 +1,4 @@
-"""Several quantisers side by side."""
+"""A product quantiser: one quantiser for each group of channels."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""What all quantisers share: the discrete bottlenecks."""
+"""The interface of all quantisers, and what they share."""
 
 import abc
 import re
@@ -95,22 +95,22 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     """Adds the weights."""
 
   def _take_parts(self, quantizers):
-    """Makes quantisers parts of this one, which measures for all of them."""
+    """Makes quantisers parts of this one, which reports the metrics of all of them."""
     for quantizer in quantizers:
       quantizer._is_part = True
 
   @staticmethod
   def _serialized(quantizers):
-    """Parts as a config holds them."""
+    """Serialises parts for a config."""
     return [keras.saving.serialize_keras_object(quantizer) for quantizer in quantizers]
 
   @staticmethod
   def _deserialized(configs):
-    """The parts that a config holds."""
+    """Deserialises the parts of a config."""
     return [keras.saving.deserialize_keras_object(config) for config in configs]
 
   def _add_statistic(self, shape, initializer, name, dtype=None):
-    """A weight that no gradient moves, and that every replica assigns the same value."""
+    """Adds a weight without a gradient, to which every replica assigns the same value."""
     return self.add_weight(
       shape=shape,
       dtype=dtype,

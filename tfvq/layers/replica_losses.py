@@ -1,4 +1,4 @@
-"""Losses that layers add, kept apart between the replicas of a strategy."""
+"""Keeps the losses that layers add separate for each replica of a strategy."""
 
 import contextlib
 from collections.abc import Iterator

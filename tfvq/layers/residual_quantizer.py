@@ -1,4 +1,4 @@
-"""Several vector quantisers, each of what those before it leave."""
+"""A residual quantiser: each level quantises the residual of the levels before it."""
 
 import functools
 
@@ -14,7 +14,7 @@ from tfvq.ops.quantize import GRADIENTS, Quantized, with_gradient
 
 @keras.saving.register_keras_serializable("tfvq")
 class ResidualQuantizer(Quantizer):
-  """Quantises each vector, then what is left of it, and so on: L codes, whose vectors are added up.
+  """Quantises each vector, then its residual, and so on: L codes, whose vectors are summed.
 
   The first codes are worth most: `decode` takes the codes of the first levels alone, for a lower rate.
 

@@ -1,4 +1,4 @@
-"""What quantisers of single channels share."""
+"""The base of quantisers of single channels."""
 
 import abc
 import math

@@ -1,4 +1,4 @@
-"""Spectra of other voices saying the same, while a model is trained."""
+"""Augments spectra in training so that they sound like other voices."""
 
 import keras
 import numpy as np

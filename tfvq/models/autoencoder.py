@@ -1,4 +1,4 @@
-"""What all autoencoders of this package share: an encoder, a decoder, and how they are trained and measured."""
+"""The base of all autoencoders: an encoder, a decoder, training and metrics."""
 
 import keras
 import numpy as np
@@ -114,5 +114,5 @@ class PeakSignalToNoiseRatio(keras.metrics.Mean):
 
 
 def num_values(x: tf.Tensor) -> int:
-  """Values of an example of data [B, ...]."""
+  """Number of values per example of data [B, ...]."""
   return int(np.prod(x.shape[1:]))

@@ -1,4 +1,4 @@
-"""What all autoregressive models share: conditions, likelihood, training and metrics."""
+"""The interface of all autoregressive models, and what they share: conditions, likelihood, training and metrics."""
 
 import abc
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class Condition(NamedTuple):
 
 
 class AutoregressiveModel(LikelihoodModel, abc.ABC):
-  """A model of integers in a fixed order, each position's values given those before it.
+  """A model of integers in a fixed order: the values of each position given those before it.
 
   Positions are the steps of a sequence [T] or the pixels of a grid [H, W]; a position has G values, each one of K.
 
@@ -86,7 +86,7 @@ class AutoregressiveModel(LikelihoodModel, abc.ABC):
 
   @abc.abstractmethod
   def features(self, x, condition=None, training=False) -> tf.Tensor:
-    """What `head` takes for each position, from those before it: int32 [B, positions..., G] -> [B, positions..., C]."""
+    """Features of each position, computed from those before it: int32 [B, positions..., G] -> [B, positions..., C]."""
 
   @abc.abstractmethod
   def project_condition(self, condition=None):

@@ -1,4 +1,4 @@
-"""What autoencoders ask of their decoders: the distribution of data given latents."""
+"""Decoders of autoencoders: the distribution of data given latents."""
 
 import warnings
 
@@ -30,7 +30,7 @@ class Decoder(keras.Model):
 
   @property
   def conditions(self) -> dict[str, Condition]:
-    """What the data depend on beside the latents, by name."""
+    """Conditions of the data in addition to the latents, by name."""
     return {}
 
   def log_prob_and_mode(self, x, z, condition=None, training=False) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -76,11 +76,11 @@ class Decoder(keras.Model):
     raise ValueError(f"{self.name} draws no samples: leave out the noise to get the mode.")
 
   def is_flagged(self, x, condition=None) -> tf.Tensor:
-    """The examples of a batch that `check_flagged` is about, boolean [B]."""
+    """Marks the examples of a batch that `check_flagged` counts, boolean [B]."""
     raise NotImplementedError
 
   def check_flagged(self, share: float) -> None:
-    """Raises an error, or warns, by the share of such examples."""
+    """Raises an error, or warns, depending on the fraction of marked examples."""
     raise NotImplementedError
 
 
@@ -153,7 +153,7 @@ class ConvolutionalDecoder(Decoder):
 
 @keras.saving.register_keras_serializable("tfvq")
 class AutoregressiveDecoder(Decoder):
-  """An autoregressive model of integers, conditioned on what a network makes of the latents.
+  """An autoregressive model of integers, conditioned on the output of a network of the latents.
 
   Reference: arXiv 1711.00937, sections 4.2 (a PixelCNN over codes) and 4.3 (a WaveNet); arXiv 1606.05328, section 2.4.
 
@@ -181,7 +181,9 @@ class AutoregressiveDecoder(Decoder):
   def __init__(self, network, model: AutoregressiveModel, **kwargs):
     super().__init__(**kwargs)
     if "local" not in model.conditions:
-      raise ValueError(f"{model.name} cannot be told of latents: give it the network's channels as condition_dim.")
+      raise ValueError(
+        f"{model.name} has no local condition for the latents: set its condition_dim to the network's channels."
+      )
     self.network = network
     self.model = model
 
@@ -219,6 +221,6 @@ class AutoregressiveDecoder(Decoder):
 
 
 def _deserialized(config, parts):
-  """A config whose named parts are made into objects."""
+  """Deserialises the named parts of a config."""
   deserialize = keras.saving.deserialize_keras_object
   return {key: deserialize(value) if key in parts else value for key, value in config.items()}

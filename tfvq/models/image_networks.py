@@ -125,6 +125,6 @@ def latent_grid_shape(image_shape: tuple[int, ...], num_downsamplings: int) -> t
 
 
 def _units_per_scale(hidden_units, stem_units, num_downsamplings):
-  """Channels after each strided convolution, the last one being `hidden_units`."""
+  """Channels after each strided convolution; the last is `hidden_units`."""
   units = [min(hidden_units, (stem_units or hidden_units) * 2**scale) for scale in range(num_downsamplings)]
   return [*units[:-1], hidden_units]

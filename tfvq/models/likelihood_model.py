@@ -1,4 +1,4 @@
-"""What all models share under `fit`, `evaluate`, `predict` and `export`."""
+"""The base of all models: `fit`, `evaluate`, `predict` and `export`."""
 
 import keras
 import numpy as np
@@ -28,11 +28,11 @@ class LikelihoodModel(keras.Model):
     raise NotImplementedError
 
   def is_flagged(self, x) -> tf.Tensor:
-    """The examples of a batch that `check_flagged` is about, boolean [B]."""
+    """Marks the examples of a batch that `check_flagged` counts, boolean [B]."""
     raise NotImplementedError
 
   def check_flagged(self, share: float) -> None:
-    """Called after the first batch and with every result: raises an error, or warns, by the share of such examples."""
+    """Called after the first batch and with every result: raises or warns by the fraction of marked examples."""
     raise NotImplementedError
 
   def input_signature(self) -> list:
@@ -109,5 +109,5 @@ class LikelihoodModel(keras.Model):
 
 
 def split_condition(inputs) -> tuple:
-  """Data and their condition, which is None where `inputs` are the data alone."""
+  """Splits inputs into data and their condition, or None if `inputs` are the data alone."""
   return inputs if isinstance(inputs, (tuple, list)) else (inputs, None)

@@ -1,4 +1,4 @@
-"""Distributions of 8-bit data given the decoder's output: what -log p(x | z) is made of."""
+"""Distributions of 8-bit data given the decoder's output, p(x | z)."""
 
 import keras
 import numpy as np

@@ -11,7 +11,7 @@ from tfvq.models.autoregressive import AutoregressiveModel, Condition
 
 
 class PixelCNNState(NamedTuple):
-  """What generation carries from pixel to pixel."""
+  """The state of generation."""
 
   row: tf.Tensor  # rows begun, int scalar
   column: tf.Tensor  # pixels of the current row that are done, int scalar
@@ -248,7 +248,7 @@ class PixelCNN(AutoregressiveModel):
     return embedded
 
   def _positions(self):
-    """The position embedding in the compute dtype, which Keras sees to in `call` only, [H, W, C]."""
+    """The position embedding, [H, W, C], in the compute dtype, to which Keras casts in `call` only."""
     return tf.cast(tf.convert_to_tensor(self.position_embedding), self.compute_dtype)
 
   def _condition_map(self, condition):

@@ -62,7 +62,7 @@ def sample(model: AutoregressiveModel, noise, condition=None, temperature=1.0) -
 
 
 class Generation(NamedTuple):
-  """How far generation has come."""
+  """State of generation and the values drawn last."""
 
   state: Any  # of the model
   x_before: tf.Tensor  # values of the last position, int32 [B, G]
@@ -143,7 +143,7 @@ def sample_naive(model: AutoregressiveModel, noise, condition=None, temperature=
 
 
 def _checked_noise(model, noise):
-  """The noise as a tensor, of the right shape as far as is known."""
+  """The noise as a tensor; checks its shape as far as it is known."""
   noise = tf.convert_to_tensor(noise)
   expected = (*model.value_shape[: model.num_position_axes], None, *model.head.noise_shape)
   if not noise.shape.is_compatible_with(expected):

@@ -1,4 +1,4 @@
-"""The VQ-VAE of spectra: what stands around the decoder of speech, trained on what is cheap to predict."""
+"""The VQ-VAE of spectra: everything but the decoder of speech, trained on a cheap target."""
 
 import keras
 import tensorflow as tf

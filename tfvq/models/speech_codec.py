@@ -1,4 +1,4 @@
-"""Speech to codes and back, part by part: the length is bounded by neither memory nor the compiler."""
+"""Encodes and decodes speech of any length in parts of bounded memory."""
 
 from collections.abc import Iterator
 
@@ -73,7 +73,7 @@ class SpeechCodec:
     return np.concatenate([np.zeros([len(codes), 0], np.float32), *parts], axis=1)
 
   def decode_parts(self, codes, speaker, seed: int = 0, temperature=1.0) -> Iterator[np.ndarray]:
-    """The same part by part, float32 [B, T] each.
+    """Decodes in parts, float32 [B, T] each.
 
     Args:
       codes: Integers [B, F] or [B, F, G].
@@ -120,7 +120,7 @@ class SpeechCodec:
 
 
 class _ArrayReader:
-  """Audio in memory, read as a file is."""
+  """Audio in memory with the interface of a file reader."""
 
   def __init__(self, audio):
     self._audio = audio
@@ -135,7 +135,7 @@ def _as_reader(audio):
 
 
 def projected_condition(model: SpeechVQVAE, codes, speaker) -> tf.Tensor:
-  """The decoder's projected condition for codes, but for the context at the ends.
+  """The decoder's projected condition for codes, without the context at the ends.
 
   Args:
     model: The model.

@@ -1,4 +1,4 @@
-"""The networks around the quantiser of speech: encoders, and what turns codes into the decoder's condition."""
+"""The networks around the quantiser of speech: encoders, and the conditioner of the decoder."""
 
 import keras
 
@@ -53,7 +53,7 @@ def log_mel_encoder(
   latents_per_position: int = 1,
   voice_perturbation: float = 0.0,
 ) -> keras.Model:
-  """The encoder on log-mel spectra: two convolutions over five frames each, then residual ones.
+  """The encoder on log-mel spectra: two convolutions over five frames, then residual blocks.
 
   Deviation: the paper's encoder sees the raw waveform; this one learns in less time.
 
@@ -88,7 +88,7 @@ def conditioner(
   dilation_rates: tuple[int, ...] = (),
   latents_per_position: int = 1,
 ) -> keras.Model:
-  """Three convolutions over codebook vectors and the speaker, then residual ones: the decoder's local condition.
+  """Three convolutions over codebook vectors and the speaker, then residual blocks: the decoder's local condition.
 
   Args:
     embedding_dim: D.
@@ -116,13 +116,13 @@ def conditioner(
 
 
 def _latents(x, embedding_dim, latents_per_position):
-  """A frame's features to its latents, [B, F, C] -> [B, F, D] or [B, F, G, D]."""
+  """Splits the features of frames into latents, [B, F, C] -> [B, F, D] or [B, F, G, D]."""
   x = keras.layers.Conv1D(latents_per_position * embedding_dim, 1)(x)
   return keras.layers.Reshape((-1, latents_per_position, embedding_dim))(x) if latents_per_position > 1 else x
 
 
 def _dilated_residual(x, dilation_rate):
-  """A residual block of a dilated and a pointwise convolution; it begins as the identity.
+  """A residual block of a dilated and a pointwise convolution, initialised as the identity.
 
   ELU, here and around it: of rectified units Muon switches off all within some hundred steps, for good.
   """

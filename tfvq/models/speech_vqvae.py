@@ -94,7 +94,7 @@ class SpeechVQVAE(LikelihoodModel):
 
   @property
   def steps_per_frame(self) -> int:
-    """Steps of the decoder that a frame stands for."""
+    """Steps of the decoder per frame."""
     return self.hop_samples // self.audio_values.num_bands
 
   @property
@@ -183,7 +183,7 @@ class SpeechVQVAE(LikelihoodModel):
     return self._nats(self.audio_values(audio), condition)
 
   def encode_inside(self, audio) -> tf.Tensor:
-    """Codes of audio but for the context at its ends, float [B, (F + 2 C) hop_samples], C `encoder_context_frames`."""
+    """Codes of audio without the context at its ends, float [B, (F + 2 C) hop_samples], C `encoder_context_frames`."""
     return self.encode(audio)[:, self.encoder_context_frames : -self.encoder_context_frames or None]
 
   def encode_in_silence(self, audio) -> tf.Tensor:
@@ -196,7 +196,7 @@ class SpeechVQVAE(LikelihoodModel):
     self.quantizer.adapt(self.encoder(audio))
 
   def with_decoder(self, decoder) -> "SpeechVQVAE":
-    """The same model with another decoder of the same values and condition."""
+    """A copy of the model with another decoder of the same values and condition."""
     parts = {name: getattr(self, name) for name in _PARTS} | {"decoder": decoder}
     settings = {name: value for name, value in self.get_config().items() if name in _SETTINGS}
     model = SpeechVQVAE(**parts, **settings)

@@ -12,7 +12,7 @@ from tfvq.ops.mu_law import compress, expand
 
 
 class WaveNetState(NamedTuple):
-  """What generation carries from step to step."""
+  """The state of generation."""
 
   rings: tf.Tensor  # for each layer its last dilation_rate inputs, one layer after another, [sum of the rates, B, C]
   time: tf.Tensor  # steps done, int scalar
@@ -118,7 +118,7 @@ class WaveNet(AutoregressiveModel):
 
   @property
   def receptive_field(self) -> int:
-    """Number of steps, the present one not among them, on which a step's distribution depends."""
+    """Number of previous steps on which the distribution of a step depends."""
     return 1 + sum(self.dilation_rates)
 
   def build(self, input_shape=None):
@@ -159,7 +159,7 @@ class WaveNet(AutoregressiveModel):
     return tf.concat(skips, axis=-1)
 
   def embed(self, x):
-    """What the values of a step are to the first layer, integers [..., G] -> float [..., C]."""
+    """Embeds the values of a step for the first layer, integers [..., G] -> float [..., C]."""
     if not self.ordinal:
       rows = x + self.head.num_values * tf.range(self.head.num_variables)
       return tf.reduce_sum(self.embedding(rows), axis=-2)
@@ -179,7 +179,7 @@ class WaveNet(AutoregressiveModel):
     return projected
 
   def per_layer(self, projected) -> list[tf.Tensor]:
-    """A projected condition's part for each layer, [..., 2 C L] -> L times [..., 2 C]."""
+    """Splits a projected condition by layer, [..., 2 C L] -> L times [..., 2 C]."""
     return tf.split(projected, len(self.blocks), axis=-1)
 
   def initial_state(self, batch_size: int) -> WaveNetState:

@@ -1,4 +1,4 @@
-"""Pruning of WaveNets: what is kept, and smaller networks without what is not.
+"""Pruning of WaveNets: masks of what is kept, and removal of the rest.
 
 References: arXiv 1802.08435 (blocks of weights in recurrent vocoders).
 """
@@ -16,12 +16,12 @@ Importance = Callable[[keras.Variable], np.ndarray]  # of each weight of a varia
 
 
 def magnitude(variable: keras.Variable) -> np.ndarray:
-  """The importance of weights of which no gradients are known."""
+  """The importance of weights without known gradients: their magnitude."""
   return np.abs(np.array(variable))
 
 
 def masks_of(method: str, block_size: int) -> Callable[..., list[Mask]]:
-  """The function that chooses what is kept: `block_masks`, `channel_masks` or `layer_masks`."""
+  """The function that chooses the masks: `block_masks`, `channel_masks` or `layer_masks`."""
   if method == "blocks":
     return functools.partial(block_masks, block_size=block_size)
   return {"channels": channel_masks, "layers": layer_masks}[method]
@@ -71,7 +71,7 @@ def has_zero_blocks(wavenet: WaveNet, block_size: int, least: float = 0.0) -> bo
 
 
 def channel_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
-  """Keeps the strongest channels: of the residual stream over all layers, and as many gates of each layer."""
+  """Keeps the most important channels of the residual stream, and as many gates in each layer."""
   num_dead = min(wavenet.channels - 1, int(sparsity * wavenet.channels))
   stream = _mask_of_lowest(_stream_norms(wavenet, importance), num_dead)
   gates = [_mask_of_lowest(norms, num_dead) for norms in _gate_norms(wavenet, importance)]
@@ -83,7 +83,7 @@ def channel_masks(wavenet: WaveNet, sparsity: float, importance: Importance = ma
 
 
 def layer_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
-  """Keeps the layers that weigh most in what follows them."""
+  """Keeps the layers with the largest weights into later layers and the head."""
   norms = np.array([np.linalg.norm(norms) for norms in _gate_norms(wavenet, importance)])
   kept = _mask_of_lowest(norms, min(len(norms) - 1, int(sparsity * len(norms))))
   masks = [
