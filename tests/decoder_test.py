@@ -150,7 +150,7 @@ def test_wrong_use_is_refused(rng):
   x = rng.integers(0, 4, (4, 3, 3)).astype(np.int32)
   with pytest.raises(ValueError, match="give noise to draw a sample with"):
     model.reconstruct(x)
-  with pytest.raises(ValueError, match="cannot be told of latents: give it the network's channels as condition_dim"):
+  with pytest.raises(ValueError, match="has no local condition for the latents: set its condition_dim"):
     AutoregressiveDecoder(global_latent_map((3, 3)), PixelCNN(4, (3, 3), filters=4, num_layers=1))
   with pytest.raises(ValueError, match="is conditioned on 'local', but the condition given has 'label' and 'local'"):
     model((x, {"label": np.zeros([4], np.int32)}))
