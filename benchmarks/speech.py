@@ -20,7 +20,7 @@ from tfvq.models import WaveNet, gumbel_noise, noise_shape, sample
 from tfvq.ops.matmul import matmul_precision
 from tfvq.tasks.corpus_task import build_wavenet
 from tfvq.tasks.speech import build_speech_vqvae
-from tfvq.training.training import make_strategy
+from tfvq.training.strategy import make_strategy
 
 CONDITION_DIM = 64
 BATCH_SIZE, CROP_SAMPLES = 8, 4096  # of a training step

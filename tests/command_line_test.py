@@ -187,7 +187,7 @@ def test_terminated_training_saves_last_step(tmp_path):
 
 def flags_of(config):
   """Flags that turn the `small` config into this one."""
-  from tfvq.training.validation import fields
+  from tfvq.configs.rules import fields
 
   def text(value):
     return repr(tuple(value)) if isinstance(value, (tuple, list)) else value

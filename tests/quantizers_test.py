@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from export.endpoint import Endpoint, floats, integers
 
 from export import onnx, tflite
 from tfvq.configs import common
+from tfvq.endpoints.endpoint import Endpoint, floats, integers
 from tfvq.errors import UserError
 from tfvq.layers import (
   FiniteScalarQuantizer,
