@@ -146,7 +146,9 @@ def test_every_paper_config_of_images_builds_and_takes_a_step(name, tmp_path, ca
     task.manifest = {"features": {"codes": codes}}
   prior = task.build_prior()
   fit_one_step(
-    prior, config.train.prior, ((values, np.zeros(2, np.int32)),) if config.prior.class_conditional else values
+    prior,
+    config.train.prior,
+    ((values, {"label": np.zeros(2, np.int32)}),) if config.prior.class_conditional else values,
   )
   sizes["prior"] = prior.count_params()
   with capsys.disabled():

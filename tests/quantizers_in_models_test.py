@@ -44,7 +44,7 @@ def test_images_with_every_kind(kind, latents, rng, tmp_path):
   codes = model.encode(x)
   assert codes.shape == (8, 2, 3, *([latents] if latents > 1 else []), *model.quantizer.code_shape)
   assert model.decode(codes).shape == x.shape
-  nats = model(x).latent_nats
+  nats = model(x)["latent_nats"]
   np.testing.assert_allclose(nats, 2 * 3 * latents * model.quantizer.bits * np.log(2), rtol=1e-6)
   model.compile(keras.optimizers.Adam(1e-3), run_eagerly=True)
   assert np.isfinite(model.fit(x, verbose=0).history["loss"]).all()
