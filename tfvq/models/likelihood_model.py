@@ -58,7 +58,8 @@ class LikelihoodModel(keras.Model):
     losses = self.example_losses(x, y_pred, training)
     num_examples = tf.cast(tf.shape(losses)[0], losses.dtype)
     loss = tf.math.divide_no_nan(tf.reduce_sum(losses), num_examples)
-    return share_of_loss(loss + sum(tf.cast(added, loss.dtype) for added in self.losses), num_examples, training)
+    added = sum((tf.cast(added, loss.dtype) for added in self.losses), tf.zeros([], loss.dtype))
+    return share_of_loss(loss, added, num_examples, training)
 
   def make_train_function(self, force=False):
     if self.train_function is None or force:

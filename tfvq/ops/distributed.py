@@ -9,25 +9,26 @@ def num_replicas() -> int:
   return 1 if context is None else context.num_replicas_in_sync
 
 
-def share_of_loss(loss: tf.Tensor, num_examples: tf.Tensor, training: bool = True) -> tf.Tensor:
-  """Weights a replica's mean loss by its part of the global batch, because Keras sums the gradients of all replicas.
+def share_of_loss(loss: tf.Tensor, added: tf.Tensor, num_examples: tf.Tensor, training: bool = True) -> tf.Tensor:
+  """Weights a replica's losses by its part of the global batch, because Keras sums the gradients of all replicas.
 
   Args:
     loss: Mean over this replica's examples, float scalar.
-    num_examples: Number of these examples, float scalar; it may differ between replicas, and may be zero.
+    added: Losses that layers have added, float scalar: its mean over the replicas is that of the global batch.
+    num_examples: Number of this replica's examples, float scalar; it may differ between replicas, and may be zero.
     training: Whether the gradient is needed.
 
   Returns:
-    The loss divided by the number of replicas; Keras's loss metric multiplies by that number. The gradient is weighted
-    by the fraction of all examples that this replica has.
+    The loss and the mean of `added` over the replicas, divided by the number of replicas; Keras's loss metric
+    multiplies by that number. The gradient of `loss` is weighted by the fraction of all examples that this replica has.
   """
   if num_replicas() == 1:
-    return loss
-  share = loss / num_replicas()
+    return loss + added
+  num_all, added_by_all = sum_over_replicas(num_examples, tf.stop_gradient(added))
+  share = (loss + added_by_all / num_replicas()) / num_replicas()
   if not training:
     return share
-  (total,) = sum_over_replicas(num_examples)
-  weighted = tf.math.divide_no_nan(loss * num_examples, total)
+  weighted = tf.math.divide_no_nan(loss * num_examples, num_all) + added / num_replicas()
   return weighted + tf.stop_gradient(share - weighted)
 
 
