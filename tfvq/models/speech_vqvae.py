@@ -3,10 +3,11 @@
 import keras
 import tensorflow as tf
 
+from tfvq.layers.replica_losses import keep_replica_losses
 from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.models.spectral_vqvae import SpectralVQVAE
 from tfvq.models.speech_networks import context_of
-from tfvq.ops.distributed import num_replicas, replica_seed
+from tfvq.ops.distributed import num_replicas, replica_seed, sum_over_replicas
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.values import check_values
 
@@ -113,7 +114,10 @@ class SpeechVQVAE(LikelihoodModel):
     mel_error = self.spectral.mel_error(audio, condition)
     heard = tf.cast(~is_null, mel_error.dtype)
     self._mel_error.update_state(mel_error, sample_weight=heard)
-    mel_error = tf.math.divide_no_nan(tf.reduce_sum(mel_error * heard), tf.reduce_sum(heard))
+    with keep_replica_losses(self):
+      (num_heard,) = sum_over_replicas(tf.reduce_sum(heard))
+    # Added losses have as their mean over the replicas that of the global batch.
+    mel_error = tf.math.divide_no_nan(tf.reduce_sum(mel_error * heard), num_heard / num_replicas())
     self.add_loss(self.mel_weight * mel_error)
     margin, steps = self.margin_frames, self.margin_frames * self.steps_per_frame
     values = for_any_batch(self.audio_values, audio)[:, steps : -steps or None]
