@@ -168,7 +168,9 @@ def test_vectors_left_out_change_nothing(kind, left_out, rng):
         loss = tf.reduce_sum(z_q) + sum(quantizer.losses)
     gradients.append(tape.gradient(loss, batch).numpy())
   np.testing.assert_allclose(other.losses, plain.losses, rtol=1e-5)
-  np.testing.assert_allclose(np.delete(gradients[1], [1, 4], axis=1), gradients[0], rtol=1e-4, atol=1e-6)
+  # Sums of another length may be rounded differently, in parts of their largest terms.
+  atol = 1e-5 * np.abs(gradients[0]).max()
+  np.testing.assert_allclose(np.delete(gradients[1], [1, 4], axis=1), gradients[0], rtol=1e-4, atol=atol)
   for weight, expected in zip(weights_of(other), weights_of(plain), strict=True):
     np.testing.assert_allclose(weight, expected, rtol=1e-5)
   figures, expected = other.usage.result(), plain.usage.result()
