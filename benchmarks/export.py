@@ -9,9 +9,6 @@ given by a graph with nothing but the matrix products of its layers and the firs
 """
 
 import functools
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf

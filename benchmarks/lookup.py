@@ -14,9 +14,6 @@ import os
 import pathlib
 import re
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import numpy as np
 
 from benchmarks.timing import medians, report

@@ -11,12 +11,8 @@ python -m benchmarks.quantisers --data=frames.npz --results=runs/quantisers.json
 
 import argparse
 import json
-import os
 import pathlib
 import time
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np

@@ -4,11 +4,6 @@ pip install -r benchmarks/requirements.txt
 python -m benchmarks.sampling
 """
 
-import os
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp

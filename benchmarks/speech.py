@@ -5,10 +5,6 @@ python -m benchmarks.speech
 
 import contextlib
 import multiprocessing
-import os
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np

@@ -8,11 +8,7 @@ tfvq_converted (the clips in the voice of --target), and second (recordings of t
 device_converted, the reconstructions by an exported codec.
 """
 
-import os
 import pathlib
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from absl import flags

@@ -4,11 +4,6 @@ pip install -r benchmarks/requirements.txt
 python -m benchmarks.training_step
 """
 
-import os
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import keras
 import numpy as np
 import tensorflow as tf

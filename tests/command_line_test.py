@@ -103,16 +103,14 @@ def test_config_is_found_by_name(config):
     ("-m", "benchmarks.speech_clips"),
   ],
 )
-def test_help_into_closed_pipe_ends_without_traceback(command):
+def test_help_into_closed_pipe_ends_silently(command):
   reader, writer = os.pipe()
   os.close(reader)
   command = [sys.executable, *command, "--help"]
   environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
   result = subprocess.run(command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False)
   os.close(writer)
-  assert result.returncode == 141
-  # The newest TensorFlow logs lines while a benchmark imports it.
-  assert b"Traceback" not in result.stderr and b"BrokenPipeError" not in result.stderr
+  assert (result.returncode, result.stderr) == (141, b"")
 
 
 WAITING = """if True:

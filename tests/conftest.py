@@ -61,6 +61,18 @@ def exported_speech(speech_run_folder, tmp_path_factory):
   )
 
 
+@pytest.fixture(scope="session")
+def codec_folder(speech_run_folder, tmp_path_factory):
+  """The exported codec of a tiny run, in float32."""
+
+  def make(folder):
+    from export.exporter import export  # takes seconds to import: only where it is used
+
+    export(open_task(speech_run_folder), folder, ("tflite",), ("none",))
+
+  return shared_folder("exported_codec", tmp_path_factory, make) / "tflite" / "none"
+
+
 def shared_folder(name, tmp_path_factory, make):
   """A read-only folder that is made once, by the first of pytest-xdist's workers that needs it."""
   root = tmp_path_factory.getbasetemp()

@@ -35,3 +35,8 @@ def fake_recordings(num_sentences=60, speakers=("ann", "bob"), broken=()):
     for speaker in speakers
     for sentence in range(num_sentences)
   ]
+
+
+def modulated_noise(num_samples, rng):
+  """Noise of varying loudness, float32 [num_samples]."""
+  return (0.1 * np.abs(np.sin(np.arange(num_samples) / 3000)) * rng.normal(size=num_samples)).astype(np.float32)

@@ -22,8 +22,8 @@ def wavenet_prior_endpoint(prior: models.WaveNet, source) -> Endpoint:
 def pixelcnn_endpoints(prior: models.PixelCNN, source) -> list[Endpoint]:
   """The steps of the generation of codes by a PixelCNN: one per row and one per pixel.
 
-  The state is the inputs "state_00", "state_01", ... and the outputs "next_state_00", ...; its first value is zeros, or
-  the output of "prior_start" for a class.
+  The state is the inputs "state_00", "state_01", ... and the outputs "next_state_00", ...; its first value is zeros. A
+  class-conditional prior takes the class at the beginning of each row.
 
   Args:
     prior: The prior.

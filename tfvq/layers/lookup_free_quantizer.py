@@ -96,7 +96,7 @@ class LookupFreeQuantizer(ScalarQuantizer):
     commitment = masked_mean(tf.math.squared_difference(channels, values), counted, count)
     logits = 4 * channels / self.temperature  # of the bits: the difference of two squared distances
     # Entropies of single bits add up to that of a soft code.
-    entropies = tf.reduce_sum(tf.math.softplus(logits) - logits * tf.sigmoid(logits), axis=-1, keepdims=True)
+    entropies = tf.reduce_sum(_binary_entropy(logits), axis=-1, keepdims=True)
     penalty = masked_mean(entropies, counted, count) - self.diversity * self._entropy_of_mean(logits, counted, count)
     return {"commitment": self.commitment_cost * commitment, "entropy": self.entropy_weight * penalty}
 

@@ -79,7 +79,7 @@ class ProductQuantizer(Quantizer):
   def _quantize(self, z, counted, training):
     vectors, codes, losses = [], [], {}
     for number, (quantizer, group) in enumerate(zip(self.quantizers, self._split(z), strict=True)):
-      quantized = quantizer._quantize(group, counted, training)
+      quantized = quantizer._quantize(group, counted, training and quantizer.trainable)
       vectors.append(quantized.z_q)
       codes.append(quantized.codes)
       share = quantizer.embedding_dim / self.embedding_dim

@@ -140,7 +140,7 @@ class Quantizer(keras.layers.Layer, abc.ABC):
 
   @abc.abstractmethod
   def _quantize(self, z, counted, training) -> Quantized:
-    """As `quantize_vectors`: of finite vectors of the layer's own dtype; `counted` tells which count, boolean [...]."""
+    """As `quantize_vectors`, for finite vectors of the layer's own dtype; `counted` [...] marks those that count."""
 
   def encode(self, z_e, exact: bool = True) -> tf.Tensor:
     """Codes of vectors, float [..., D] -> int32 [..., *code_shape].

@@ -111,7 +111,7 @@ class ResidualQuantizer(Quantizer):
     codes, losses = [], {}
     for number, level in enumerate(self.quantizers):
       is_used = num_levels > number
-      quantized = level._quantize(residual, counted & is_used, training)
+      quantized = level._quantize(residual, counted & is_used, training and level.trainable)
       part = tf.where(is_used[..., tf.newaxis], tf.stop_gradient(quantized.z_q), 0)
       e, residual = e + part, residual - part
       codes.append(tf.where(is_used, quantized.codes, -1))

@@ -139,7 +139,7 @@ class VectorQuantizer(CodebookQuantizer):
     weighted = {"commitment": self.commitment_cost * losses["commitment"]}
     if self.decay is None:
       weighted["codebook"] = losses["codebook"]
-    elif training and self.trainable:
+    elif training:
       self._update_codebook(tf.stop_gradient(z), tf.where(counted, codes, -1))
     return Quantized(z_q, codes, weighted)
 

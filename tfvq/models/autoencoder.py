@@ -1,5 +1,7 @@
 """The base of all autoencoders: an encoder, a decoder, training and metrics."""
 
+import abc
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -32,9 +34,9 @@ class Autoencoder(LikelihoodModel):
     self._psnr_db = PeakSignalToNoiseRatio() if decoder.has_mode else None
     self._bits_per_dim = keras.metrics.Mean(name="bits_per_dim") if decoder.discrete else None
 
+  @abc.abstractmethod
   def bottleneck(self, x, training=False) -> tuple[tf.Tensor, tf.Tensor]:
     """Latents of data and what they cost, [B, ...] -> (z float [B, ...], nats float [B])."""
-    raise NotImplementedError
 
   def call(self, inputs, training=False):
     x, condition = split_condition(inputs)

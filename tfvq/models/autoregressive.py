@@ -34,7 +34,7 @@ class Condition(NamedTuple):
     )
 
 
-class AutoregressiveModel(LikelihoodModel, abc.ABC):
+class AutoregressiveModel(LikelihoodModel):
   """A model of integers in a fixed order: the values of each position given those before it.
 
   Positions are the steps of a sequence [T] or the pixels of a grid [H, W]; a position has G values, each one of K.

@@ -1,5 +1,6 @@
 """Decoders of autoencoders: the distribution of data given latents."""
 
+import abc
 import warnings
 
 import keras
@@ -11,7 +12,7 @@ from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import to_full_precision
 
 
-class Decoder(keras.Model):
+class Decoder(keras.Model, abc.ABC):
   """The distribution p(x | z) of data x given latents z.
 
   Subclasses define `log_prob_and_mode`, `is_flagged` and `check_flagged` (see `LikelihoodModel`), and at least one of
@@ -33,9 +34,9 @@ class Decoder(keras.Model):
     """Conditions of the data in addition to the latents, by name."""
     return {}
 
+  @abc.abstractmethod
   def log_prob_and_mode(self, x, z, condition=None, training=False) -> tuple[tf.Tensor, tf.Tensor | None]:
     """`log_prob` and, where there is one, the mode, both from one pass through the network."""
-    raise NotImplementedError
 
   def log_prob(self, x, z, condition=None) -> tf.Tensor:
     """Log-likelihood in nats.
@@ -75,13 +76,13 @@ class Decoder(keras.Model):
     """
     raise ValueError(f"{self.name} draws no samples: leave out the noise to get the mode.")
 
+  @abc.abstractmethod
   def is_flagged(self, x, condition=None) -> tf.Tensor:
     """Marks the examples of a batch that `check_flagged` counts, boolean [B]."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def check_flagged(self, share: float) -> None:
     """Raises an error, or warns, depending on the fraction of marked examples."""
-    raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable("tfvq")

@@ -1,5 +1,7 @@
 """The base of all models: `fit`, `evaluate`, `predict` and `export`."""
 
+import abc
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -7,7 +9,7 @@ import tensorflow as tf
 from tfvq.ops.distributed import num_replicas, share_of_loss
 
 
-class LikelihoodModel(keras.Model):
+class LikelihoodModel(keras.Model, abc.ABC):
   """A model that minimises the mean of a loss over the examples of the global batch.
 
   The figures are the same for any number of replicas and for a last batch that they cannot share evenly. Metrics
@@ -23,21 +25,21 @@ class LikelihoodModel(keras.Model):
     super().__init__(**kwargs)
     self._flagged = keras.metrics.Mean(name="flagged_examples")
 
+  @abc.abstractmethod
   def example_losses(self, x, y_pred, training: bool) -> tf.Tensor:
     """Updates the metrics with a batch, and returns the loss of each example, float [B]."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def is_flagged(self, x) -> tf.Tensor:
     """Marks the examples of a batch that `check_flagged` counts, boolean [B]."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def check_flagged(self, share: float) -> None:
     """Called after the first batch and with every result: raises or warns by the fraction of marked examples."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def input_signature(self) -> list:
     """Shapes and dtypes of the inputs of `call`, as `export` takes them."""
-    raise NotImplementedError
 
   def fit(self, *args, sample_weight=None, **kwargs):
     self._refuse_weights(sample_weight)  # which Keras drops where there is no y

@@ -272,10 +272,12 @@ class SpeechTask(CorpusTask, PrunableTask):
 
   def codec_facts(self):
     facts = self.export_facts()
-    facts["num_embeddings"] = facts.pop("num_values")
-    for name in ("codes_per_second", "kilobits_per_second"):
-      del facts[name]
-    return {**facts, **codec_facts(self.autoencoder, self.config.samples.temperature)}
+    shared = ("autoencoder_sha256", "sample_rate_hz", "hop_samples", "frame_shape", "speakers")
+    return {
+      "num_embeddings": facts["num_values"],
+      **{name: facts[name] for name in shared},
+      **codec_facts(self.autoencoder, self.config.samples.temperature),
+    }
 
 
 def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.SpeechVQVAE:
