@@ -276,6 +276,21 @@ def test_values_out_of_range_are_refused(jit_compile, head_class, wrong, rng):
     model.head.log_prob(model.head(tf.zeros([1, 16]), tf.zeros([1, 2], tf.int32)), [[0, wrong]])
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("ordinal", [False, True])
+@pytest.mark.parametrize("head_class", [CategoricalHead, LogisticMixtureHead])
+@pytest.mark.parametrize("wrong", [-1, 6, 2**31 - 1])
+def test_in_a_graph_an_example_out_of_range_has_the_log_prob_nan(wrong, head_class, ordinal, jit_compile, rng):
+  head = head_class(6, 2, hidden_units=4)
+  model, given = wavenet("speaker", batch_size=4, rng=rng, head=head, rates=(1, 2), ordinal=ordinal)
+  x = rng.integers(0, 6, (4, 12, 2)).astype(np.int32)
+  expected = model.log_prob(x, given).numpy()
+  speaker = given["speaker"].numpy()
+  x[1, 2, 0], speaker[2], expected[1:3] = wrong, 4, np.nan
+  log_prob = tf.function(model.log_prob, jit_compile=jit_compile)
+  np.testing.assert_allclose(log_prob(x, {"speaker": speaker}), expected, rtol=1e-5)
+
+
 def test_speakers_out_of_range_are_refused(rng):
   model, _ = wavenet("speaker", rng=rng)
   with pytest.raises(ValueError, match=r"the condition 'speaker' of .* must be in 0\.\.3"):

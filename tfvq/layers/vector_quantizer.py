@@ -4,9 +4,9 @@ import keras
 import tensorflow as tf
 
 from tfvq.layers.codebook_quantizer import CodebookQuantizer
-from tfvq.ops import cell_margin
+from tfvq.ops import cell_margin, nearest_code
 from tfvq.ops.distributed import one_hot_replica, replica_id, sum_over_replicas
-from tfvq.ops.quantize import GRADIENTS, Quantized, quantize, unit_length
+from tfvq.ops.quantize import GRADIENTS, Quantized, latent_losses, unit_length, with_gradient
 
 _METRICS = ("euclidean", "cosine")
 
@@ -134,14 +134,17 @@ class VectorQuantizer(CodebookQuantizer):
     return super()._encode(self._scaled(z), exact)
 
   def _quantize(self, z, counted, training):
-    z = self._scaled(z)
-    z_q, codes, losses = quantize(z, self.codebook, counted, self.gradient)
+    # As `tfvq.ops.quantize`, for vectors that are known to be finite.
+    z, codebook = self._scaled(z), self.codebook
+    codes = nearest_code(tf.stop_gradient(z), tf.stop_gradient(codebook))
+    e = tf.gather(codebook, codes)
+    losses = latent_losses(z, e, counted)
     weighted = {"commitment": self.commitment_cost * losses["commitment"]}
     if self.decay is None:
       weighted["codebook"] = losses["codebook"]
     elif training:
       self._update_codebook(tf.stop_gradient(z), tf.where(counted, codes, -1))
-    return Quantized(z_q, codes, weighted)
+    return Quantized(with_gradient(z, e, self.gradient), codes, weighted)
 
   def _update_codebook(self, z, codes):
     """Moves the codebook to the moving averages of the vectors of each code, then revives dead codes.

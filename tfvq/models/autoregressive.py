@@ -113,13 +113,21 @@ class AutoregressiveModel(LikelihoodModel):
       condition: A dict of the tensors named in `conditions`, or None.
       training: Whether layers such as dropout behave as in training.
 
+    Returns:
+      Float [B]. In a graph, an example with an integer out of its range, in x or the condition, gives NaN.
+
     Raises:
       ValueError: The condition has other names or shapes, or, in eager mode, an integer is out of its range.
     """
-    x = self.with_variables(x)
+    x, condition = self.with_variables(x), self.checked_condition(condition)
     check_values(x, self.head.num_values, f"Values of {self.name}")
-    log_prob = self.log_prob_per_position(x, condition, training)
-    return tf.reduce_sum(log_prob, axis=list(range(1, log_prob.shape.rank)))
+    is_outside = self._is_outside(x, condition)
+    # Look-ups of integers out of range raise an error, or return anything, depending on the device.
+    x = tf.clip_by_value(x, 0, self.head.num_values - 1)
+    clipped = {name: tf.clip_by_value(condition[name], 0, size - 1) for name, size in self._condition_sizes().items()}
+    log_prob = self.log_prob_per_position(x, {**condition, **clipped}, training)
+    log_prob = tf.reduce_sum(log_prob, axis=list(range(1, log_prob.shape.rank)))
+    return tf.where(is_outside, tf.constant(np.nan, log_prob.dtype), log_prob)
 
   def log_prob_per_position(self, x, condition=None, training=False) -> tf.Tensor:
     """The terms of `log_prob` in nats, one for each position, int32 [B, positions..., G] -> [B, positions...]."""
@@ -164,19 +172,23 @@ class AutoregressiveModel(LikelihoodModel):
 
   def is_flagged(self, x):
     x, condition = split_condition(x)
-    flagged = outside(self.with_variables(x), self.head.num_values)
-    for name, num_values in self._ranges().items():
-      flagged |= outside(condition[name], num_values)
-    return flagged
+    return self._is_outside(self.with_variables(x), condition)
 
   def check_flagged(self, share):
     if share:
-      ranges = {"value": self.head.num_values, **self._ranges()}
-      wrong = " or ".join(f"a {name} outside 0..{num_values - 1}" for name, num_values in ranges.items())
+      sizes = {"value": self.head.num_values, **self._condition_sizes()}
+      wrong = " or ".join(f"a {name} outside 0..{size - 1}" for name, size in sizes.items())
       raise ValueError(f"{share:.1%} of the examples for {self.name} have {wrong}.")
 
-  def _ranges(self):
-    """For each condition of integers the number of its values."""
+  def _is_outside(self, x, condition):
+    """Whether an example has an integer out of its range, int32 [B, positions..., G] and its condition -> bool [B]."""
+    is_outside = outside(x, self.head.num_values)
+    for name, size in self._condition_sizes().items():
+      is_outside |= outside(condition[name], size)
+    return is_outside
+
+  def _condition_sizes(self):
+    """The number of values of each condition of integers, by name."""
     return {name: condition.num_values for name, condition in self.conditions.items() if condition.num_values}
 
   def input_signature(self):

@@ -34,7 +34,7 @@ class SpectralVQVAE(LikelihoodModel):
 
   Training behaviour:
     `compile(optimizer)` and `fit` minimise that error and the quantiser's loss. Metrics: `mel_error`, `perplexity`,
-    `codebook_usage`. Nothing is quantised while `quantizing` is False.
+    `codebook_usage`. While `quantizing` is False, the conditioner gets z_e itself and the quantiser is not trainable.
 
   Example:
     >>> model = SpectralVQVAE(log_mel_encoder(embedding_dim=4, hidden_units=8), VectorQuantizer(16, 4),
@@ -49,7 +49,7 @@ class SpectralVQVAE(LikelihoodModel):
     self.quantizer = quantizer
     self.conditioner = conditioner
     self.hop_samples = hop_samples
-    self.quantizing = True
+    self._quantizing = True
     # Within a recording no code stands beside silence: so far from a training clip's ends nothing is learned.
     self.margin_frames = context_of(encoder) + context_of(conditioner)
     self.log_mel = LogMel(hop_samples=hop_samples, dtype=full_precision(self.variable_dtype))
@@ -63,6 +63,17 @@ class SpectralVQVAE(LikelihoodModel):
     """Number of speakers, or the largest int32 where the conditioner has no layer `speaker_embedding` to tell it."""
     sizes = [layer.input_dim for layer in self.conditioner.layers if layer.name == "speaker_embedding"]
     return sizes[0] if sizes else tf.int32.max
+
+  @property
+  def quantizing(self) -> bool:
+    """Whether z_e is quantised. Compile the model after a change."""
+    return self._quantizing
+
+  @quantizing.setter
+  def quantizing(self, quantizing: bool):
+    self._quantizing = quantizing
+    # A quantiser that the loss does not depend on has no gradients.
+    self.quantizer.trainable = quantizing
 
   def call(self, inputs, training=False):
     z_q = self.codebook_vectors(inputs["audio"], training)

@@ -70,8 +70,9 @@ def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor, exact: bool = True) -> tf.
 
 
 def is_finite(vectors: tf.Tensor) -> tf.Tensor:
-  """Whether a vector's squared norm is a finite number, float [..., D] -> bool [...]."""
-  return tf.reduce_sum(tf.square(vectors), axis=-1) <= vectors.dtype.max
+  """Whether vectors are finite, with finite squared distances to each other, float [..., D] -> bool [...]."""
+  # (|a| + |b|)^2 <= max holds if both squares are at most max / 4. The other half is for rounding.
+  return tf.reduce_sum(tf.square(vectors), axis=-1) <= vectors.dtype.max / 8
 
 
 class _Tables:

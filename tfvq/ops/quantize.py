@@ -45,13 +45,23 @@ def quantize(
   finite = codes >= 0
   e = tf.gather(codebook, tf.maximum(codes, 0))
   z = tf.where(finite[..., tf.newaxis], tf.cast(z_e, e.dtype), tf.stop_gradient(e))
-  counted = finite & expand_mask(mask, codes)
+  losses = latent_losses(z, e, finite & expand_mask(mask, codes))
+  return Quantized(tf.cast(with_gradient(z, e, gradient), z_e.dtype), codes, losses)
+
+
+def latent_losses(z: tf.Tensor, e: tf.Tensor, counted: tf.Tensor) -> dict[str, tf.Tensor]:
+  """The latent losses that `quantize` returns.
+
+  Args:
+    z: Vectors, float [..., D].
+    e: Their codebook vectors, of the same shape and dtype.
+    counted: Boolean [...], False where a vector is ignored.
+  """
   count = count_per_replica(counted, e.dtype)
-  losses = {
+  return {
     "codebook": masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted, count),
     "commitment": masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted, count),
   }
-  return Quantized(tf.cast(with_gradient(z, e, gradient), z_e.dtype), codes, losses)
 
 
 def with_gradient(z: tf.Tensor, e: tf.Tensor, gradient: str) -> tf.Tensor:
