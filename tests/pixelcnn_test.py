@@ -246,7 +246,7 @@ def test_noise_of_another_shape_is_refused(rng):
   model, _ = model_and_condition("none", 3, rng)
   with pytest.raises(ValueError, match=r"must have the shape \(5, 4, None, 1, 7\), but has \(4, 5, 3, 1, 7\)"):
     sample(model, gumbel_noise(0, [4, 5, 3, 1, 7]))
-  with pytest.raises(ValueError, match="draws grids: leave out num_steps"):
+  with pytest.raises(ValueError, match="samples grids: leave out num_steps"):
     noise_shape(model, 3, 20)
 
 

@@ -238,7 +238,7 @@ def test_a_condition_that_does_not_suit_is_refused(rng):
     model.log_prob(x, {"local": tf.zeros([2, 3])})
   with pytest.raises(ValueError, match=r"must have the shape \(None, None, 3\), but has \(2, 4, 1\)"):
     model.log_prob(x, {"local": tf.zeros([2, 4, 1])})
-  with pytest.raises(ValueError, match="draws sequences: give num_steps"):
+  with pytest.raises(ValueError, match="samples sequences: give num_steps"):
     noise_shape(model, 2)
   with pytest.raises(ValueError, match="dilation_rates"):
     WaveNet(CategoricalHead(4), dilation_rates=())
