@@ -128,7 +128,7 @@ class VIMCO(Autoencoder):
 
 
 def vimco_objective(log_weights: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """The multi-sample bound, and a surrogate loss that has the VIMCO gradient.
+  """The multi-sample bound, and a surrogate objective that has the VIMCO gradient.
 
   Reference: arXiv 1602.06725, eq. 9-11.
 

@@ -14,9 +14,7 @@ from tfvq.ops.mu_law import compress, expand
 class WaveNetState(NamedTuple):
   """The state of generation between two steps."""
 
-  rings: (
-    tf.Tensor
-  )  # [sum of dilation rates, B, C], ring buffers of each layer's last dilation_rate inputs, concatenated
+  rings: tf.Tensor  # ring buffers of each layer's last dilation_rate inputs, concatenated, [sum of the rates, B, C]
   time: tf.Tensor  # number of steps done, int scalar
 
 
@@ -43,8 +41,8 @@ class WaveNet(AutoregressiveModel):
     **kwargs: As for `keras.Model`.
 
   Input shape:
-    x: integers [B, T, G]; or a pair (x, condition), see `AutoregressiveModel`. The condition may be None, except under a
-    `tf.distribute` strategy: give x alone there.
+    x: integers [B, T, G]; or a pair (x, condition), see `AutoregressiveModel`. The condition may be None, except under
+    a `tf.distribute` strategy: give x alone there.
 
   Output shape:
     Parameters of the output distribution, float [B, T, ...].
