@@ -11,7 +11,7 @@ import tqdm
 
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.shards import write_shard
-from tfvq.data.speech_corpus import SPLITS, SEGMENT_SAMPLES, VERSION, to_record
+from tfvq.data.speech_corpus import SEGMENT_SAMPLES, SPLITS, VERSION, to_record
 from tfvq.errors import UserError
 from tfvq.files import write_json
 from tfvq.ops.loudness import FRAME_SAMPLES, frame_powers, gain_to_level, is_sounding
