@@ -1,14 +1,14 @@
-"""Measures speech codecs, and Codec2 for comparison, on clips of benchmarks/speech_clips.py; prints tables.
+"""Measures the quality of speech codecs, and of Codec2, on clips of benchmarks/speech_clips.py; prints tables.
 
   pip install -r requirements-eval.txt    # in a separate environment; Codec2 is Debian's package codec2
   python benchmarks/speech_quality.py clips --transcripts=core-sounds-en.txt.gz --out=runs/speech/quality.json
 
-The report of the run shows the tables in --out after its stage `evaluation` is run again.
+To show the tables of --out in the report of the run, run its stage `evaluation` again.
 
-The metrics of every codec, all aligned in the same way, are ViSQOL (speech mode), PESQ (wide band), STOI, word error
-rates of pocketsphinx with a language model of the prompts and with its general one, hiss (the rise of the log mel
-magnitudes, floored at 1e-5, in the quietest tenth of the frames), and the fraction of converted clips whose voice is
-closer to the target speaker than to the source. Transcripts have lines `name: text`.
+All decoded clips are aligned in the same way. The metrics are ViSQOL (speech mode), PESQ (wide band), STOI, the word
+error rates of pocketsphinx with a language model of the prompts and with its general one, hiss (the increase of the log
+mel magnitudes, which are at least 1e-5, in the quietest tenth of the frames), and the fraction of converted clips whose
+voice is closer to the target speaker than to the source. Transcripts have lines `name: text`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import pystoi
 import soundfile
 
 RATE_HZ = 16_000
-MAX_DELAY = 800  # of a codec in samples, in either direction
+MAX_DELAY = 800  # largest delay of a codec in samples, positive or negative
 
 
 def main():
@@ -141,7 +141,7 @@ def log_mel(audio):
 
 
 def word_errors(texts, closed):
-  """Makes a metric: the word error rate over clips whose words are all in the recogniser's dictionary."""
+  """Returns the metric word error rate, over the clips whose words are all in the recogniser's dictionary."""
   with tempfile.TemporaryDirectory() as folder:
     settings = {"samprate": RATE_HZ, "loglevel": "FATAL"}
     if closed:
@@ -170,7 +170,7 @@ def word_errors(texts, closed):
 
 
 def bigrams(sentences):
-  """A back-off bigram model with absolute discounting, as ARPA text."""
+  """A back-off bigram language model with absolute discounting, in the ARPA format."""
   pairs, singles = collections.Counter(), collections.Counter()
   for sentence in sentences:
     marked = ["<s>", *sentence, "</s>"]
@@ -201,7 +201,7 @@ def edit_distance(reference, heard):
 
 
 def conversion(clips, word_error, originals):
-  """Whether converted clips sound like the target: cosines to the mean voice embeddings of both speakers."""
+  """Measures whether converted clips sound like the target, by cosines to both speakers' mean voice embeddings."""
   from resemblyzer import VoiceEncoder
 
   encoder = VoiceEncoder("cpu", verbose=False)

@@ -1,6 +1,6 @@
 """A prepared speech corpus in TFRecord shards, made by `tfvq.data.speech_preparation`.
 
-The split "train" contains stretches of equal length: recordings of one speaker, joined end to end. "validation" and
+The split "train" contains segments of equal length, cut from concatenated recordings of one speaker. "validation" and
 "held_out" contain whole recordings.
 """
 
@@ -19,7 +19,7 @@ from tfvq.ops.loudness import FRAME_SAMPLES
 
 SPLITS = ("train", "validation", "held_out")
 VERSION = 3  # of the records and of the manifest; before 3, recordings could be swapped
-STRETCH_SAMPLES = 10 * SAMPLE_RATE_HZ
+SEGMENT_SAMPLES = 10 * SAMPLE_RATE_HZ
 NUM_PHONE_FIELDS = 5  # ids of this, the previous and the next phone; position in this one in percent; its length
 
 _FILES_AT_ONCE = 64
@@ -83,26 +83,26 @@ class SpeechCorpus:
     Raises:
       UserError: `crop_samples` is too large, or not a multiple of 160 although phones are wanted.
     """
-    if 2 * crop_samples > STRETCH_SAMPLES:
+    if 2 * crop_samples > SEGMENT_SAMPLES:
       raise UserError(
         f"Training needs crops of {crop_samples} samples, including the context of the networks, but at most "
-        f"{STRETCH_SAMPLES // 2} are possible: lower config.data.crop_samples."
+        f"{SEGMENT_SAMPLES // 2} are possible: lower config.data.crop_samples."
       )
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
-    num_stretches = sum(shard["num_records"] for shard in self._shards("train"))
-    num_crops = (STRETCH_SAMPLES - crop_samples) // crop_samples
+    num_segments = sum(shard["num_records"] for shard in self._shards("train"))
+    num_crops = (SEGMENT_SAMPLES - crop_samples) // crop_samples
     crop_frames = crop_samples // FRAME_SAMPLES
     if with_phones and crop_samples % FRAME_SAMPLES:
       raise UserError(f"Crops of {crop_samples} samples are not a multiple of {FRAME_SAMPLES}, the frame of phones.")
 
-    def crops(stretch):
-      frames = (STRETCH_SAMPLES - num_crops * crop_samples) // FRAME_SAMPLES
+    def crops(segment):
+      frames = (SEGMENT_SAMPLES - num_crops * crop_samples) // FRAME_SAMPLES
       frame = tf.random.uniform([], 0, frames, tf.int32, seed=seed)
       offset = frame * FRAME_SAMPLES
-      audio = tf.reshape(stretch["audio"][offset : offset + num_crops * crop_samples], [num_crops, crop_samples])
-      crop = {"audio": audio, "speaker": tf.fill([num_crops], stretch["speaker"])}
+      audio = tf.reshape(segment["audio"][offset : offset + num_crops * crop_samples], [num_crops, crop_samples])
+      crop = {"audio": audio, "speaker": tf.fill([num_crops], segment["speaker"])}
       if with_phones:
-        phones = stretch["phones"][frame : frame + num_crops * crop_frames]
+        phones = segment["phones"][frame : frame + num_crops * crop_frames]
         crop["phones"] = tf.reshape(phones, [num_crops, crop_frames, NUM_PHONE_FIELDS])
       return crop
 
@@ -110,13 +110,13 @@ class SpeechCorpus:
     records = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths), seed=seed)
     num_open = min(len(paths), _FILES_AT_ONCE)
     records = records.interleave(tf.data.TFRecordDataset, cycle_length=num_open)
-    stretches = records.map(_parse).shuffle(min(num_stretches, 512), seed=seed).repeat()
-    examples = stretches.map(crops).unbatch().shuffle(2048, seed=seed)
+    segments = records.map(_parse).shuffle(min(num_segments, 512), seed=seed).repeat()
+    examples = segments.map(crops).unbatch().shuffle(2048, seed=seed)
     batches = examples.batch(batch_size, drop_remainder=True)
     return batches.map(lambda batch: {**batch, "audio": _to_float(batch["audio"])}).prefetch(tf.data.AUTOTUNE)
 
   def clips(self, split: str) -> "_Clips":
-    """The recordings of "validation" or "held_out", or the stretches of "train", in the order they were written.
+    """The recordings of "validation" or "held_out", or the segments of "train", in the order they were written.
 
     The result has a length and reads during iteration, so that a corpus may be larger than memory.
     """
@@ -155,13 +155,13 @@ class _Clips:
 
 
 def to_record(audio: np.ndarray, phones: np.ndarray, speaker: int, name: str) -> bytes:
-  """Serialises a clip or a stretch as a record of a shard.
+  """Serialises a clip or a segment as a record of a shard.
 
   Args:
     audio: float [T] in -1..1.
     phones: [T / 160, NUM_PHONE_FIELDS], or empty.
     speaker: Id of the speaker.
-    name: Name of the recording; empty for a stretch.
+    name: Name of the recording; empty for a segment.
   """
   values = {"audio": to_int16(audio).tobytes(), "phones": phones.astype("<i2").tobytes(), "name": name.encode()}
   feature = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in values.items()}

@@ -11,14 +11,14 @@ import tqdm
 
 from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.shards import write_shard
-from tfvq.data.speech_corpus import SPLITS, STRETCH_SAMPLES, VERSION, to_record
+from tfvq.data.speech_corpus import SEGMENT_SAMPLES, SPLITS, VERSION, to_record
 from tfvq.errors import UserError
 from tfvq.files import write_json
 from tfvq.ops.loudness import FRAME_SAMPLES, frame_powers, gain_to_level, is_sounding
 
 _PAUSE_FRAMES = 5  # of silence kept before and after sound: no pause is longer than twice this
 _LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
-_SHARD_SAMPLES = 256 * STRETCH_SAMPLES
+_SHARD_SAMPLES = 256 * SEGMENT_SAMPLES
 
 
 def prepare_corpus(folder, recordings) -> None:
@@ -158,26 +158,26 @@ def _frames(audio):
 
 
 def _join(pending, audio, phones, speaker, writer):
-  """Adds a recording to a speaker's pending audio, and writes the stretches that it fills."""
+  """Adds a recording to a speaker's pending audio, and writes the segments that it fills."""
   pending.append((audio, phones))
-  if sum(len(part) for part, _ in pending) < STRETCH_SAMPLES:
+  if sum(len(part) for part, _ in pending) < SEGMENT_SAMPLES:
     return
   audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
-  num_frames, num_stretches = STRETCH_SAMPLES // FRAME_SAMPLES, len(audio) // STRETCH_SAMPLES
-  for index in range(num_stretches):
-    stretch = audio[index * STRETCH_SAMPLES : (index + 1) * STRETCH_SAMPLES]
-    writer.add(stretch, phones[index * num_frames : (index + 1) * num_frames], speaker, "")
-  pending[:] = [(audio[num_stretches * STRETCH_SAMPLES :], phones[num_stretches * num_frames :])]
+  num_frames, num_segments = SEGMENT_SAMPLES // FRAME_SAMPLES, len(audio) // SEGMENT_SAMPLES
+  for index in range(num_segments):
+    segment = audio[index * SEGMENT_SAMPLES : (index + 1) * SEGMENT_SAMPLES]
+    writer.add(segment, phones[index * num_frames : (index + 1) * num_frames], speaker, "")
+  pending[:] = [(audio[num_segments * SEGMENT_SAMPLES :], phones[num_segments * num_frames :])]
 
 
 def _fill_up(pending, speaker, writer):
-  """Repeats a speaker's pending audio to fill a last stretch, so that every speaker has one.
+  """Repeats a speaker's pending audio to fill a last segment, so that every speaker has one.
 
   Less than a second is dropped.
   """
   audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
   if len(audio) >= SAMPLE_RATE_HZ:
-    num_frames = STRETCH_SAMPLES // FRAME_SAMPLES
+    num_frames = SEGMENT_SAMPLES // FRAME_SAMPLES
     frames = np.resize(np.arange(len(phones)), num_frames)
     writer.add(_frames(audio)[frames].reshape(-1), phones[frames], speaker, "")
 
