@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from export.exporter import export
-from tests.tiny import IMAGES, NAMES, WAVENETS, config_of, tiny
+from tests.tiny import IMAGES, NAMES, ON_OTHER_RUNS, WAVENETS, config_of, tiny
 from tfvq.data.image_sources import ImageArrays, open_image_source
 from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
@@ -34,7 +34,7 @@ def run(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("frames", "speech")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("frames", "speech", *ON_OTHER_RUNS)])
 def test_a_tiny_version_runs_through_every_stage(name, tmp_path, pictures):
   config = tiny(name, folder=pictures)
   config.train.prior.update({"steps": 20, "learning_rate": 1e-2})

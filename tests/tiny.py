@@ -4,7 +4,8 @@ import importlib
 
 IMAGES = ("frames", "photos", "cifar10", "imagenet", "pixelcnn")
 WAVENETS = ("wavenet", "piano", "tts")
-NAMES = (*IMAGES, "speech", *WAVENETS)
+ON_OTHER_RUNS = ("global_latents",)  # their data are the codes of a finished run
+NAMES = (*IMAGES, "speech", *WAVENETS, *ON_OTHER_RUNS)
 
 
 def config_of(name, variant="small"):
@@ -13,7 +14,7 @@ def config_of(name, variant="small"):
 
 
 def tiny(name, folder="", data_dir=""):
-  """A system's `small` config with reduced sizes; `folder` contains pictures, `data_dir` a TFDS data set."""
+  """A system's `small` config with reduced sizes; `folder` contains pictures or a run, `data_dir` a TFDS data set."""
   config = config_of(name)
   for settings in config.train.values():
     settings.update({"steps": 6, "batch_size": 4, "log_every_steps": 2, "checkpoint_seconds": 0.0})
@@ -21,6 +22,8 @@ def tiny(name, folder="", data_dir=""):
     return tiny_speech(config)
   if name in WAVENETS:
     return tiny_wavenet(config)
+  if name in ON_OTHER_RUNS:
+    return tiny_on_other_run(config, folder)
   data = {
     "frames": {
       "image_size": 16,
@@ -75,4 +78,14 @@ def tiny_wavenet(config):
   config.prior.update({"channels": 8, "layers_per_stack": 3, "hidden_units": 8})
   config.samples.num = 2
   config.samples.seconds = 1
+  return config
+
+
+def tiny_on_other_run(config, folder):
+  """Reduces a config whose data are the codes of the run in `folder`."""
+  config.data.workdir = str(folder)
+  config.autoencoder.update({"hidden_units": 8, "embedding_dim": 12, "condition_dim": 4})
+  config.autoencoder.quantizer.num_embeddings = 8
+  config.prior.update({"filters": 8, "num_layers": 2, "hidden_units": 16})
+  config.samples.update({"num": 3, "num_draws": 2})
   return config

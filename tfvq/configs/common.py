@@ -69,6 +69,7 @@ IMAGE_RULES = _QUANTIZER_RULES | Rules(
   below={"prior.dropout": 1},
   at_least={"autoencoder.num_vimco_samples": 2},  # the gradient compares each sample with the others
 )
+GRID_RULES = _QUANTIZER_RULES | Rules(may_be_zero=("prior.dropout",), below={"prior.dropout": 1})
 WAVENET_RULES = Rules(
   choices={"prior.distribution": ("categorical", "logistic_mixture")}, at_least={"prior.num_values": 2}
 )

@@ -2,6 +2,7 @@
 
 from tfvq.models.autoregressive import AutoregressiveModel
 from tfvq.models.decoder import AutoregressiveDecoder, ConvolutionalDecoder, Decoder
+from tfvq.models.grid_networks import grid_decoder, grid_encoder
 from tfvq.models.image_networks import image_decoder, image_encoder
 from tfvq.models.output_distributions import DiscretizedLogistic, FixedVarianceGaussian
 from tfvq.models.pixelcnn import PixelCNN
@@ -39,6 +40,8 @@ __all__ = [
   "WaveNetDecoder",
   "conditioner",
   "generation_start",
+  "grid_decoder",
+  "grid_encoder",
   "gumbel_noise",
   "image_decoder",
   "image_encoder",

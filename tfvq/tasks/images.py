@@ -19,6 +19,7 @@ from tfvq.evaluation.metrics import CODE_METRICS, Metric, bits_per_value, code_s
 from tfvq.files import atomic_write, sha256
 from tfvq.layers import build_quantizer
 from tfvq.tasks.autoencoder_task import AutoencoderTask, check_quantizer
+from tfvq.tasks.pixelcnn import build_pixelcnn, check_pixelcnn
 
 _BATCH_SIZE = 64  # for encoding and evaluation
 
@@ -51,8 +52,8 @@ class ImageTask(AutoencoderTask):
         f"config.data.validation_percent is {config.data.validation_percent}; it must be less than {below}, or "
         "nothing is left to train on."
       )
-    if "prior" in config and config.prior.kernel_size % 2 == 0:
-      raise UserError(f"config.prior.kernel_size is {config.prior.kernel_size}; it must be odd.")
+    if "prior" in config:
+      check_pixelcnn(config.prior)
     if "autoencoder" in config:
       stride = 2**config.autoencoder.num_downsamplings
       if config.data.image_size % stride:
@@ -170,17 +171,9 @@ class ImageTask(AutoencoderTask):
       num_values, grid_shape = self.num_code_values, tuple(self.manifest["features"]["codes"]["shape"])
     else:
       num_values, grid_shape = 256, self.image_shape
-    config = self.config.prior
-    return models.PixelCNN(
-      num_values,
-      grid_shape,
-      filters=config.filters,
-      num_layers=config.num_layers,
-      kernel_size=config.kernel_size,
-      hidden_units=config.hidden_units,
-      dropout=config.dropout,
-      ordinal=not self.has_codes,
-      num_classes=self.num_classes if config.class_conditional else 0,
+    num_classes = self.num_classes if self.config.prior.class_conditional else 0
+    return build_pixelcnn(
+      self.config.prior, num_values, grid_shape, ordinal=not self.has_codes, num_classes=num_classes
     )
 
   @property
