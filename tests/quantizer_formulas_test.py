@@ -1,4 +1,4 @@
-"""Quantisers with codebooks against their formulas, in float64; what no kind takes."""
+"""Quantisers with codebooks against their formulas, in float64; invalid arguments of all kinds."""
 
 import itertools
 

@@ -30,7 +30,7 @@ from tfvq.training.training import make_optimizer
 
 
 def speech_model(**changes) -> SpeechVQVAE:
-  """A small model of two speakers that has seen nothing."""
+  """A small untrained model of two speakers."""
   config = tiny("speech").autoencoder
   config.update(changes)
   return build_speech_vqvae(config, num_speakers=2)
@@ -106,7 +106,7 @@ def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, la
 
 
 def test_only_the_inside_of_a_training_clip_is_trained_on(rng):
-  """What a call gives is what the decoder gives for the inside of the clip, the codes being those of the whole."""
+  """The loss of `call` is that of the decoder for the inside of the clip, given codes of the whole clip."""
   model = speech_model()
   margin = model.margin_frames
   audio = np.stack([speech_like(64 * (2 * margin + 24), rng)])
@@ -122,7 +122,7 @@ def test_a_clip_that_is_all_margin_is_refused():
   model = speech_model()
   clip = {"audio": tf.zeros([1, 64 * 2 * model.margin_frames]), "speaker": tf.constant([0])}
   for each in (model, model.spectral):
-    with pytest.raises(ValueError, match="A clip of 34 frames .* give at least 35 frames"):
+    with pytest.raises(ValueError, match="Clips of 34 frames .* give at least 35 frames"):
       each(clip)
 
 
@@ -140,13 +140,13 @@ def test_the_null_condition_replaces_the_codes_of_some_clips(rng):
   assert "gain_nats" not in speech_model(null_rate=0.0).get_metrics_result()
 
 
-def test_voices_are_perturbed_while_the_encoder_learns_only(rng, tmp_path):
+def test_voices_are_perturbed_only_while_the_encoder_is_trained(rng, tmp_path):
   model = speech_model(encoder="log_mel", voice_perturbation=0.25)
   audio = speech_like(64 * 40, rng)[np.newaxis]
-  heard = lambda training: model.encoder(audio, training=training).numpy()
-  assert np.abs(heard(True) - heard(True)).max() > 1e-3
+  encoded = lambda training: model.encoder(audio, training=training).numpy()
+  assert np.abs(encoded(True) - encoded(True)).max() > 1e-3
   model.encoder.trainable = False
-  np.testing.assert_array_equal(heard(True), heard(False))
+  np.testing.assert_array_equal(encoded(True), encoded(False))
   model.save(tmp_path / "model.keras")
   loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
   np.testing.assert_array_equal(loaded.encode(audio), model.encode(audio))
@@ -163,7 +163,7 @@ def test_a_model_survives_saving(tmp_path, rng):
   np.testing.assert_allclose(again.nats_per_sample(audio, speaker), model.nats_per_sample(audio, speaker), rtol=1e-6)
 
 
-def test_the_likelihood_is_that_of_what_the_codec_hears(rng):
+def test_the_likelihood_pads_clips_like_the_codec(rng):
   model = speech_model()
   audio = speech_like(64 * 30, rng)
   model.adapt(audio[np.newaxis])
@@ -179,7 +179,7 @@ def test_audio_is_encoded_in_parts_as_at_once(rng):
   audio = speech_like(350_001, rng)
   model.adapt(audio[np.newaxis, :32_000])
   codes = SpeechCodec(model).encode(audio, gain=0.5)
-  # A recording stands in silence.
+  # The codec pads recordings with silence.
   whole = np.pad(0.5 * audio, [20 * 64, -len(audio) % 64 + 20 * 64])
   np.testing.assert_array_equal(codes, model.encode(whole[np.newaxis])[0, 20:-20])
 
@@ -196,11 +196,11 @@ def test_speech_is_decoded_in_parts_as_at_once(num_bands, latents, rng):
   assert audio.shape == (2, 23 * 64)
   steps = 10 * model.steps_per_frame
   noise = tf.concat([gumbel_noise(5, noise_shape(model.decoder, 2, steps), part) for part in range(3)], axis=0)
-  # Before the first frame and after the last there is more of them.
+  # The codec repeats the first and the last frame.
   filled = np.concatenate([codes[:, :1]] * 9 + [codes] + [codes[:, -1:]] * (7 + 9), axis=1)
   values = sample(model.decoder, noise, {"local": model.condition(filled, speaker)[:, 9:-9]}, 0.8)
   expected = model.audio_values.decode(values)[:, : 23 * 64]
-  # The filled-up frames end in another way, which the last samples hear of through the filters.
+  # The ends of the repeated frames differ, which affects the last samples through the filters.
   np.testing.assert_allclose(audio[:, :-64], expected[:, :-64], atol=1e-5)
 
 
@@ -217,7 +217,7 @@ def clips(model, rng, num=4):
   return tf.data.Dataset.from_tensors({"audio": tf.constant(audio), "speaker": tf.zeros([num], tf.int32)})
 
 
-def test_a_figure_without_data_is_absent(rng, tmp_path):
+def test_a_metric_without_data_is_absent(rng, tmp_path):
   model = speech_model(null_rate=0.5)
   model.compile("sgd")
   evaluated = model.evaluate(clips(model, rng), verbose=0, return_dict=True)
@@ -300,7 +300,7 @@ def test_a_tiny_version_runs_through_every_stage(speech_run_folder):
 
 
 @pytest.mark.slow
-def test_the_decoder_hears_the_codes_that_the_spectra_taught(speech_run_folder):
+def test_the_decoder_is_trained_on_the_codes_of_the_spectral_stage(speech_run_folder):
   run = open_task(speech_run_folder)
   parts = {}
   for name in ("spectral/unquantized", "spectral"):
@@ -316,7 +316,7 @@ def test_the_decoder_hears_the_codes_that_the_spectra_taught(speech_run_folder):
 
 
 @pytest.mark.slow
-def test_the_report_shows_what_listening_programs_measured(speech_run_folder, tmp_path):
+def test_the_report_shows_the_tables_of_external_programs(speech_run_folder, tmp_path):
   shutil.copytree(speech_run_folder, tmp_path / "run")
   table = {"title": "Quality of 3 clips", "columns": ["codec", "stoi"], "rows": [["tfvq", "0.814"]]}
   (tmp_path / "run" / "quality.json").write_text(json.dumps({"tables": [table]}))
