@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfvq.configs import common
 from tfvq.data.arrays import ArraySource
 from tfvq.errors import UserError
-from tfvq.ops.distributed import share_of_loss
+from tfvq.ops.distributed import replica_loss
 from tfvq.ops.matmul import as_factor
 from tfvq.training.callbacks import read_curves, read_seconds
 from tfvq.training.muon import ConvMuon
@@ -40,7 +40,7 @@ class Line(keras.Model):
     loss = tf.reduce_mean(tf.square(y_pred - 2 * x))
     if self.fail_at is not None:
       loss += tf.where(self.optimizer.iterations >= self.fail_at, np.nan, 0.0)
-    return share_of_loss(loss, tf.zeros([]), tf.cast(tf.shape(x)[0], loss.dtype))
+    return replica_loss(loss, tf.zeros([]), tf.cast(tf.shape(x)[0], loss.dtype))
 
 
 def fit(folder, settings, build=Line, strategy=None, **arguments):
