@@ -29,7 +29,7 @@ _CHOSEN_FORMATS = flags.DEFINE_list("formats", list(_FORMATS), f"Comma-separated
 _CHOSEN_QUANTIZATIONS = flags.DEFINE_list(
   "quantize",
   list(_QUANTIZATIONS),
-  "Comma-separated quantisations of TFLite files: none (float32), float16 (weights), dynamic (int8 weights, activations "
+  "Comma-separated modes of TFLite files: none (float32), float16 (weights), dynamic (int8 weights, activations "
   "quantised at run time), int8 (weights and activations, with calibrated ranges).",
 )
 _MODEL = flags.DEFINE_string(
