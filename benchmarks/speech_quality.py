@@ -191,8 +191,8 @@ def word_errors(texts, closed):
       decoder.process_raw((np.clip(decoded[name], -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
       decoder.end_utt()
       hypothesis = decoder.hyp()
-      heard = re.sub(r"\(\d+\)", "", hypothesis.hypstr).split() if hypothesis else []
-      errors.append((edit_distance(text, heard), len(text)))
+      recognised = re.sub(r"\(\d+\)", "", hypothesis.hypstr).split() if hypothesis else []
+      errors.append((edit_distance(text, recognised), len(text)))
     return errors
 
   return measure
@@ -220,11 +220,11 @@ def bigrams(sentences):
   return "\n".join([*lines, "", "\\end\\", ""])
 
 
-def edit_distance(reference, heard):
-  row = list(range(len(heard) + 1))
+def edit_distance(reference, hypothesis):
+  row = list(range(len(hypothesis) + 1))
   for i, word in enumerate(reference, 1):
     previous, row[0] = row[0], i
-    for j, other in enumerate(heard, 1):
+    for j, other in enumerate(hypothesis, 1):
       previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
   return row[-1]
 
@@ -235,8 +235,8 @@ def conversion(clips, word_error, originals):
 
   encoder = VoiceEncoder("cpu", verbose=False)
   embed = lambda audio: encoder.embed_utterance(0.056 * audio / max(np.sqrt(np.mean(audio**2)), 1e-6))
-  heard = {name: read_folder(clips / name) for name in _VOICES if (clips / name).exists()}
-  voices = {name: [embed(audio) for audio in sounds.values()] for name, sounds in heard.items()}
+  sounds = {name: read_folder(clips / name) for name in _VOICES if (clips / name).exists()}
+  voices = {name: [embed(audio) for audio in recordings.values()] for name, recordings in sounds.items()}
   mean = {name: np.mean(found, axis=0) / np.linalg.norm(np.mean(found, axis=0)) for name, found in voices.items()}
   rows = []
   for name in voices:
@@ -245,7 +245,7 @@ def conversion(clips, word_error, originals):
     )
     row = [name, f"{to_source.mean():.3f}", f"{to_target.mean():.3f}", f"{np.mean(to_target > to_source):.0%}"]
     has_same_text = word_error and name != "second"
-    errors, words = np.sum(word_error(originals, heard[name]), axis=0) if has_same_text else (0, 0)
+    errors, words = np.sum(word_error(originals, sounds[name]), axis=0) if has_same_text else (0, 0)
     rows.append([*row, f"{errors / words:.1%}" if words else ""])
   columns = ["similarity of", "to the source", "to the target", "nearer target", "word error rate"]
   return {

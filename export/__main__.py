@@ -25,12 +25,12 @@ _QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write; an earlier export in it is replaced.")
-_CHOSEN_FORMATS = flags.DEFINE_list("formats", list(_FORMATS), f"Formats to write, of {', '.join(_FORMATS)}.")
+_CHOSEN_FORMATS = flags.DEFINE_list("formats", list(_FORMATS), f"Comma-separated formats: {', '.join(_FORMATS)}.")
 _CHOSEN_QUANTIZATIONS = flags.DEFINE_list(
   "quantize",
   list(_QUANTIZATIONS),
-  "Quantisations of TFLite files: none (float32), float16 (weights), dynamic (int8 weights, activations quantised at "
-  "run time), int8 (weights and activations, with calibrated ranges).",
+  "Comma-separated modes of TFLite files: none (float32), float16 (weights), dynamic (int8 weights, activations "
+  "quantised at run time), int8 (weights and activations, with calibrated ranges).",
 )
 _MODEL = flags.DEFINE_string(
   "model", "", "Model to export instead of the run's autoencoder, such as prune/model.keras in its folder."

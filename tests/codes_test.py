@@ -92,7 +92,7 @@ def test_clips_with_conditions_come_back_as_written(tmp_path, rng):
     read_codes(tmp_path, manifest)
 
 
-def test_windows_of_clips_are_drawn_from_everywhere_alike():
+def test_every_window_of_the_clips_is_equally_likely():
   lengths = (7, 30, 12)
   clips = [
     {"codes": 100 * index + np.arange(length), "speaker": np.int32(index)} for index, length in enumerate(lengths)

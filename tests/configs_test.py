@@ -46,7 +46,7 @@ def test_a_tiny_version_runs_through_every_stage(name, tmp_path, pictures):
 
 
 def test_a_wavenet_learns_bands_at_the_levels_that_it_is_sampled_at(tmp_path):
-  """Whichever comes first, the batches or the levels: a workdir that is opened again has the latter."""
+  """Batches may be made before the levels are measured or after, as in a workdir that is opened again."""
   config = tiny("wavenet")
   made, opened = (make_task(config, tmp_path / "run") for _ in range(2))
   made.prepare_data()
@@ -60,16 +60,16 @@ def test_a_wavenet_learns_bands_at_the_levels_that_it_is_sampled_at(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", ["vq", "gaussian", "vimco"])
-def test_each_row_of_the_likelihood_table_gives_its_figure(bottleneck, tmp_path):
-  """Between what independent random pixels cost at least, their entropy, and what they cost without a model."""
+def test_each_row_of_the_likelihood_table_is_measured(bottleneck, tmp_path):
+  """The pixels are random: the bits lie between their entropy and those of a uniform distribution."""
   config = tiny("cifar10")
   config.autoencoder.bottleneck = bottleneck
   config.train.autoencoder.update({"steps": 60, "learning_rate": 1e-2})
   bits_per_dim = run(config, tmp_path)["autoencoder_bits_per_dim"]
   with tfds.testing.mock_data(num_examples=12):
     (batch,) = TfdsImages("cifar10", "test", 16).batches("held_out", 12)
-  shares = np.bincount(batch["image"].numpy().ravel(), minlength=256) / batch["image"].numpy().size
-  entropy_bits = -np.sum(shares * np.log2(np.maximum(shares, 1e-9)))
+  frequencies = np.bincount(batch["image"].numpy().ravel(), minlength=256) / batch["image"].numpy().size
+  entropy_bits = -np.sum(frequencies * np.log2(np.maximum(frequencies, 1e-9)))
   code_bits_per_dim = 4 * 4 * 2 * np.log2(16) / (16 * 16 * 3)
   assert entropy_bits < bits_per_dim < 8 + code_bits_per_dim
 
@@ -188,7 +188,7 @@ def test_scenarios_are_classes(tmp_path):
     open_image_source(tiny("pixelcnn").data, tmp_path, seed=0)
 
 
-def test_a_wavenet_that_is_not_told_the_phones_ignores_them(tmp_path):
+def test_a_wavenet_without_a_phone_condition_ignores_phones(tmp_path):
   config = tiny("wavenet")
   validate(config)
   task = make_task(config, tmp_path / "run")
@@ -215,5 +215,5 @@ def test_two_replicas_train_as_one(two_replicas, tmp_path):
     ).history
     results.append((history["loss"], model.quantizer.codebook.numpy()))
   np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-3)
-  # Rounding may send a vector between two codes to the other one, which moves both a little.
+  # Rounding may change the code of a vector between two codes, which changes both codes a little.
   np.testing.assert_allclose(results[0][1], results[1][1], atol=0.02)

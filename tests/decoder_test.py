@@ -32,7 +32,7 @@ def global_latent_map(grid_shape):
 
 
 def grid_decoder(num_values, grid_shape, num_classes=0):
-  """A PixelCNN that is told one latent, and a class if there are any."""
+  """A PixelCNN that is conditioned on one latent, and on a class if there are any."""
   sizes = {"filters": 8, "num_layers": 1, "hidden_units": 16}
   model = PixelCNN(num_values, grid_shape, num_classes=num_classes, condition_dim=MAP_DIM, **sizes)
   return AutoregressiveDecoder(global_latent_map(grid_shape), model)
@@ -82,8 +82,8 @@ def test_probabilities_of_all_sequences_given_latents_sum_to_one(rng):
   assert samples.shape == (5, 4, 1)
 
 
-def test_codes_say_what_a_pixelcnn_cannot_know(tmp_path, rng):
-  """Each grid is one of 8: no model can spend less than 3 bits on one, but none are left when the code is known."""
+def test_codes_carry_what_a_pixelcnn_cannot_predict(tmp_path, rng):
+  """Each grid is one of 8: without codes, at least 3 bits are needed; given the code, none are needed."""
   patterns = rng.integers(0, 4, (8, 3, 3)).astype(np.int32)
   model = autoencoder("vq")
   model.compile(keras.optimizers.Adam(1e-2))

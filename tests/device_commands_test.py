@@ -44,12 +44,12 @@ def write_wav(path, audio, rate_hz=16_000, channels=1, width=2):
 
 def test_commands_work_without_tensorflow(codec_folder, tmp_path, rng):
   write_wav(tmp_path / "in.wav", modulated_noise(5000, rng))
-  code, out, told = device("encode", tmp_path / "in.wav", tmp_path / "a.codes", f"--model={codec_folder}")
-  assert code == 0 and "kbit/s" in out and "times real time" in told, told
-  code, out, told = device(
+  code, out, messages = device("encode", tmp_path / "in.wav", tmp_path / "a.codes", f"--model={codec_folder}")
+  assert code == 0 and "kbit/s" in out and "times real time" in messages, messages
+  code, out, messages = device(
     "decode", tmp_path / "a.codes", tmp_path / "out.wav", f"--model={codec_folder}", "--speaker=en-us+f2"
   )
-  assert code == 0 and "times real time" in told, told
+  assert code == 0 and "times real time" in messages, messages
   with wave.open(str(tmp_path / "out.wav")) as file:
     assert (file.getframerate(), file.getnchannels(), file.getsampwidth(), file.getnframes()) == (16_000, 1, 2, 5000)
   assert {path.name for path in tmp_path.iterdir()} == {"in.wav", "a.codes", "out.wav"}
@@ -94,9 +94,9 @@ def test_wrong_input_prints_one_line(codec_folder, tmp_path, rng):
     (("decode", "own.codes", "own.codes"), "own.codes is the input file: give another output file"),
   ]
   for (command, source, target, *flags), sentence in cases:
-    code, out, told = device(command, tmp_path / source, tmp_path / target, model, *flags)
-    assert code == 2 and sentence in told and "Traceback" not in told, (source, target, told)
-    assert told.splitlines()[-1].startswith("error: ") and not out
+    code, out, messages = device(command, tmp_path / source, tmp_path / target, model, *flags)
+    assert code == 2 and sentence in messages and "Traceback" not in messages, (source, target, messages)
+    assert messages.splitlines()[-1].startswith("error: ") and not out
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -160,8 +160,8 @@ def test_stopped_command_leaves_no_file(number, code, tmp_path, rng):
   process = subprocess.Popen(command, cwd=ROOT, preexec_fn=default_signals, **pipes)
   assert process.stderr.read(1)  # the progress bar
   process.send_signal(number)
-  out, told = process.communicate()
-  assert process.returncode == code and told.endswith(b"\nstopped\n") and not out, told
+  out, messages = process.communicate()
+  assert process.returncode == code and messages.endswith(b"\nstopped\n") and not out, messages
   assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
 
 

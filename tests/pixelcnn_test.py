@@ -10,7 +10,7 @@ from tfvq.models import PixelCNN, gumbel_noise, noise_shape, sample, sample_naiv
 
 
 def model_and_condition(kind, batch_size, rng, **arguments):
-  """A small model of each kind of conditioning, no weight of it zero, with a condition for it."""
+  """A small model of each kind of conditioning, with no weight zero, and a condition for it."""
   arguments = {"num_values": 7, "grid_shape": (5, 4), "filters": 8, "num_layers": 2, "hidden_units": 16, **arguments}
   label = tf.constant(rng.integers(0, 3, batch_size), tf.int32)
   local = tf.constant(rng.normal(size=(batch_size, *arguments["grid_shape"][:2], 6)))
@@ -32,7 +32,7 @@ KINDS = ("none", "label", "vector", "local", "both")
 
 
 def masked_kernel(kernel, size):
-  """The uncut kernel of a causal convolution: zeros where a masked convolution has its mask."""
+  """The kernel of a masked convolution: that of a causal convolution, padded with zeros."""
   full = np.zeros((size, size, *kernel.shape[2:]))
   height, width = kernel.shape[:2]
   if height == 1:
@@ -59,7 +59,7 @@ def test_even_kernels_are_refused():
 
 @pytest.mark.parametrize("grid_shape", [(4, 5), (3, 4, 2)])
 def test_a_position_depends_on_all_before_it_and_on_none_after_it(grid_shape, rng):
-  # Reach: three layers of kernel 3 see all of so small a grid.
+  # The receptive field of three layers with kernel size 3 covers the whole grid.
   model = PixelCNN(5, grid_shape, filters=8, num_layers=6, hidden_units=16)
   x = rng.integers(0, 5, (1, *grid_shape))
   logits = model(x).numpy().reshape(-1, 5)
@@ -72,8 +72,8 @@ def test_a_position_depends_on_all_before_it_and_on_none_after_it(grid_shape, rn
 
 
 @pytest.mark.parametrize("grid_shape", [(4, 5), (3, 4, 2)])
-def test_a_map_has_an_influence_everywhere_it_may_and_the_future_has_none(grid_shape, rng):
-  """A position hears of the map at and before its own place, and the values keep their order."""
+def test_a_map_affects_later_rows_and_values_affect_later_positions_only(grid_shape, rng):
+  """Checks both influences at every position of a grid."""
   model, condition = model_and_condition("local", 1, rng, grid_shape=grid_shape, num_layers=6)
   x, local = rng.integers(0, 7, (1, *grid_shape)), condition["local"].numpy()
   logits = model((x, condition)).numpy()
@@ -280,12 +280,12 @@ def test_values_out_of_range_are_refused(jit_compile, run, wrong, rng):
   x[1, 2, 3] = wrong
   try:
     getattr(model, run)(x, verbose=0)
-  except tf.errors.InvalidArgumentError as error:  # the CPU's look-up of embeddings says so first
+  except tf.errors.InvalidArgumentError as error:  # raised by the CPU's look-up of embeddings
     assert "[0, 7)" in str(error) and not jit_compile
   except ValueError as error:
     assert "25.0% of the examples for pixel_cnn" in str(error) and "outside 0..6" in str(error)
   else:
-    pytest.fail("nothing was said")
+    pytest.fail("no error was raised")
   with pytest.raises(ValueError, match=r"Values of .* must be in 0\.\.6"):
     model.log_prob(x)
 

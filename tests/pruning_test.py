@@ -38,7 +38,7 @@ def inputs(rng):
 
 
 @pytest.mark.parametrize(("block_size", "sparsity"), [(4, 0.5), (16, 0.9), (4, 0.0)])
-def test_blocks_are_whole_lowest_and_as_many_as_asked_for(block_size, sparsity, rng):
+def test_the_requested_number_of_whole_blocks_with_the_lowest_norms_is_pruned(block_size, sparsity, rng):
   model = wavenet(rng, channels=16)
   before = [np.array(kernel) for kernel, _ in block_masks(model, 0.0, block_size=block_size)]
   masks = block_masks(model, sparsity, block_size=block_size)
@@ -70,8 +70,8 @@ def blocks_of(kernel, block_size, mode="constant"):
   ],
   ids=["adam", "muon"],
 )
-def test_what_goes_is_of_the_least_saliency(optimizer, rng):
-  """After one step the mean of the squared gradients is 1 - beta_2 times those of that step."""
+def test_weights_with_the_lowest_saliency_are_pruned(optimizer, rng):
+  """After one step, the running mean of the squared gradients is 1 - beta_2 times the squared gradients."""
   model = wavenet(rng)
   optimizer.build(model.trainable_variables)
   gradients = [tf.constant(rng.normal(size=variable.shape), tf.float32) for variable in model.trainable_variables]
@@ -88,7 +88,7 @@ def test_what_goes_is_of_the_least_saliency(optimizer, rng):
     assert any(np.any(a != b) for (_, a), (_, b) in zip(by_magnitude, by_saliency, strict=True))
 
 
-def test_pruning_with_an_optimiser_that_cannot_tell_what_matters_is_refused(rng):
+def test_pruning_with_an_optimiser_without_second_moments_is_refused(rng):
   model = wavenet(rng)
   model.compile(ConvMuon(0.01))
   x, condition = inputs(rng)
@@ -97,7 +97,7 @@ def test_pruning_with_an_optimiser_that_cannot_tell_what_matters_is_refused(rng)
     model.fit(data, verbose=0, callbacks=[Pruning(model, channel_masks, 0.5, 1)])
 
 
-def test_what_is_pruned_has_no_part_in_the_updates_of_muon(rng):
+def test_pruned_weights_do_not_affect_the_updates_of_muon(rng):
   """A matrix with columns of zeros is trained as the smaller matrix without them."""
   weights = rng.normal(size=[6, 4]).astype(np.float32)
   weights[:, [1, 3]] = 0
@@ -130,7 +130,7 @@ def test_removal_of_pruned_units_keeps_the_output(choose, sparsity, channels, nu
   assert np.abs(pruned - whole).min() > 1e-3 and small.count_params() < model.count_params()
 
 
-def test_what_is_not_pruned_is_not_remove_pruned(rng):
+def test_a_network_that_is_not_pruned_keeps_its_size_and_output(rng):
   model = wavenet(rng)
   x, condition = inputs(rng)
   small = remove_pruned(model)
@@ -168,7 +168,7 @@ def test_sparsity_follows_the_cubic_schedule_and_is_exact_after_every_step(metho
 
 
 def test_a_resumed_pruning_goes_on_with_what_was_chosen(rng):
-  """Stopped between two choices, within the ramp and after it: the same weights are left as without the stop."""
+  """Stops between two updates of the masks, during and after the ramp: the same weights remain as without the stop."""
   data = tf.data.Dataset.from_tensors(((tf.constant(rng.integers(0, 16, [4, 50, 1]), tf.int32), None),)).repeat()
 
   def trained(parts):
@@ -186,7 +186,7 @@ def test_a_resumed_pruning_goes_on_with_what_was_chosen(rng):
   for parts in ([25, 40], [7, 58], [55, 10]):
     stopped, resumed = trained(parts)
     for before, after, expected in zip(stopped, resumed, whole, strict=True):
-      assert np.all(after[before])  # what was pruned stays so
+      assert np.all(after[before])  # pruned weights stay pruned
       np.testing.assert_array_equal(after, expected)
 
 
@@ -195,7 +195,7 @@ def test_a_resumed_pruning_goes_on_with_what_was_chosen(rng):
   [("none", 4, 0.8, True), ("none", 4, 0.8, False), ("dynamic", 16, 0.8, True)],
 )
 def test_zero_blocks_are_left_out_of_a_step(mode, block_size, sparsity, evenly, rng):
-  """Unevenly: a kernel of which nothing is pruned is written as it is, beside others that are nearly empty."""
+  """A kernel without pruned weights is written dense, although others are nearly empty."""
   model = wavenet(rng, hidden_units=32, channels=32)
   whole = None if evenly else model.blocks[0].residual.kernel
   worth = lambda kernel: magnitude(kernel) * (100 if kernel is whole else 1)
@@ -215,7 +215,7 @@ def test_zero_blocks_are_left_out_of_a_step(mode, block_size, sparsity, evenly, 
 
 
 def test_int8_weights_are_written_dense_where_a_kernel_has_too_few_zeros(rng):
-  """Beside sparse kernels, XNNPACK's int8 product of a dense one is wrong by more than the product itself."""
+  """In a file with sparse kernels, XNNPACK's int8 product of a dense one has an error larger than the product."""
   model = wavenet(rng, hidden_units=32, channels=32)
   whole = model.blocks[0].residual.kernel
   worth = lambda kernel: magnitude(kernel) * (100 if kernel is whole else 1)

@@ -1,4 +1,4 @@
-"""Quantisers with codebooks against their formulas, in float64; what no kind takes."""
+"""Quantisers with codebooks against their formulas, in float64; invalid arguments of all kinds."""
 
 import itertools
 
@@ -223,15 +223,15 @@ def test_soft_to_hard_mixtures_and_their_gradients(rng):
   for hardness in (1.5, 6.0, 24.0, 24.0):
     np.testing.assert_allclose(quantizer.hardness, hardness)
     codebook = quantizer.codebook.numpy()
-    mixture, shares = soft_vectors(z_e, codebook, hardness)
-    np.testing.assert_allclose(quantizer(z_e), codebook[np.argmax(shares, axis=-1)])
+    mixture, probabilities = soft_vectors(z_e, codebook, hardness)
+    np.testing.assert_allclose(quantizer(z_e), codebook[np.argmax(probabilities, axis=-1)])
     gradient_z, gradient_codebook = gradients_of(quantizer, z_e, weights)
-    # d mixture / d z = 2 hardness (sum_j share_j e_j e_j^T - mixture mixture^T)
+    # d mixture / d z = 2 hardness (sum_j p_j e_j e_j^T - mixture mixture^T)
     projections = weights @ codebook.T  # of each weight vector on each code
-    centred = shares * (projections - np.sum(shares * projections, axis=-1, keepdims=True))
+    centred = probabilities * (projections - np.sum(probabilities * projections, axis=-1, keepdims=True))
     np.testing.assert_allclose(gradient_z, 2 * hardness * centred @ codebook, rtol=1e-8, atol=1e-12)
     differences = z_e[:, np.newaxis] - codebook
-    expected = shares.T @ weights + 2 * hardness * np.sum(centred[..., np.newaxis] * differences, axis=0)
+    expected = probabilities.T @ weights + 2 * hardness * np.sum(centred[..., np.newaxis] * differences, axis=0)
     np.testing.assert_allclose(gradient_codebook, expected, rtol=1e-8, atol=1e-12)
 
 

@@ -41,7 +41,7 @@ class MeanSquare(keras.regularizers.Regularizer):
 
 
 def trained_on(strategy, decay, x):
-  """Figures, and weights after two steps of a model of two quantisers."""
+  """Metrics and weights after two training steps of a model of two quantisers."""
   with strategy.scope():
     model = model_of_two_quantizers(decay)
   history = model.fit(x, x, batch_size=len(x) // 2, shuffle=False, verbose=0).history

@@ -1,4 +1,4 @@
-"""What every kind of quantiser has to do."""
+"""The common behaviour of all kinds of quantisers."""
 
 import keras
 import numpy as np
@@ -62,7 +62,7 @@ def autoencoder(kind, **compile_arguments):
 
 @every_kind
 @pytest.mark.parametrize("leading_shape", [(), (3,), (0, 5), (2, 3, 5)])
-def test_codes_tell_what_call_returns(kind, leading_shape, rng):
+def test_decoded_codes_are_the_output_of_call(kind, leading_shape, rng):
   quantizer = make(kind)
   z_e = vectors(rng, *leading_shape, 4)
   codes = quantizer.encode(z_e)
@@ -168,7 +168,7 @@ def test_vectors_left_out_change_nothing(kind, left_out, rng):
         loss = tf.reduce_sum(z_q) + sum(quantizer.losses)
     gradients.append(tape.gradient(loss, batch).numpy())
   np.testing.assert_allclose(other.losses, plain.losses, rtol=1e-5)
-  # Sums of another length may be rounded differently, in parts of their largest terms.
+  # Sums of different lengths have different rounding errors, relative to their largest terms.
   atol = 1e-5 * np.abs(gradients[0]).max()
   np.testing.assert_allclose(np.delete(gradients[1], [1, 4], axis=1), gradients[0], rtol=1e-4, atol=atol)
   for weight, expected in zip(weights_of(other), weights_of(plain), strict=True):
@@ -267,7 +267,7 @@ def test_adapt_brings_the_quantiser_to_the_data(kind, rng):
 
 
 @every_kind
-def test_what_cannot_be_is_refused(kind, rng):
+def test_invalid_inputs_are_rejected(kind, rng):
   quantizer = make(kind)
   codes = quantizer.encode(vectors(rng, 3, 4)).numpy()
   with pytest.raises(ValueError, match="embedding_dim is 4"):
@@ -300,7 +300,7 @@ def test_settings_make_each_kind(kind, layer, bits, dim):
   assert quantizer.embedding_dim == dim
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_rejected():
   with pytest.raises(UserError, match="'nearest': choose one of vector, residual, product, finite_scalar"):
     build_quantizer(common.quantizer(kind="nearest"), 4)
   with pytest.raises(UserError, match="num_groups=4"):

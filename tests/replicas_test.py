@@ -1,4 +1,4 @@
-"""Every model on one replica and on two: the same figures, noise of its own for each example."""
+"""Every model on one replica and on two: equal losses and metrics, independent noise for each example."""
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ def vqvae(decay):
 
 
 def vqvae_of_codes():
-  """Its decoder is a PixelCNN that is told the latents and a label."""
+  """A VQ-VAE whose decoder is a PixelCNN that is conditioned on the latents and a label."""
   x = keras.Input((4, 4), dtype="int32")
   embedded = keras.layers.Embedding(6, 4)(x)
   encoder = keras.Model(x, keras.layers.Conv2D(4, 2, strides=2)(embedded))
@@ -52,7 +52,7 @@ def vqvae_of_codes():
 
 
 def vae():
-  """A VAE whose noise is too small to show."""
+  """A VAE whose noise is negligible."""
   model = VAE(*image_networks(8, DiscretizedLogistic()))
   model.encoder.layers[-1].bias.assign([0.0] * 4 + [-20.0] * 4)
   return model
@@ -63,7 +63,7 @@ def vimco():
 
 
 def certain_vimco():
-  """A VIMCO that draws the same latents every time."""
+  """A VIMCO whose samples of the latents are always the same."""
   model = vimco()
   model.encoder.layers[-1].kernel.assign(1e6 * model.encoder.layers[-1].kernel)
   model.encoder.layers[-1].bias.assign(100.0 * np.arange(8))  # where all features are zero
@@ -137,7 +137,7 @@ def batches(data, size=6):
 
 
 def figures(strategy, build, data):
-  """What evaluation, prediction and a training of two epochs give."""
+  """Results of evaluation, prediction and training for two epochs."""
   keras.utils.set_random_seed(1)
   with strategy.scope():
     model = build()
@@ -151,7 +151,7 @@ def figures(strategy, build, data):
 # The last batch leaves one replica without an example, or with fewer.
 @pytest.mark.parametrize("num", [13, pytest.param(15, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
-def test_two_replicas_give_the_figures_of_one(name, num, two_replicas, rng):
+def test_two_replicas_give_the_metrics_of_one(name, num, two_replicas, rng):
   build, make_data = MODELS[name]
   data = make_data(num, rng)
   ours, expected = (figures(strategy, build, data) for strategy in (two_replicas, tf.distribute.get_strategy()))
@@ -166,7 +166,7 @@ def test_two_replicas_give_the_figures_of_one(name, num, two_replicas, rng):
 
 
 def per_replica(strategy, function):
-  """What a function returns on each replica."""
+  """The results of a function on each replica."""
   results = strategy.run(tf.function(function))
   return [tf.nest.map_structure(np.array, value) for value in strategy.experimental_local_results(results)]
 

@@ -70,7 +70,7 @@ def test_a_server_of_speech_needs_tensorflow_only(exported_speech, speech_run_fo
   drawn = {"speaker": np.array([1, 0], np.int32), "seed": np.int32(5), "temperature": np.full([8], 0.8, np.float32)}
   spoken = serve(exported_speech, "decode", tmp_path, codes=codes[:, :60], **drawn)["audio"]
   expected = SpeechCodec(model, frames_per_part=25, jit_compile=False).decode(codes[:, :60], [1, 0], 5, 0.8)
-  # Rounding decides a draw now and then; up to the first such draw both say the same.
+  # Rounding changes a sampled value now and then; before the first such value, both are equal.
   assert spoken.shape == expected.shape == (2, 3840)
   np.testing.assert_allclose(spoken[:, :640], expected[:, :640], atol=1e-4)
   drawn |= {"num_frames": np.int32(30), "prior_temperature": np.float32(0.9)}
@@ -163,7 +163,7 @@ def test_examples_of_a_prior_hold_the_states_of_a_generation_step_by_step(rng):
           x_left = codes[np.newaxis, row, column - 1]
           expected["prior_step"].append({"column": column, "x_left": x_left, "state": state[2:]})
         _, state = prior.step(codes[np.newaxis, row, column - 1], state)
-      state = begun  # a row does not look at the pixels' states of the row above
+      state = begun  # a row does not depend on the horizontal states of the row above
   for endpoint in pixelcnn_endpoints(prior, source):
     examples = list(endpoint.examples("held_out"))
     assert len(examples) == len(expected[endpoint.name])

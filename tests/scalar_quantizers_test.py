@@ -27,7 +27,7 @@ def test_the_finite_scalar_gradient_is_that_of_tanh(rng):
   np.testing.assert_allclose(gradients_of(quantizer, z_e, weights)[0], weights / np.cosh(z_e) ** 2, rtol=1e-9)
 
 
-def test_linear_maps_lead_to_the_channels_and_back(rng):
+def test_linear_maps_project_to_the_channels_and_back(rng):
   quantizer = FiniteScalarQuantizer((5, 4), 6, **FLOAT64)
   for weight in quantizer.weights:
     weight.assign(rng.normal(size=weight.shape))

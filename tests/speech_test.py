@@ -32,7 +32,7 @@ from tfvq.training.training import make_optimizer
 
 
 def speech_model(**changes) -> SpeechVQVAE:
-  """A small model of two speakers that has seen nothing."""
+  """A small untrained model of two speakers."""
   config = tiny("speech").autoencoder
   config.update(changes)
   return build_speech_vqvae(config, num_speakers=2)
@@ -108,7 +108,7 @@ def test_training_lowers_the_loss_and_uses_the_codes(num_bands, distribution, la
 
 
 def test_only_the_inside_of_a_training_clip_is_trained_on(rng):
-  """What a call gives is what the decoder gives for the inside of the clip, the codes being those of the whole."""
+  """The loss of `call` is that of the decoder for the inside of the clip, given codes of the whole clip."""
   model = speech_model()
   margin = model.margin_frames
   audio = np.stack([speech_like(64 * (2 * margin + 24), rng)])
@@ -124,7 +124,7 @@ def test_a_clip_that_is_all_margin_is_refused():
   model = speech_model()
   clip = {"audio": tf.zeros([1, 64 * 2 * model.margin_frames]), "speaker": tf.constant([0])}
   for each in (model, model.spectral):
-    with pytest.raises(ValueError, match="A clip of 34 frames .* give at least 35 frames"):
+    with pytest.raises(ValueError, match="Clips of 34 frames .* give at least 35 frames"):
       each(clip)
 
 
@@ -142,13 +142,13 @@ def test_the_null_condition_replaces_the_codes_of_some_clips(rng):
   assert "gain_nats" not in speech_model(null_rate=0.0).get_metrics_result()
 
 
-def test_voices_are_perturbed_while_the_encoder_learns_only(rng, tmp_path):
+def test_voices_are_perturbed_only_while_the_encoder_is_trained(rng, tmp_path):
   model = speech_model(encoder="log_mel", voice_perturbation=0.25)
   audio = speech_like(64 * 40, rng)[np.newaxis]
-  heard = lambda training: model.encoder(audio, training=training).numpy()
-  assert np.abs(heard(True) - heard(True)).max() > 1e-3
+  encoded = lambda training: model.encoder(audio, training=training).numpy()
+  assert np.abs(encoded(True) - encoded(True)).max() > 1e-3
   model.encoder.trainable = False
-  np.testing.assert_array_equal(heard(True), heard(False))
+  np.testing.assert_array_equal(encoded(True), encoded(False))
   model.save(tmp_path / "model.keras")
   loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
   np.testing.assert_array_equal(loaded.encode(audio), model.encode(audio))
@@ -165,7 +165,7 @@ def test_a_model_survives_saving(tmp_path, rng):
   np.testing.assert_allclose(again.nats_per_sample(audio, speaker), model.nats_per_sample(audio, speaker), rtol=1e-6)
 
 
-def test_the_likelihood_uses_the_codes_of_the_codec(rng):
+def test_the_likelihood_pads_clips_like_the_codec(rng):
   model = speech_model()
   audio = speech_like(64 * 30, rng)
   model.adapt(audio[np.newaxis])
@@ -182,7 +182,7 @@ def test_audio_is_encoded_in_parts_as_at_once(rng):
   audio = speech_like(350_001, rng)
   model.adapt(audio[np.newaxis, :32_000])
   codes = SpeechCodec(model).encode(audio)
-  # Silence precedes and follows a recording.
+  # The codec pads recordings with silence.
   whole = np.pad(audio, [20 * 64, -len(audio) % 64 + 20 * 64])
   np.testing.assert_array_equal(codes, model.encode(whole[np.newaxis])[0, 20:-20])
 
@@ -223,7 +223,7 @@ def clips(model, rng, num=4):
   return tf.data.Dataset.from_tensors({"audio": tf.constant(audio), "speaker": tf.zeros([num], tf.int32)})
 
 
-def test_a_figure_without_data_is_absent(rng, tmp_path):
+def test_a_metric_without_data_is_absent(rng, tmp_path):
   model = speech_model(null_rate=0.5)
   model.compile("sgd")
   evaluated = model.evaluate(clips(model, rng), verbose=0, return_dict=True)
@@ -304,7 +304,7 @@ def test_a_tiny_version_runs_through_every_stage(speech_run_folder):
 
 
 @pytest.mark.slow
-def test_the_decoder_hears_the_codes_that_the_spectra_taught(speech_run_folder):
+def test_the_decoder_is_trained_on_the_codes_of_the_spectral_stage(speech_run_folder):
   run = open_task(speech_run_folder)
   parts = {}
   for name in ("spectral/unquantized", "spectral"):
@@ -320,7 +320,7 @@ def test_the_decoder_hears_the_codes_that_the_spectra_taught(speech_run_folder):
 
 
 @pytest.mark.slow
-def test_the_report_shows_what_listening_programs_measured(speech_run_folder, tmp_path):
+def test_the_report_shows_the_tables_of_external_programs(speech_run_folder, tmp_path):
   shutil.copytree(speech_run_folder, tmp_path / "run")
   table = {"title": "Quality of 3 clips", "columns": ["codec", "stoi"], "rows": [["tfvq", "0.814"]]}
   (tmp_path / "run" / "quality.json").write_text(json.dumps({"tables": [table]}))

@@ -35,7 +35,7 @@ def test_a_run_leaves_metrics_and_a_report(frames_run):
   assert metrics["uniform_bits_per_code"] == 4
   report = (folder / "report.html").read_text()
   assert "python train_main.py --config=frames" in report and "bits per code, prior" in report
-  assert not re.search(r'(src|href)="(?!data:)', report), "the report needs a file beside it"
+  assert not re.search(r'(src|href)="(?!data:)', report), "the report needs another file"
   assert "<tr><th></th><th>held out</th><th>validation</th><th>unseen map</th></tr>" in report
   titles = re.findall(r'<h2>(.*?)</h2>\s*<img src="data:image/png', report)
   pairs = "Originals (above) and reconstructions (below), "
@@ -103,7 +103,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_fields_named(tmp_path):
     Workdir(tmp_path, {"a": {"b": 2, "c": (2, 3)}, "d": 5})
 
 
-def test_what_a_stage_that_has_not_begun_reads_may_be_changed(tmp_path):
+def test_fields_of_stages_that_have_not_begun_may_change(tmp_path):
   config = {
     "task": "speech",
     "pruning": {"method": "channels"},
@@ -121,7 +121,7 @@ def test_what_a_stage_that_has_not_begun_reads_may_be_changed(tmp_path):
     Workdir(tmp_path, config)
 
 
-def test_a_stage_is_not_done_again_below_what_was_made_of_it(frames_run, tmp_path):
+def test_a_stage_does_not_run_again_if_later_stages_used_its_output(frames_run, tmp_path):
   shutil.copytree(frames_run.workdir.path, tmp_path / "run")
   workdir = Workdir(tmp_path / "run", frames_run.config.to_dict())
   shutil.rmtree(workdir.folder("autoencoder"))
@@ -130,7 +130,7 @@ def test_a_stage_is_not_done_again_below_what_was_made_of_it(frames_run, tmp_pat
   assert not workdir.folder("autoencoder").exists()
 
 
-def test_what_a_killed_stage_left_is_cleared_away(tmp_path):
+def test_files_of_a_killed_stage_are_removed(tmp_path):
   workdir = Workdir(tmp_path, {})
   partial = workdir.folder("samples") / ".partial-1-00-x.wav"
   partial.parent.mkdir()

@@ -1,4 +1,4 @@
-"""A new system is one file: it runs, reports and exports without a change elsewhere."""
+"""A new system is one file: it runs, reports and exports without changes in other files."""
 
 import importlib.util
 import json

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfvq.configs import common
 from tfvq.data.arrays import ArraySource
 from tfvq.errors import UserError
-from tfvq.ops.distributed import share_of_loss
+from tfvq.ops.distributed import replica_loss
 from tfvq.ops.matmul import as_factor
 from tfvq.training.callbacks import read_curves, read_seconds
 from tfvq.training.muon import ConvMuon
@@ -40,7 +40,7 @@ class Line(keras.Model):
     loss = tf.reduce_mean(tf.square(y_pred - 2 * x))
     if self.fail_at is not None:
       loss += tf.where(self.optimizer.iterations >= self.fail_at, np.nan, 0.0)
-    return share_of_loss(loss, tf.zeros([]), tf.cast(tf.shape(x)[0], loss.dtype))
+    return replica_loss(loss, tf.zeros([]), tf.cast(tf.shape(x)[0], loss.dtype))
 
 
 def fit(folder, settings, build=Line, strategy=None, **arguments):
@@ -128,7 +128,7 @@ def test_a_batch_that_replicas_cannot_share_is_refused(two_replicas, tmp_path):
     fit(tmp_path, settings(batch_size=5), strategy=two_replicas)
 
 
-def test_training_that_is_done_is_not_done_again(tmp_path):
+def test_finished_training_is_not_repeated(tmp_path):
   first, seconds = fit(tmp_path, settings())
   written = (tmp_path / "checkpoint.keras").stat().st_mtime_ns
   again, seconds_again = fit(tmp_path, settings())
@@ -194,7 +194,7 @@ def test_loss_that_is_not_finite_ends_training(tmp_path):
   assert int(model.optimizer.iterations) == 7 and np.isfinite(model.dense.kernel).all()
 
 
-def test_a_damaged_checkpoint_is_told_in_a_sentence(tmp_path):
+def test_a_damaged_checkpoint_is_reported_in_a_sentence(tmp_path):
   fit(tmp_path, settings(steps=2))
   path = tmp_path / "checkpoint.keras"
   path.write_bytes(path.read_bytes()[:-100])

@@ -37,7 +37,7 @@ def test_codebook_follows_the_moving_averages(num_steps, rng):
   np.testing.assert_allclose(quantizer.codebook[5], 100, rtol=1e-6)
 
 
-def test_a_code_unused_for_ages_stays_and_stays_finite():
+def test_a_code_that_is_not_used_for_long_keeps_its_vector():
   quantizer = VectorQuantizer(2, 1, decay=0.01, revival_threshold=0)
   quantizer.set_codebook([[0.0], [9.0]])
   for _ in range(60):
@@ -161,7 +161,7 @@ def test_adapt_brings_the_codebook_to_the_data(rng):
   z_e = rng.normal(loc=20.0, size=(4, 100, 3)).astype(np.float32)
   quantizer.adapt(z_e)
   assert len(np.unique(quantizer.encode(z_e))) > 28
-  quantizer(z_e, training=True)  # the moving statistics followed: one step does not throw the codebook away
+  quantizer(z_e, training=True)  # the moving averages were set too, so that one step changes the codebook little
   assert np.abs(quantizer.codebook - 20).max() < 6
 
 
@@ -187,7 +187,7 @@ def holed(x):
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("revival_threshold", [0, 0.5])
 @pytest.mark.parametrize("decay", [None, 0.7])
-def test_vectors_that_are_not_finite_teach_nothing(decay, revival_threshold, jit_compile, rng):
+def test_vectors_that_are_not_finite_do_not_affect_training(decay, revival_threshold, jit_compile, rng):
   x = rng.normal(size=(64, 4)).astype(np.float32)
   clean, other = (VectorQuantizer(16, 4, decay=decay, revival_threshold=revival_threshold) for _ in range(2))
   call = lambda quantizer: tf.function(

@@ -21,7 +21,7 @@ CONDITIONS = ("none", "local", "speaker", "both")
 
 
 def wavenet(condition="none", num_steps=12, batch_size=2, rng=None, head=None, rates=(1, 2, 4, 1, 2), **arguments):
-  """A small model with a condition for it, none of its weights zero."""
+  """A small model, with no weight zero, and a condition for it."""
   rng = rng or np.random.default_rng(0)
   local, speaker = condition in ("local", "both"), condition in ("speaker", "both")
   model = WaveNet(
@@ -93,7 +93,7 @@ def test_products_in_bfloat16_are_near_those_in_float32(head, rng):
     for values in (rounded, exact)
   )
   assert rounded.dtype == tf.float32
-  # Hidden units near zero may be cut off in one of the two only.
+  # ReLUs of hidden units near zero may be active in only one of the two.
   assert np.dot(rounded, exact) > 0.99 * np.linalg.norm(rounded) * np.linalg.norm(exact)
   np.testing.assert_array_equal(-model.log_prob(x, condition), nats)
 
@@ -139,7 +139,7 @@ def test_steps_give_the_whole_networks_parameters(condition, ordinal, rng):
 @pytest.mark.parametrize("temperature", [1.0, (0.3, 0.8)])
 @pytest.mark.parametrize("head_class", [CategoricalHead, LogisticMixtureHead])
 def test_cached_samples_are_the_naive_samplers_in_float64(condition, temperature, head_class, rng):
-  """Several times as many steps as the network looks back."""
+  """The sequence is several times as long as the receptive field."""
   keras.config.set_dtype_policy("float64")
   head = head_class(6, 2, hidden_units=16)
   model, given = wavenet(condition, num_steps=36, rng=rng, head=head)
@@ -267,7 +267,7 @@ def test_values_out_of_range_are_refused(jit_compile, head_class, wrong, rng):
   x = rng.integers(0, 6, (4, 12, 2)).astype(np.int32)
   model.fit(x, verbose=0)
   x[1, 2, 0] = wrong
-  if head_class is LogisticMixtureHead or jit_compile:  # without XLA the CPU's look-up of embeddings says so first
+  if head_class is LogisticMixtureHead or jit_compile:  # without XLA, CPUs raise another error
     with pytest.raises(ValueError, match=r"25.0% of the examples for .* outside 0\.\.5"):
       model.fit(x, verbose=0)
   with pytest.raises(ValueError, match=r"Values of .* must be in 0\.\.5"):

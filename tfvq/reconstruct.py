@@ -1,11 +1,11 @@
-"""Encodes speech with the model in this package, 250 codes of 9 bits a second, and decodes it again.
+"""Encodes speech to 250 codes of 9 bits per second with the model in this package, and decodes them.
 
   tfvq-reconstruct in.wav out.wav
   tfvq-reconstruct in.mp3 out.wav --speaker=fr
   tfvq-reconstruct - - <in.flac | aplay
 
 The input is a WAV, FLAC, MP3 or Ogg Vorbis file; the output is a WAV file of 16 kHz, mono, 16 bits. A file named - is
-standard input or output. The model knows a few speakers; --speaker chooses one. Its model card is
+standard input or output. The model can decode to a few speakers; --speaker selects one. The model card is
 tfvq/released/README.md.
 """
 

@@ -3,7 +3,7 @@
   python -m tfvq.release --workdir=runs/speech --out=tfvq/released/speech.keras
 
 The file is an ordinary Keras file without the optimiser. The decoder's weights are rounded to eight bits, all others to
-eleven; biases and counts are not rounded. A JSON file beside it lists the speakers and the temperature.
+eleven; biases and counts are not rounded. A JSON file of the same name lists the speakers and the temperature.
 """
 
 import io

@@ -21,7 +21,7 @@ from tfvq.tasks import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config's name or file, with :small or :paper after it.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the files of the run.")
-_STAGE = flags.DEFINE_string("stage", "all", "Stage to run; all: every stage that is not done yet, in order.")
+_STAGE = flags.DEFINE_string("stage", "all", "Stage to run; all runs every stage that is not done yet, in order.")
 
 _CONFIGS = pathlib.Path(__file__).with_name("configs")
 

@@ -1,9 +1,9 @@
-"""Encodes speech into a file of codes, and decodes it again, on a device.
+"""Encodes speech to a file of codes, and decodes such files, without TensorFlow.
 
   tfvq-codec encode in.wav out.codes
   tfvq-codec decode out.codes out.wav [--speaker NAME]
 
-In a checkout, `python -m export.device` is the same program. WAV files must have 16 kHz, one channel and 16 bits.
+In a checkout, `python -m export.device` is the same program. WAV files must be 16 kHz, mono, 16 bits.
 A file named - is standard input or output.
 """
 
@@ -43,8 +43,8 @@ def _run(arguments):
     prog="tfvq-codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   commands = parser.add_subparsers(dest="command", required=True)
-  encode = commands.add_parser("encode", help="encode a WAV file into a file of codes")
-  decode = commands.add_parser("decode", help="decode a file of codes into a WAV file")
+  encode = commands.add_parser("encode", help="encode a WAV file to a file of codes")
+  decode = commands.add_parser("decode", help="decode a file of codes to a WAV file")
   for command in (encode, decode):
     command.add_argument("source", help="file to read; - for standard input")
     command.add_argument("target", help="file to write; - for standard output")

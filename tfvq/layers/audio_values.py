@@ -8,7 +8,7 @@ from tfvq.ops.mu_law import mu_law_decode, mu_law_encode
 from tfvq.ops.precision import full_precision
 from tfvq.ops.subbands import join_bands, split_into_bands
 
-_CLIPPED_FRACTION = 1e-4  # of a band's steps: a range for the few loudest ones would cost all others resolution
+_CLIPPED_FRACTION = 1e-4  # of a band's steps, so that rare peaks do not reduce the resolution of all others
 
 
 @keras.saving.register_keras_serializable("tfvq")

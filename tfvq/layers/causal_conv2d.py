@@ -1,9 +1,9 @@
 """Causal convolutions over a grid in raster order: PixelCNN's masked convolutions without the masked weights.
 
-PixelCNN masks a k x k kernel to zero below its centre row (vertical stack), or right of and outside its centre row
-(horizontal stack). These layers have only the other weights: the same function with fewer multiplications. For
-generation they also run one row or one pixel at a time. The caller then passes the earlier inputs that are still needed
-from call to call, as `past`.
+PixelCNN masks a k x k kernel to zero below its centre row (vertical stack), or everywhere except its centre and the
+weights to the left of it (horizontal stack). These layers have only the weights that are not masked: the same function
+with fewer multiplications. For generation they also run one row or one pixel at a time. The caller then passes the
+earlier inputs that are still needed from call to call, as `past`.
 """
 
 import keras

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfvq.ops.distributed import num_replicas, share_of_loss
+from tfvq.ops.distributed import num_replicas, replica_loss
 
 
 class LikelihoodModel(keras.Model, abc.ABC):
@@ -73,7 +73,7 @@ class LikelihoodModel(keras.Model, abc.ABC):
     num_examples = tf.cast(tf.shape(losses)[0], losses.dtype)
     loss = tf.math.divide_no_nan(tf.reduce_sum(losses), num_examples)
     added = sum((tf.cast(added, loss.dtype) for added in self.losses), tf.zeros([], loss.dtype))
-    return share_of_loss(loss, added, num_examples, training)
+    return replica_loss(loss, added, num_examples, training)
 
   def make_train_function(self, force=False):
     if self.train_function is None or force:

@@ -57,7 +57,7 @@ class PixelCNN(AutoregressiveModel):
     As for `AutoregressiveModel`.
 
   Raises:
-    ValueError: An argument is out of its range, or a condition has other names or shapes.
+    ValueError: An argument is out of its range, or a condition has wrong names or shapes.
 
   Example:
     >>> prior = PixelCNN(num_values=512, grid_shape=(21, 21), filters=16, num_layers=2)

@@ -51,7 +51,7 @@ class WaveNet(AutoregressiveModel):
     As for `AutoregressiveModel`.
 
   Raises:
-    ValueError: An argument is out of its range, or a condition has other names or shapes.
+    ValueError: An argument is out of its range, or a condition has wrong names or shapes.
 
   Example:
     >>> model = WaveNet(CategoricalHead(256, hidden_units=32), channels=16, dilation_rates=(1, 2, 4))

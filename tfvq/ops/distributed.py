@@ -9,7 +9,7 @@ def num_replicas() -> int:
   return 1 if context is None else context.num_replicas_in_sync
 
 
-def share_of_loss(loss: tf.Tensor, added: tf.Tensor, num_examples: tf.Tensor, training: bool = True) -> tf.Tensor:
+def replica_loss(loss: tf.Tensor, added: tf.Tensor, num_examples: tf.Tensor, training: bool = True) -> tf.Tensor:
   """Weights a replica's loss by its fraction of the global batch, because Keras sums the gradients of all replicas.
 
   Args:
@@ -26,11 +26,11 @@ def share_of_loss(loss: tf.Tensor, added: tf.Tensor, num_examples: tf.Tensor, tr
   if num_replicas() == 1:
     return loss + added
   num_all, added_by_all = sum_over_replicas(num_examples, tf.stop_gradient(added))
-  share = (loss + added_by_all / num_replicas()) / num_replicas()
+  value = (loss + added_by_all / num_replicas()) / num_replicas()
   if not training:
-    return share
+    return value
   weighted = tf.math.divide_no_nan(loss * num_examples, num_all) + added / num_replicas()
-  return weighted + tf.stop_gradient(share - weighted)
+  return weighted + tf.stop_gradient(value - weighted)
 
 
 def replica_seed(generator) -> tf.Tensor:
