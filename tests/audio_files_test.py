@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.audio_cases import encoded, noise
-from tests.sound import tone
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, resampled, write_wav
+from tests.sound import SAMPLE_RATE_HZ, tone
+from tfvq.data.audio_files import AudioReader, resampled, write_wav
 from tfvq.errors import UserError
 
 RATES_HZ = [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 192_000]

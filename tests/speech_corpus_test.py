@@ -4,8 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.sound import fake_recordings, tone
-from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tests.sound import SAMPLE_RATE_HZ, fake_recordings, tone
 from tfvq.data.shards import write_shard
 from tfvq.data.speech_corpus import SpeechCorpus
 from tfvq.data.speech_preparation import prepare_corpus, split_of

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.sound import fake_recordings, tone
+from tests.sound import SAMPLE_RATE_HZ, fake_recordings, tone
 from tfvq.configs import common
-from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.speech_corpus import SpeechCorpus
 from tfvq.data.speech_preparation import _read, frames_to_keep, level, phone_frames, prepare_corpus, split_of
 from tfvq.data.speech_sources import Recording, find_recordings

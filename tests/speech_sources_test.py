@@ -6,10 +6,10 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
-from tests.sound import tone
+from tests.sound import SAMPLE_RATE_HZ, tone
 from tfvq.configs import common
 from tfvq.data import debian
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
+from tfvq.data.audio_files import write_wav
 from tfvq.data.espeak import sentences
 from tfvq.data.speech_sources import find_recordings
 from tfvq.errors import UserError

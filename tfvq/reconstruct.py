@@ -4,9 +4,9 @@
   tfvq-reconstruct in.mp3 out.wav --speaker=fr
   tfvq-reconstruct - - <in.flac | aplay
 
-The input is a WAV, FLAC, MP3 or Ogg Vorbis file; the output is a WAV file of 16 kHz, mono, 16 bits. A file named - is
-standard input or output. The model knows a few speakers; --speaker chooses one. Its model card is
-tfvq/released/README.md.
+The input is a WAV, FLAC, MP3 or Ogg Vorbis file; the output is a WAV file, mono, 16 bits, of the model's sample rate,
+16 kHz for that of the package. A file named - is standard input or output. The model knows a few speakers; --speaker
+chooses one. Its model card is tfvq/released/README.md.
 """
 
 import io
@@ -44,15 +44,16 @@ def main(argv):
   import numpy as np
   import tqdm
 
-  from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
+  from tfvq.data.audio_files import AudioReader, write_wav
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import chosen_temperature, load_released
 
-  if source == "-" or is_stream(source):
-    reader = AudioReader(_content(source), name="standard input" if source == "-" else source)
-  else:
-    reader = AudioReader(source)
   model, facts = load_released(_MODEL.value)
+  rate_hz = model.sample_rate_hz
+  if source == "-" or is_stream(source):
+    reader = AudioReader(_content(source), rate_hz, name="standard input" if source == "-" else source)
+  else:
+    reader = AudioReader(source, rate_hz)
   speaker = _SPEAKER.value or facts["speakers"][0]
   if speaker not in facts["speakers"]:
     raise UserError(f"The model has no speaker {speaker!r}; choose one of {', '.join(facts['speakers'])}.")
@@ -62,18 +63,18 @@ def main(argv):
   codec = SpeechCodec(model)
   gain = codec.gain_of(reader)
   codes = codec.encode(reader, gain)
-  with tqdm.tqdm(total=reader.num_samples / SAMPLE_RATE_HZ, desc="speech", unit="s", dynamic_ncols=True) as bar:
+  with tqdm.tqdm(total=reader.num_samples / rate_hz, desc="speech", unit="s", dynamic_ncols=True) as bar:
 
     def parts():
       samples_left = reader.num_samples
       id_ = facts["speakers"].index(speaker)
       for part in codec.decode_parts(codes[np.newaxis], [id_], _SEED.value, temperature):
-        bar.update(round(min(samples_left, part.shape[1]) / SAMPLE_RATE_HZ, 3))
+        bar.update(round(min(samples_left, part.shape[1]) / rate_hz, 3))
         yield part[0, :samples_left] / gain
         samples_left -= part.shape[1]
 
-    write_wav(target, parts())
-  seconds, elapsed = reader.num_samples / SAMPLE_RATE_HZ, time.monotonic() - began_at
+    write_wav(target, parts(), rate_hz)
+  seconds, elapsed = reader.num_samples / rate_hz, time.monotonic() - began_at
   kilobits = len(codes) * np.prod(model.encoder.output_shape[2:-1]) * model.quantizer.bits / 1000
   print(
     f"{target}: {seconds:.2f} s of speech in {kilobits:.2f} kbit ({kilobits / seconds:.2f} kbit/s), speaker {speaker}; "

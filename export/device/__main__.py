@@ -3,8 +3,8 @@
   tfvq-codec encode in.wav out.codes
   tfvq-codec decode out.codes out.wav [--speaker NAME]
 
-In a checkout, `python -m export.device` is the same program. WAV files must have 16 kHz, one channel and 16 bits.
-A file named - is standard input or output.
+In a checkout, `python -m export.device` is the same program. WAV files must have the model's sample rate, 16 kHz
+for that of the package, one channel and 16 bits. A file named - is standard input or output.
 """
 
 import argparse

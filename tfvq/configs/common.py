@@ -69,6 +69,8 @@ IMAGE_RULES = _QUANTIZER_RULES | Rules(
   below={"prior.dropout": 1},
   at_least={"autoencoder.num_vimco_samples": 2},  # its bound compares each sample with the others
 )
+# A frame of phones and of loudness is 10 ms, and must be whole samples.
+CORPUS_RULES = Rules(choices={"data.sample_rate_hz": range(8000, 48_001, 100)})
 WAVENET_RULES = Rules(
   choices={"prior.distribution": ("categorical", "logistic_mixture")}, at_least={"prior.num_values": 2}
 )
@@ -263,9 +265,10 @@ def speech_data(**changes) -> ConfigDict:
       "name": "vctk",  # tfds: or librispeech
       "splits": (),  # tfds: those to read; all of them if empty
       "data_dir": "",  # tfds
-      "sample_rate_hz": 48_000,  # tfds: of data sets that do not say it
+      "source_sample_rate_hz": 48_000,  # tfds: of data sets that do not say it
       "folder": "",  # folder: audio files, a sub-folder per speaker
       "cache": "~/.cache/tfvq/debian",
+      "sample_rate_hz": 16_000,  # that recordings are resampled to, a multiple of 100 from 8000 to 48,000
       "crop_samples": 4096,  # of audio per training example
     }
   )

@@ -20,7 +20,7 @@ class LogMel(keras.layers.Layer):
   Args:
     num_bands: Number of mel bands from 40 Hz to half the sample rate.
     hop_samples: Samples per frame.
-    window_samples: Length of the Hann window, even, >= `hop_samples`; 400 or as many as that needs if None.
+    window_samples: Length of the Hann window, even, >= `hop_samples`; if None, 25 ms, or as many as that needs.
     sample_rate_hz: Sample rate of the audio.
     **kwargs: As for `keras.layers.Layer`.
 
@@ -49,7 +49,7 @@ class LogMel(keras.layers.Layer):
     # Audio in low precision would be noise, also where networks compute in it.
     dtype = full_precision(keras.config.dtype_policy().variable_dtype)
     super().__init__(**{"dtype": dtype, **kwargs, "trainable": False})
-    window_samples = window_samples or max(400, hop_samples + hop_samples % 2)
+    window_samples = window_samples or max(2 * (sample_rate_hz // 80), hop_samples + hop_samples % 2)
     if window_samples < hop_samples or window_samples % 2:
       raise ValueError(f"window_samples ({window_samples}) must be even, and at least hop_samples ({hop_samples}).")
     self.num_bands = num_bands

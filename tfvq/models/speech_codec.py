@@ -11,7 +11,7 @@ from tfvq.ops.loudness import frame_powers, gain_to_level
 from tfvq.ops.subbands import CONTEXT_STEPS
 from tfvq.ops.values import check_values
 
-_PART_SAMPLES = 160_000  # that are encoded at once
+_PART_SECONDS = 10  # that are encoded at once
 
 
 class SpeechCodec:
@@ -35,15 +35,25 @@ class SpeechCodec:
       lambda codes, speaker: projected_condition(model, codes, speaker), reduce_retracing=True
     )
 
+  @property
+  def sample_rate_hz(self) -> int:
+    """Sample rate of the audio."""
+    return self.model.sample_rate_hz
+
   def gain_of(self, audio) -> float:
     """The factor that brings audio to the level that the model was trained on.
 
     Args:
-      audio: Float32 [T] in -1..1 at 16 kHz, or an `AudioReader` of `tfvq.data.audio_files`, which is read in parts.
+      audio: Float32 [T] in -1..1 at `sample_rate_hz`, or a `tfvq.data.audio_files.AudioReader` at this rate, which is
+        read in parts.
+
+    Raises:
+      ValueError: A reader gives audio of another sample rate.
     """
-    reader = _as_reader(audio)
-    starts = range(0, reader.num_samples, _PART_SAMPLES)
-    powers = [frame_powers(reader.read(start, start + _PART_SAMPLES)) for start in starts]
+    rate_hz = self.sample_rate_hz
+    reader = _as_reader(audio, rate_hz)
+    starts = range(0, reader.num_samples, _PART_SECONDS * rate_hz)
+    powers = [frame_powers(reader.read(start, start + _PART_SECONDS * rate_hz), rate_hz) for start in starts]
     return gain_to_level(np.concatenate(powers)) if powers else 1.0
 
   def encode(self, audio, gain: float = 1.0) -> np.ndarray:
@@ -54,11 +64,14 @@ class SpeechCodec:
     Args:
       audio: As for `gain_of`.
       gain: What it is multiplied by first.
+
+    Raises:
+      ValueError: A reader gives audio of another sample rate.
     """
-    reader = _as_reader(audio)
+    reader = _as_reader(audio, self.sample_rate_hz)
     hop_samples = self.model.hop_samples
     context = self.model.encoder_context_frames * hop_samples
-    part_samples = _PART_SAMPLES // hop_samples * hop_samples
+    part_samples = _PART_SECONDS * self.sample_rate_hz // hop_samples * hop_samples
     codes = []
     for start in range(0, reader.num_samples, part_samples):
       stop = min(start + part_samples, -(-reader.num_samples // hop_samples) * hop_samples)
@@ -122,16 +135,19 @@ class SpeechCodec:
 class _ArrayReader:
   """Audio in memory with the interface of a file reader."""
 
-  def __init__(self, audio):
-    self._audio = audio
+  def __init__(self, audio, sample_rate_hz):
+    self._audio, self.sample_rate_hz = audio, sample_rate_hz
     self.num_samples = len(audio)
 
   def read(self, start, stop):
     return self._audio[start:stop]
 
 
-def _as_reader(audio):
-  return audio if hasattr(audio, "read") else _ArrayReader(audio)
+def _as_reader(audio, sample_rate_hz):
+  reader = audio if hasattr(audio, "read") else _ArrayReader(audio, sample_rate_hz)
+  if reader.sample_rate_hz != sample_rate_hz:
+    raise ValueError(f"The reader gives audio of {reader.sample_rate_hz} Hz; the model needs {sample_rate_hz} Hz.")
+  return reader
 
 
 def projected_condition(model: SpeechVQVAE, codes, speaker) -> tf.Tensor:
