@@ -53,7 +53,7 @@ def chirp(rate_hz):
 
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
 def test_resampled_matches_analytic_signal(rate_hz):
-  np.testing.assert_allclose(resampled(chirp(rate_hz), rate_hz), chirp(SAMPLE_RATE_HZ), atol=1e-4)
+  np.testing.assert_allclose(resampled(chirp(rate_hz), rate_hz, SAMPLE_RATE_HZ), chirp(SAMPLE_RATE_HZ), atol=1e-4)
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
@@ -110,7 +110,7 @@ def test_read_of_part_matches_read_of_whole(parts, format, rate_hz):
 
 def test_two_readers_are_independent(tmp_path):
   for frequency_hz in (440, 1000):
-    write_wav(tmp_path / f"{frequency_hz}.wav", [tone(1.0, frequency_hz=frequency_hz)])
+    write_wav(tmp_path / f"{frequency_hz}.wav", [tone(1.0, frequency_hz=frequency_hz)], SAMPLE_RATE_HZ)
   first, second = AudioReader(tmp_path / "440.wav"), AudioReader(tmp_path / "1000.wav")
   for _ in range(2):
     np.testing.assert_allclose(first.read(), tone(1.0), atol=1e-4)
@@ -154,7 +154,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_written_wav_is_read_back(tmp_path):
-  write_wav(tmp_path / "a.wav", [tone(0.1), np.array([2.0, -2.0])])
+  write_wav(tmp_path / "a.wav", [tone(0.1), np.array([2.0, -2.0])], SAMPLE_RATE_HZ)
   audio = AudioReader(tmp_path / "a.wav").read()
   np.testing.assert_allclose(audio[:-2], tone(0.1), atol=1e-4)
   np.testing.assert_allclose(audio[-2:], [1, -1], atol=1e-4)
@@ -175,7 +175,7 @@ def test_reader_rejects_missing_file(tmp_path):
 
 
 def test_reader_accepts_name_that_is_not_utf_8(tmp_path):
-  write_wav(tmp_path / "a.wav", [tone(0.1)])
+  write_wav(tmp_path / "a.wav", [tone(0.1)], SAMPLE_RATE_HZ)
   path = pathlib.Path(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.wav"))
   (tmp_path / "a.wav").rename(path)
   assert AudioReader(path).num_samples == 1600
@@ -198,6 +198,6 @@ def test_reader_rejects_infinite_channels_of_opposite_sign_without_warning():
 
 
 def test_write_wav_writes_16_bit_mono(tmp_path):
-  write_wav(tmp_path / "a.wav", [tone(0.1)])
+  write_wav(tmp_path / "a.wav", [tone(0.1)], SAMPLE_RATE_HZ)
   with wave.open(str(tmp_path / "a.wav")) as file:
     assert (file.getnchannels(), file.getsampwidth(), file.getframerate(), file.getnframes()) == (1, 2, 16_000, 1600)

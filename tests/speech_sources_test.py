@@ -60,7 +60,7 @@ def test_debian_packages_contain_recordings(tmp_path, monkeypatch):
   soundfile.write(dialogue / "cav-m-two.ogg", tone(0.5, 22_050), 22_050)
   read = tmp_path / "festvox-ru/usr/share/festival/voices/russian/msu_ru_nsh_clunits/wav"
   read.mkdir(parents=True)
-  write_wav(read / "ru_0001.wav", [tone(0.5)])
+  write_wav(read / "ru_0001.wav", [tone(0.5)], SAMPLE_RATE_HZ)
   expected = {
     "asterisk": (("en",), {("en/digits/1", "en-es"), ("en/hello", "en-es")}),
     "fillets": (("cs",), {("cs/cave/cav-v-one", "cs-big"), ("cs/cave/cav-m-two", "cs-small")}),
@@ -92,7 +92,7 @@ def test_tfds_recordings_have_speakers(name, rate_hz, monkeypatch):
     tfds.core.DatasetInfo, "splits", dict.fromkeys((first, "test"), types.SimpleNamespace(num_bytes=0))
   )
   with tfds.testing.mock_data(num_examples=4):
-    settings = {"source": "tfds", "name": name, "sample_rate_hz": rate_hz}
+    settings = {"source": "tfds", "name": name, "source_sample_rate_hz": rate_hz}
     recordings = find_recordings(common.speech_data(**settings))
     assert len(recordings) == 2 * 4
     for recording in recordings:
