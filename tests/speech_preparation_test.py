@@ -14,18 +14,19 @@ from tfvq.errors import UserError
 from tfvq.ops.loudness import frame_powers, gain_to_level
 
 
-def test_silences_are_shortened_and_levels_equalized():
-  loud, quiet = tone(0.5), np.zeros(8000, np.float32)
-  kept = frames_to_keep(np.concatenate([quiet, loud, quiet, loud, quiet]), SAMPLE_RATE_HZ)
+@pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_100, 44_100, 48_000])
+def test_silences_are_shortened_and_levels_equalized(rate_hz):
+  loud, quiet = tone(0.5, rate_hz), np.zeros(rate_hz // 2, np.float32)
+  kept = frames_to_keep(np.concatenate([quiet, loud, quiet, loud, quiet]), rate_hz)
   # Twice 0.5 s of sound, with 0.1 s between them and 0.05 s at either end; frames have 10 ms.
   expected = np.zeros(250, bool)
   expected[45:105] = expected[145:205] = True
   np.testing.assert_array_equal(kept, expected)
-  np.testing.assert_allclose(np.sqrt(np.mean(level(loud, SAMPLE_RATE_HZ) ** 2)), 0.08, rtol=1e-3)
+  np.testing.assert_allclose(np.sqrt(np.mean(level(loud, rate_hz) ** 2)), 0.08, rtol=1e-3)
   spike = np.concatenate([np.zeros(99_999), [1.0]])
-  assert np.abs(level(spike, SAMPLE_RATE_HZ)).max() < 0.9801
-  assert not frames_to_keep(quiet, SAMPLE_RATE_HZ).any() and not len(frames_to_keep(quiet[:5], SAMPLE_RATE_HZ))
-  assert not len(level(quiet[:0], SAMPLE_RATE_HZ))
+  assert np.abs(level(spike, rate_hz)).max() < 0.9801
+  assert not frames_to_keep(quiet, rate_hz).any() and not len(frames_to_keep(quiet[:5], rate_hz))
+  assert not len(level(quiet[:0], rate_hz))
 
 
 @pytest.mark.parametrize("silence", ["digital", "noise"])
