@@ -44,7 +44,7 @@ def speech_config(rate_hz):
   config.autoencoder.decoder.num_stacks = 1
   del config.train.unquantized, config.train.spectral
   for settings in config.train.values():
-    settings.steps = 2
+    settings.update({"steps": 2, "optimizer": "adam"})
   return config
 
 
@@ -121,7 +121,7 @@ def test_wavenet_of_44_khz_runs_through_every_stage(tmp_path):
   config = tiny("wavenet")
   config.data.sample_rate_hz = 44_100
   config.samples.seconds = 2
-  config.train.prior.steps = 2
+  config.train.prior.update({"steps": 2, "optimizer": "adam"})
   run_stages(make_task(config, tmp_path), "all")
   paths = list((tmp_path / "samples").glob("*.wav"))
   assert len(paths) == 2

@@ -9,7 +9,9 @@ of VCTK.
 paper's: raw waveform, plain WaveNet at 16 kHz, VCTK; it needs an accelerator. Both send 2.25 kbit/s. The paper gives no
 figure for the sound; docs/RESULTS.md has those of `small`. Other data:
 --config.data.source=fillets|festvox_ru|espeak|tfds|folder. Codes that carry less of the voice, for speaker conversion:
---config.autoencoder.voice_perturbation=0.25 --config.autoencoder.latents_per_position=1.
+--config.autoencoder.voice_perturbation=0.25 --config.autoencoder.latents_per_position=1. Another sample rate, 8 to 48
+kHz: --config.data.sample_rate_hz=48000; strides and crops count samples, so that 8 ms a frame are then
+--config.autoencoder.strides="(2,2,2,2,2,2,2,3)", and --config.data.crop_samples=12288 is as long as before.
 """
 
 from ml_collections import ConfigDict
