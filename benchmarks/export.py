@@ -50,7 +50,7 @@ def _time_trained():
   task = open_task(_WORKDIR.value)
   if _MODEL.value:
     task.autoencoder = load_model(_MODEL.value)
-  decoder = task.autoencoder.decoder
+  decoder = task.autoencoder.decoder.wavenet
   title = f"{len(decoder.blocks)} x {decoder.channels}, {decoder.head.num_variables} bands, trained"
   _time_steps({title: (decoder, ("none", "dynamic"))})
   (endpoint,) = [endpoint for endpoint in task.device_endpoints() if endpoint.name == "steps"]

@@ -64,8 +64,8 @@ def main(argv):
   num_samples = -(-max(len(clip.audio) for clip in first) // model.hop_samples) * model.hop_samples
   audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in first])
   codec = SpeechCodec(model)
-  codes = np.stack([codec.encode(sound) for sound in audio])
-  temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.audio_values.num_bands)
+  codes = codec.encode(audio)
+  temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.decoder.num_bands)
   voices = {"": source, "_converted": target} if _SPLIT.value == "held_out" else {"": source}
   for kind, speaker in voices.items():
     spoken = codec.decode(codes, np.full(len(first), speaker), _SEED.value, temperature)

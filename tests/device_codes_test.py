@@ -16,16 +16,16 @@ def encoded(codes, hop_samples=64, less=0, frame_shape=()):
 
 
 @given(st.integers(1, 5000), st.sampled_from([(), (1,), (2,), (3,)]), st.data())
-def test_packed_codes_are_unpacked(num_embeddings, frame_shape, data):
+def test_packed_codes_are_unpacked(num_values, frame_shape, data):
   per_frame, num_frames = int(np.prod(frame_shape)), data.draw(st.integers(0, 20))
   size = per_frame * num_frames
-  codes = data.draw(st.lists(st.integers(0, num_embeddings - 1), min_size=size, max_size=size))
+  codes = data.draw(st.lists(st.integers(0, num_values - 1), min_size=size, max_size=size))
   written = encoded(codes, less=data.draw(st.integers(0, 63)) if codes else 0, frame_shape=frame_shape)
-  content = codes_file.pack(written, num_embeddings, 64)
-  read = codes_file.unpack(content, MODEL, num_embeddings, 64, frame_shape)
+  content = codes_file.pack(written, num_values, 64)
+  read = codes_file.unpack(content, MODEL, num_values, 64, frame_shape)
   np.testing.assert_array_equal(read.codes, written.codes)
   assert read[1:] == written[1:]
-  assert len(content) == 30 + -(-len(codes) * codes_file.bits_per_code(num_embeddings) // 8)
+  assert len(content) == 30 + -(-len(codes) * codes_file.bits_per_code(num_values) // 8)
 
 
 @settings(max_examples=500)

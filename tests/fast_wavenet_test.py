@@ -64,11 +64,12 @@ def test_speech_steps_are_exported_with_state(exported_speech, speech_run_folder
   model = open_task(speech_run_folder).autoencoder
   runner = tflite.Runner((exported_speech / "tflite" / "none" / "steps.tflite").read_bytes())
   codes, speaker = tf.constant(rng.integers(0, 16, [1, 12, 2])), tf.constant([1])
-  condition = {"local": model.condition(codes, speaker)}
-  projected = model.decoder.project_condition(condition).numpy()
-  noise = gumbel_noise(3, noise_shape(model.decoder, 1, 96))
-  values = sample(model.decoder, noise, condition, 0.8)
-  expected = model.audio_values.decode(values)[0]
+  wavenet = model.decoder.wavenet
+  condition = {"local": model.decoder.local_condition(model.quantizer.decode(codes), speaker)}
+  projected = wavenet.project_condition(condition).numpy()
+  noise = gumbel_noise(3, noise_shape(wavenet, 1, 96))
+  values = sample(wavenet, noise, condition, 0.8)
+  expected = wavenet.audio_values.decode(values)[0]
   for _ in range(2):
     runner.reset()
     parts = [

@@ -271,19 +271,19 @@ def test_the_stage_prunes_a_trained_decoder_and_leaves_the_codes(
   whole, pruned = run.autoencoder, load_model(path)
   audio = tf.constant(0.1 * rng.normal(size=[1, 64 * 20]), tf.float32)
   np.testing.assert_array_equal(pruned.encode(audio), whole.encode(audio))
-  decoder, num_layers = pruned.decoder, len(whole.decoder.blocks)
+  wavenet, num_layers = pruned.decoder.wavenet, len(whole.decoder.wavenet.blocks)
   if method == "channels":
-    assert decoder.channels == 4 and len(decoder.blocks) == num_layers
+    assert wavenet.channels == 4 and len(wavenet.blocks) == num_layers
     export(run, tmp_path / "exported", ("tflite",), ("none",), path)
     codec = DeviceCodec(tmp_path / "exported" / "tflite" / "none")
     assert codec.facts["channels"] == 4 and codec.decode(rng.integers(0, 16, [10, 2])).shape == (640,)
     assert codec.facts["autoencoder_sha256"] == sha256(path)
   elif method == "layers":
-    assert decoder.channels == 8 and len(decoder.blocks) == num_layers // 2
+    assert wavenet.channels == 8 and len(wavenet.blocks) == num_layers // 2
   else:
-    for kernel, mask in block_masks(decoder, sparsity, block_size=block_size):
+    for kernel, mask in block_masks(wavenet, sparsity, block_size=block_size):
       np.testing.assert_array_equal(kernel, np.array(kernel) * mask)
-    assert step_endpoint(decoder, None).sparse_modes == ("none",)
+    assert step_endpoint(wavenet, None).sparse_modes == ("none",)
   metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
   assert metrics["decoder_weights_of_pruned"] < metrics["decoder_weights_of_dense"]
   np.testing.assert_allclose(metrics["nats_before_pruning"], metrics["nats_per_sample"], rtol=1e-5)

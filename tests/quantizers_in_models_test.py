@@ -32,8 +32,7 @@ def speech_model(kind, latents):
   config = tiny("speech").autoencoder
   config.update({"latents_per_position": latents, "embedding_dim": 4})
   built = build_speech_vqvae(config, num_speakers=2)
-  parts = {name: getattr(built, name) for name in ("encoder", "conditioner", "audio_values", "decoder", "hop_samples")}
-  return SpeechVQVAE(quantizer=quantizer_of(kind), **parts)
+  return SpeechVQVAE(built.encoder, quantizer_of(kind), built.decoder)
 
 
 @pytest.mark.parametrize(("kind", "latents"), [*((kind, 1) for kind in KINDS), ("residual", 3)])
@@ -77,7 +76,7 @@ def test_speech_with_every_kind(kind, latents, rng, tmp_path):
     assert np.isfinite(each.fit({"audio": audio, "speaker": speaker}, verbose=0).history["loss"]).all()
   codec = SpeechCodec(model)
   assert codec.encode(audio[0]).shape == (40, *model.frame_shape)
-  assert model.condition(codes, speaker).shape[:2] == (2, 40)
+  np.testing.assert_array_equal(codec.encode(audio), [codec.encode(recording) for recording in audio])
   model.save(tmp_path / "model.keras")
   loaded = keras.saving.load_model(tmp_path / "model.keras")
   np.testing.assert_array_equal(loaded.encode(audio), model.encode(audio))
@@ -88,5 +87,6 @@ def test_a_codec_speaks_codes_of_several_levels(rng):
   codes = codec.encode(speech_like(5 * codec.model.hop_samples, rng))[np.newaxis]
   for number in (1, 2):
     assert codec.decode(codes[..., :number], [1]).shape == (1, 5 * codec.model.hop_samples)
-  first, both = (codec.model.condition(codes[..., :number], [1]) for number in (1, 2))
+  quantizer, decoder = codec.model.quantizer, codec.model.decoder
+  first, both = (decoder.local_condition(quantizer.decode(codes[..., :number]), [1]) for number in (1, 2))
   assert np.abs(first - both).max() > 1e-3

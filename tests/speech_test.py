@@ -11,12 +11,14 @@ from tests.tiny import config_of, tiny
 from tfvq.data.speech_corpus import Clip
 from tfvq.evaluation.sections import curves_section
 from tfvq.evaluation.speech_metrics import likelihoods
+from tfvq.layers import AudioValues, CategoricalHead
 from tfvq.models import (
   SpeechVQVAE,
+  WaveNet,
+  WaveNetDecoder,
   conditioner,
   gumbel_noise,
   log_mel_encoder,
-  noise_shape,
   sample,
   waveform_encoder,
 )
@@ -112,9 +114,9 @@ def test_only_the_inside_of_a_training_clip_is_trained_on(rng):
   audio = np.stack([speech_like(64 * (2 * margin + 24), rng)])
   speaker = tf.constant([1])
   nats = model({"audio": tf.constant(audio), "speaker": speaker}, training=False)
-  condition = model.condition(model.encode(audio), speaker)[:, margin:-margin]
-  values = model.audio_values(audio)[:, margin * 8 : -margin * 8]
-  expected = -model.decoder.log_prob(values, {"local": condition}) / (24 * 64)
+  local = model.decoder.local_condition(model.quantizer.decode(model.encode(audio)), speaker)[:, margin:-margin]
+  values = model.decoder.audio_values(audio)[:, margin * 8 : -margin * 8]
+  expected = -model.decoder.wavenet.log_prob(values, {"local": local}) / (24 * 64)
   np.testing.assert_allclose(nats, expected, rtol=1e-5)
 
 
@@ -163,14 +165,15 @@ def test_a_model_survives_saving(tmp_path, rng):
   np.testing.assert_allclose(again.nats_per_sample(audio, speaker), model.nats_per_sample(audio, speaker), rtol=1e-6)
 
 
-def test_the_likelihood_is_that_of_what_the_codec_hears(rng):
+def test_the_likelihood_uses_the_codes_of_the_codec(rng):
   model = speech_model()
   audio = speech_like(64 * 30, rng)
   model.adapt(audio[np.newaxis])
-  context = model.conditioner_context_frames
+  context = model.decoder.context_frames
   codes = np.pad(SpeechCodec(model).encode(audio), [(context, context), (0, 0)], mode="edge")
-  condition = model.condition(codes[np.newaxis], np.array([1]))[:, context:-context]
-  expected = model._nats(model.audio_values(audio[np.newaxis]), condition)
+  local = model.decoder.local_condition(model.quantizer.decode(codes[np.newaxis]), np.array([1]))[:, context:-context]
+  values = model.decoder.audio_values(audio[np.newaxis])
+  expected = -model.decoder.wavenet.log_prob(values, {"local": local}) / len(audio)
   np.testing.assert_allclose(model.nats_per_sample(audio[np.newaxis], tf.constant([1])), expected, rtol=1e-6)
 
 
@@ -178,9 +181,9 @@ def test_audio_is_encoded_in_parts_as_at_once(rng):
   model = speech_model()
   audio = speech_like(350_001, rng)
   model.adapt(audio[np.newaxis, :32_000])
-  codes = SpeechCodec(model).encode(audio, gain=0.5)
-  # A recording stands in silence.
-  whole = np.pad(0.5 * audio, [20 * 64, -len(audio) % 64 + 20 * 64])
+  codes = SpeechCodec(model).encode(audio)
+  # Silence precedes and follows a recording.
+  whole = np.pad(audio, [20 * 64, -len(audio) % 64 + 20 * 64])
   np.testing.assert_array_equal(codes, model.encode(whole[np.newaxis])[0, 20:-20])
 
 
@@ -190,18 +193,21 @@ def test_speech_is_decoded_in_parts_as_at_once(num_bands, latents, rng):
   config.decoder.num_bands = num_bands
   config.latents_per_position = latents
   model = build_speech_vqvae(config, num_speakers=2)
+  decoder = model.decoder
   codes, speaker = rng.integers(0, 16, (2, 23, *model.frame_shape)), np.array([1, 0])
-  codec = SpeechCodec(model, frames_per_part=10)
-  audio = codec.decode(codes, speaker, seed=5, temperature=0.8)
+  audio = SpeechCodec(model, frames_per_part=10).decode(codes, speaker, seed=5, temperature=0.8)
   assert audio.shape == (2, 23 * 64)
-  steps = 10 * model.steps_per_frame
-  noise = tf.concat([gumbel_noise(5, noise_shape(model.decoder, 2, steps), part) for part in range(3)], axis=0)
-  # Before the first frame and after the last there is more of them.
-  filled = np.concatenate([codes[:, :1]] * 9 + [codes] + [codes[:, -1:]] * (7 + 9), axis=1)
-  values = sample(model.decoder, noise, {"local": model.condition(filled, speaker)[:, 9:-9]}, 0.8)
-  expected = model.audio_values.decode(values)[:, : 23 * 64]
-  # The filled-up frames end in another way, which the last samples hear of through the filters.
-  np.testing.assert_allclose(audio[:, :-64], expected[:, :-64], atol=1e-5)
+  noise = tf.concat([gumbel_noise(5, decoder.noise_shape(2, 640), part) for part in range(3)], axis=0)
+  noise, z = noise[: 23 * decoder.steps_per_frame], model.quantizer.decode(codes)
+  whole = decoder.sample(z, noise, {"speaker": speaker}, 0.8)
+  np.testing.assert_allclose(audio, whole, atol=1e-5)
+  # The same by its parts: the first and the last codes are repeated for the conditioner.
+  filled = np.concatenate([codes[:, :1]] * 9 + [codes] + [codes[:, -1:]] * 9, axis=1)
+  local = decoder.local_condition(model.quantizer.decode(filled), speaker)[:, 9:-9]
+  values = sample(decoder.wavenet, noise, {"local": local}, 0.8)
+  np.testing.assert_allclose(whole, decoder.audio_values.decode(values), atol=1e-5)
+  log_prob = decoder.wavenet.log_prob(decoder.audio_values(whole), {"local": local})
+  np.testing.assert_allclose(decoder.log_prob(whole, z, {"speaker": speaker}), log_prob, rtol=1e-5)
 
 
 def test_the_gain_brings_speech_to_the_level_of_training(rng):
@@ -236,25 +242,23 @@ def test_a_figure_without_data_is_absent(rng, tmp_path):
   assert curves_section("curves", [first, second]).image
 
 
-def test_the_codec_takes_empty_audio_and_no_codes():
-  model = speech_model(latents_per_position=2)
-  codec = SpeechCodec(model)
-  nothing = np.zeros([0], np.float32)
-  assert codec.gain_of(nothing) == 1
-  codes = codec.encode(nothing)
-  assert codes.shape == (0, 2) and codes.dtype == np.int32
-  audio = codec.decode(codes[np.newaxis], np.array([0]))
-  assert audio.shape == (1, 0) and audio.dtype == np.float32
-
-
-def test_codes_and_speakers_out_of_range_are_refused():
+def test_unknown_speakers_are_refused():
   model = speech_model()
-  codes = np.zeros([1, 20, *model.frame_shape], np.int32)
-  for decode in (model.condition, SpeechCodec(model).decode):
-    with pytest.raises(ValueError, match=r"must be in 0\.\.15"):
-      decode(codes + 16, np.array([0]))
-    with pytest.raises(ValueError, match=r"Speakers.* must be in 0\.\.1"):
-      decode(codes, np.array([2]))
+  z = np.zeros([1, 20, *model.encoder.output_shape[2:]], np.float32)
+  with pytest.raises(ValueError, match=r"Speakers.* must be in 0\.\.1"):
+    model.decoder.local_condition(z, np.array([2]))
+
+
+def test_a_decoder_of_speech_needs_audio_values_and_a_local_condition():
+  network = conditioner(4, num_speakers=2, condition_dim=8)
+  arguments = {"channels": 8, "dilation_rates": (1, 2)}
+  head = CategoricalHead(16, hidden_units=8)
+  for wavenet in (
+    WaveNet(head, condition_dim=8, **arguments),
+    WaveNet(head, audio_values=AudioValues(1, 16), **arguments),
+  ):
+    with pytest.raises(ValueError, match="cannot decode speech: give it audio_values and a condition_dim"):
+      WaveNetDecoder(network, wavenet)
 
 
 def test_clips_of_unknown_speakers_are_refused(rng):
@@ -281,7 +285,7 @@ def test_a_model_is_exported_after_fit(rng, tmp_path):
 def test_the_released_model_loads(rng):
   model, facts = load_released()
   audio = speech_like(model.hop_samples * 30, rng)[np.newaxis]
-  assert len(facts["temperature"]) == model.audio_values.num_bands
+  assert len(facts["temperature"]) == model.decoder.num_bands
   assert model.encode(audio).shape == (1, 30, *model.frame_shape)
 
 

@@ -46,6 +46,7 @@ def main(argv):
 
   from tfvq.data.audio_files import AudioReader, write_wav
   from tfvq.models.speech_codec import SpeechCodec
+  from tfvq.ops.loudness import frame_powers, gain_to_level
   from tfvq.release import chosen_temperature, load_released
 
   model, facts = load_released(_MODEL.value)
@@ -57,21 +58,28 @@ def main(argv):
   speaker = _SPEAKER.value or facts["speakers"][0]
   if speaker not in facts["speakers"]:
     raise UserError(f"The model has no speaker {speaker!r}; choose one of {', '.join(facts['speakers'])}.")
-  temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.audio_values.num_bands)
+  temperature = chosen_temperature(_TEMPERATURE.value, facts["temperature"], model.decoder.num_bands)
   began_at = time.monotonic()
   start_xla()
-  codec = SpeechCodec(model)
-  gain = codec.gain_of(reader)
-  codes = codec.encode(reader, gain)
+  codec = SpeechCodec(model, facts["speakers"], temperature)
+  gain = gain_to_level(np.concatenate([frame_powers(part, rate_hz) for part in reader.parts()]))
+  encoder = codec.encoder()
+  codes = np.concatenate([*(encoder.push(gain * part) for part in reader.parts()), encoder.finish()])
+  decoder = codec.decoder(speaker, _SEED.value)
   with tqdm.tqdm(total=reader.num_samples / rate_hz, desc="speech", unit="s", dynamic_ncols=True) as bar:
+
+    def speech():
+      for start in range(0, len(codes), codec.frames_per_part):
+        yield decoder.push(codes[start : start + codec.frames_per_part])
+      yield decoder.finish()
 
     def parts():
       samples_left = reader.num_samples
-      id_ = facts["speakers"].index(speaker)
-      for part in codec.decode_parts(codes[np.newaxis], [id_], _SEED.value, temperature):
-        bar.update(round(min(samples_left, part.shape[1]) / rate_hz, 3))
-        yield part[0, :samples_left] / gain
-        samples_left -= part.shape[1]
+      for part in speech():
+        part = part[:samples_left]
+        samples_left -= len(part)
+        bar.update(round(len(part) / rate_hz, 3))
+        yield part / gain
 
     write_wav(target, parts(), rate_hz)
   seconds, elapsed = reader.num_samples / rate_hz, time.monotonic() - began_at

@@ -115,7 +115,8 @@ def _rounded(content):
         value = item[()]
         if value.dtype == "float32" and value.ndim > 1:
           # Errors accumulate over the convolutions of the conditioner, and errors of the encoder change codes.
-          value = round_weights(value, 8 if name.startswith("decoder") else 11)
+          is_wavenet = name.startswith("decoder/") and not name.startswith("decoder/conditioner/")
+          value = round_weights(value, 8 if is_wavenet else 11)
         file.create_dataset(name, data=value)
       else:
         file.require_group(name)

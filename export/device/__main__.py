@@ -95,7 +95,7 @@ def _encode(codec, source, target):
       progress.advance(len(samples[start : start + part]) / codec.sample_rate_hz)
     codes = np.concatenate([*codes, stream.finish()])
   speech = codes_file.EncodedSpeech(codes, codec.model_id, gain, len(samples))
-  content = codes_file.pack(speech, codec.num_embeddings, codec.hop_samples)
+  content = codes_file.pack(speech, codec.num_values, codec.hop_samples)
   files.write(target, content)
   kilobits = 8 * len(content) / 1000
   return f"{target}: {len(content)} bytes, {kilobits / (len(samples) / codec.sample_rate_hz):.2f} kbit/s"
@@ -106,7 +106,7 @@ def _decode(codec, source, target, speaker, seed):
   with files.open_source(source) as file:
     content = file.read()
   try:
-    speech = codes_file.unpack(content, codec.model_id, codec.num_embeddings, codec.hop_samples, codec.frame_shape)
+    speech = codes_file.unpack(content, codec.model_id, codec.num_values, codec.hop_samples, codec.frame_shape)
   except CodecError as error:
     raise CodecError(f"{source} cannot be decoded. {error}") from error
   stream, samples = codec.decoder(speaker, seed), []

@@ -18,12 +18,14 @@ _LEVEL = 0.08  # root mean square of the speech that models are trained on, with
 _FRAMES_PER_SECOND = 100  # over each of which power is measured
 
 
-class CodecError(Exception):
+class CodecError(ValueError):
   """An error that the user can fix: one sentence that says what is wrong, where, and what to do."""
 
 
 class SpeechCodec:
   """Encodes speech to codes, and decodes codes to speech.
+
+  It has the interface of the codec of Keras models, `tfvq.models.speech_codec.SpeechCodec`.
 
   Args:
     folder: A folder of TFLite files that `tfvq-export` wrote; default: the model of this package.
@@ -60,9 +62,9 @@ class SpeechCodec:
     return tuple(self.facts["frame_shape"])
 
   @property
-  def num_embeddings(self) -> int:
+  def num_values(self) -> int:
     """K: codes are 0..K-1."""
-    return self.facts["num_embeddings"]
+    return self.facts["num_values"]
 
   @property
   def speakers(self) -> list[str]:
@@ -75,30 +77,56 @@ class SpeechCodec:
     return bytes.fromhex(self.facts["autoencoder_sha256"])[:8]
 
   def encode(self, samples) -> np.ndarray:
-    """Codes of speech, float [T] in -1..1 -> int32 [F, *frame_shape], F = ceil(T / hop_samples).
+    """Codes of speech.
 
-    Codes are best at the level that the model was trained on: multiply the samples by `gain_of` first.
+    Silence precedes and follows a recording. Codes are best at the level that the model was trained on: multiply the
+    samples by `gain_of` first.
+
+    Args:
+      samples: Float [T] in -1..1, or a batch [B, T].
+
+    Returns:
+      int32 [F, *frame_shape] or [B, F, *frame_shape], F = ceil(T / hop_samples).
 
     Raises:
-      CodecError: The samples are not finite, or have more than one dimension.
+      CodecError: The samples are not finite, or have another number of dimensions.
     """
+    if np.ndim(samples) == 2:
+      return np.stack([self.encode(recording) for recording in samples])
     stream = self.encoder()
     return np.concatenate([stream.push(samples), stream.finish()])
 
-  def decode(self, codes, speaker: str = "", seed: int = 0, temperature=None) -> np.ndarray:
-    """Speech from codes, integers [F, *frame_shape] -> float32 [F * hop_samples]; see `decoder`."""
+  def decode(self, codes, speaker=0, seed: int = 0, temperature=None) -> np.ndarray:
+    """Speech from codes.
+
+    Args:
+      codes: Integers [F, *frame_shape], or a batch [B, F, *frame_shape] with a sequence of B speakers.
+      speaker: As for `decoder`.
+      seed: As for `decoder`. All recordings of a batch have the same noise.
+      temperature: As for `decoder`.
+
+    Returns:
+      Float32 [F * hop_samples] or [B, F * hop_samples].
+
+    Raises:
+      CodecError: As for `decoder`, and for `DecoderStream.push`.
+    """
+    if np.ndim(speaker):
+      if len(codes) != len(speaker):
+        raise CodecError(f"There are {len(codes)} recordings and {len(speaker)} speakers; give one for each.")
+      return np.stack([self.decode(*pair, seed, temperature) for pair in zip(codes, speaker, strict=True)])
     stream = self.decoder(speaker, seed, temperature)
     return np.concatenate([stream.push(codes), stream.finish()])
 
-  def encoder(self) -> "Encoder":
+  def encoder(self) -> "EncoderStream":
     """Starts a stream from samples to codes."""
-    return Encoder(self.facts, self.model("encoder"))
+    return EncoderStream(self.facts, self.model("encoder"))
 
-  def decoder(self, speaker: str = "", seed: int = 0, temperature=None, noise=None) -> "Decoder":
+  def decoder(self, speaker: str | int = 0, seed: int = 0, temperature=None, noise=None) -> "DecoderStream":
     """Starts a stream from codes to speech.
 
     Args:
-      speaker: Name of the speaker; the first by default.
+      speaker: Name or number of the speaker.
       seed: Seed of the noise, zero or more; the same seed gives the same speech.
       temperature: One number, or one for each band, zero or more; the model's own by default.
       noise: Replaces the noise of the seed: a function of a number of steps that returns Gumbel noise for the next
@@ -107,8 +135,8 @@ class SpeechCodec:
     Raises:
       CodecError: The speaker is unknown, the seed is negative, or the temperature has a wrong shape or value.
     """
-    speaker = speaker or self.speakers[0]
-    if speaker not in self.speakers:
+    number = self.speakers.index(speaker) if speaker in self.speakers else speaker
+    if isinstance(number, str) or not 0 <= number < len(self.speakers):
       raise CodecError(f"The model has no speaker {speaker!r}; choose one of {', '.join(self.speakers)}.")
     if seed < 0:
       raise CodecError(f"The seed is {seed}; give zero or a positive number.")
@@ -120,10 +148,10 @@ class SpeechCodec:
       )
     if not np.all((temperature >= 0) & (temperature < np.inf)):
       raise CodecError(f"The temperature must be zero or more and finite, but is {temperature.tolist()}.")
-    return Decoder(
+    return DecoderStream(
       self.facts,
       {name: self.model(name) for name in ("condition", "step", "synthesis")},
-      self.speakers.index(speaker),
+      number,
       np.broadcast_to(temperature, [num_bands]),
       noise or GumbelNoise(seed, self.facts["noise_shape"]),
     )
@@ -150,7 +178,7 @@ class SpeechCodec:
     return Model(self._contents[name])
 
 
-class Encoder:
+class EncoderStream:
   """A stream from samples to codes; made by `SpeechCodec.encoder`."""
 
   def __init__(self, facts, model):
@@ -192,7 +220,7 @@ class Encoder:
     return np.concatenate(codes)[:limit]
 
 
-class Decoder:
+class DecoderStream:
   """A stream from codes to speech; made by `SpeechCodec.decoder`."""
 
   def __init__(self, facts, models, speaker, temperature, noise):
@@ -215,10 +243,12 @@ class Decoder:
     if not codes.ndim or codes.shape[1:] != self._pending.shape[1:]:
       wanted = ", ".join(["frames", *map(str, self._pending.shape[1:])])
       raise CodecError(f"Codes have shape {list(codes.shape)}; this model needs [{wanted}].")
-    if codes.size and (codes.min() < 0 or codes.max() >= self._facts["num_embeddings"]):
-      raise CodecError(f"Codes must be 0..{self._facts['num_embeddings'] - 1}, but are {codes.min()}..{codes.max()}.")
     if codes.size and not np.issubdtype(codes.dtype, np.integer):
       raise CodecError(f"Codes must be integers, but are of type {codes.dtype}.")
+    if codes.size and (codes.min() < 0 or codes.max() >= self._facts["num_values"]):
+      raise CodecError(
+        f"Codes must be in 0..{self._facts['num_values'] - 1}, but they are in {codes.min()}..{codes.max()}."
+      )
     codes = codes.astype(np.int32)
     if not self._num_frames and len(codes):
       # The context before the first frame is a repetition of it.

@@ -35,12 +35,12 @@ class EncodedSpeech(NamedTuple):
   num_samples: int
 
 
-def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
+def pack(speech: EncodedSpeech, num_values: int, hop_samples: int) -> bytes:
   """Packs codes into the bytes of a file.
 
   Args:
     speech: The content.
-    num_embeddings: K, number of codes.
+    num_values: K, number of codes.
     hop_samples: Samples per frame.
 
   Raises:
@@ -48,10 +48,10 @@ def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
   """
   codes = np.asarray(speech.codes)
   if len(codes) != -(-speech.num_samples // hop_samples) or (
-    len(codes) and not 0 <= codes.min() <= codes.max() < num_embeddings
+    len(codes) and not 0 <= codes.min() <= codes.max() < num_values
   ):
-    raise ValueError(f"The codes do not match the number of samples, or are not all in 0..{num_embeddings - 1}.")
-  num_bits = bits_per_code(num_embeddings)
+    raise ValueError(f"The codes do not match the number of samples, or are not all in 0..{num_values - 1}.")
+  num_bits = bits_per_code(num_values)
   bits = (codes.reshape(-1, 1) >> np.arange(num_bits - 1, -1, -1)) & 1
   content = _HEADER.pack(_MAGIC, _VERSION, num_bits, speech.model_id, speech.gain, speech.num_samples)
   content += np.packbits(bits.astype(np.uint8)).tobytes()
@@ -59,14 +59,14 @@ def pack(speech: EncodedSpeech, num_embeddings: int, hop_samples: int) -> bytes:
 
 
 def unpack(
-  content: bytes, model_id: bytes, num_embeddings: int, hop_samples: int, frame_shape: tuple[int, ...] = ()
+  content: bytes, model_id: bytes, num_values: int, hop_samples: int, frame_shape: tuple[int, ...] = ()
 ) -> EncodedSpeech:
   """Unpacks the bytes of a file.
 
   Args:
     content: The bytes.
     model_id: Id of the model that will decode the codes; the next three arguments also belong to that model.
-    num_embeddings: K, number of codes.
+    num_values: K, number of codes.
     hop_samples: Samples per frame.
     frame_shape: Shape of a frame's codes.
 
@@ -86,15 +86,15 @@ def unpack(
     raise CodecError("It was made with another model: name that model with --model.")
   packed = np.frombuffer(content[_HEADER.size : -4], np.uint8)
   num_codes = -(-num_samples // hop_samples) * math.prod(frame_shape)
-  if num_bits != bits_per_code(num_embeddings) or len(packed) != -(-num_codes * num_bits // 8) or not 0 < gain < np.inf:
+  if num_bits != bits_per_code(num_values) or len(packed) != -(-num_codes * num_bits // 8) or not 0 < gain < np.inf:
     raise CodecError("It is altered: its header does not match what follows.")
   bits = np.unpackbits(packed, count=num_codes * num_bits).reshape(num_codes, num_bits)
   codes = bits.astype(np.int32) @ (1 << np.arange(num_bits - 1, -1, -1, dtype=np.int32))
-  if num_codes and codes.max() >= num_embeddings:
-    raise CodecError(f"It holds codes outside 0..{num_embeddings - 1}.")
+  if num_codes and codes.max() >= num_values:
+    raise CodecError(f"It holds codes outside 0..{num_values - 1}.")
   return EncodedSpeech(codes.reshape(-1, *frame_shape), model_id, gain, num_samples)
 
 
-def bits_per_code(num_embeddings: int) -> int:
+def bits_per_code(num_values: int) -> int:
   """Number of bits of a packed code."""
-  return max(1, (num_embeddings - 1).bit_length())
+  return max(1, (num_values - 1).bit_length())

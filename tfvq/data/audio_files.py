@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import wave
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,6 +19,7 @@ with extra("speech"):
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 _RATES_HZ = (1000, 768_000)
+_PART_SECONDS = 10
 _MARGIN_SECONDS = 0.1  # read after a part, so that its end is resampled as in the whole file
 _BLOCK_SAMPLES = 2**20
 _MAX_VALUE = 2.0**31  # files of floats may contain the values of 32-bit integers
@@ -90,6 +92,12 @@ class AudioReader:
     offset = first_second * to_rate_hz
     samples = resampled(samples, rate_hz, to_rate_hz)[start - offset : stop - offset]
     return np.pad(samples, [0, stop - start - len(samples)])
+
+  def parts(self) -> Iterator[np.ndarray]:
+    """All samples, ten seconds at a time, float32 [T] each; raises the errors of `read`."""
+    part_samples = _PART_SECONDS * self.sample_rate_hz
+    for start in range(0, self.num_samples, part_samples):
+      yield self.read(start, start + part_samples)
 
   def _read_mono(self, start, stop):
     channel, block_frames = self._channel, max(1, _BLOCK_SAMPLES // self._decoder.num_channels)

@@ -5,7 +5,6 @@ Reference: arXiv 1611.09482 (each layer caches its last inputs).
 
 import tensorflow as tf
 
-from tfvq.layers import AudioValues
 from tfvq.models import WaveNet
 from tfvq.ops.gated import gated_activation
 
@@ -100,17 +99,16 @@ class SpeechSteps:
   """Several steps of a speech decoder in one call, and their audio.
 
   Args:
-    decoder: The decoder.
-    audio_values: The layer that converts between audio and the decoder's values.
+    wavenet: The WaveNet of the decoder, with `audio_values`.
     num_steps: N, steps per call.
     context: Steps on either side that a sample of audio depends on; the audio is delayed by as many steps.
   """
 
-  def __init__(self, decoder: WaveNet, audio_values: AudioValues, num_steps: int, context: int):
-    self.steps = WaveNetSteps(decoder, num_steps)
-    self.audio_values = audio_values
+  def __init__(self, wavenet: WaveNet, num_steps: int, context: int):
+    self.steps = WaveNetSteps(wavenet, num_steps)
+    self.audio_values = wavenet.audio_values
     self.context = context
-    self.bands = tf.Variable(tf.zeros([2 * context, audio_values.num_bands]), name="bands")
+    self.bands = tf.Variable(tf.zeros([2 * context, self.audio_values.num_bands]), name="bands")
 
   @property
   def state(self) -> list[tf.Variable]:

@@ -5,8 +5,7 @@ import tensorflow as tf
 
 from tfvq import models
 from tfvq.endpoints.endpoint import Signature
-from tfvq.models.sampling import generation_start, gumbel_noise, noise_shape, sample, sample_steps
-from tfvq.models.speech_codec import projected_condition
+from tfvq.models.sampling import gumbel_noise, noise_shape, sample
 
 _FRAMES_PER_PART = 25  # that speech is decoded in: the noise of more would take much memory
 
@@ -20,7 +19,7 @@ def speech_signatures(model: models.SpeechVQVAE, prior: models.WaveNet, corpus, 
     corpus: `tfvq.data.speech_corpus.SpeechCorpus` to take a request from.
     temperature: Of the decoder in that request, one value or one for each band.
   """
-  num_bands = model.audio_values.num_bands
+  num_bands = model.decoder.num_bands
   ranges = {"codes": (0, int(np.max(model.quantizer.num_values)) - 1), "speaker": (0, len(corpus.speakers) - 1)}
 
   def encode(audio):
@@ -75,40 +74,40 @@ def speech_signatures(model: models.SpeechVQVAE, prior: models.WaveNet, corpus, 
 
 
 def decode_speech(model: models.SpeechVQVAE, codes, speaker, seed, temperature) -> tf.Tensor:
-  """What `tfvq.models.speech_codec.SpeechCodec(model, frames_per_part=25).decode` gives, as a graph.
+  """What `tfvq.models.speech_codec.SpeechCodec(model, frames_per_part=25).decode` returns, as a graph.
 
   Args:
     model: The model.
     codes: Integers [B, F] or [B, F, G], B >= 1.
     speaker: Integers [B].
     seed: Integer scalar.
-    temperature: Float [G].
+    temperature: Float [num_bands].
 
   Returns:
     Audio, float32 [B, F * hop_samples].
   """
+  decoder, context_frames = model.decoder, model.decoder.context_frames
   batch_size, num_frames = tf.shape(codes)[0], tf.shape(codes)[1]
-  # Of no codes a part is decoded too, and none of it kept.
+  # If there are no codes, one part is decoded too, and dropped.
   codes = tf.pad(codes, [[0, 0], [0, tf.cast(num_frames == 0, tf.int32)], *[[0, 0]] * (codes.shape.rank - 2)])
   num_parts = -(-tf.shape(codes)[1] // _FRAMES_PER_PART)
-  left_over = num_parts * _FRAMES_PER_PART - tf.shape(codes)[1]
+  num_missing = num_parts * _FRAMES_PER_PART - tf.shape(codes)[1]
   first, last = codes[:, :1], codes[:, -1:]
-  context = model.conditioner_context_frames
-  filled = [tf.repeat(first, context, axis=1), codes, tf.repeat(last, left_over + context, axis=1)]
+  filled = [tf.repeat(first, context_frames, axis=1), codes, tf.repeat(last, num_missing + context_frames, axis=1)]
   filled = tf.concat(filled, axis=1)
-  num_steps = _FRAMES_PER_PART * model.steps_per_frame
-  part_noise_shape = noise_shape(model.decoder, batch_size, num_steps)
+  num_samples = _FRAMES_PER_PART * model.hop_samples
+  part_noise_shape = decoder.noise_shape(batch_size, num_samples)
 
-  def decode_part(part, generation, values):
+  def decode_part(part, state, parts):
     begin = part * _FRAMES_PER_PART
-    window = filled[:, begin : begin + _FRAMES_PER_PART + 2 * context]
-    projected = projected_condition(model, window, speaker)
+    z = model.quantizer.decode(filled[:, begin : begin + _FRAMES_PER_PART + 2 * context_frames])
     noise = gumbel_noise(seed, part_noise_shape, part)
-    part_values, generation = sample_steps(model.decoder, generation, noise, projected, temperature)
-    return part + 1, generation, values.write(part, part_values)
+    frames_left = tf.minimum(num_frames - begin, _FRAMES_PER_PART)
+    audio, state = decoder.sample_part(z, state, noise, {"speaker": speaker}, temperature, frames_left)
+    return part + 1, state, parts.write(part, tf.transpose(audio))
 
-  values = tf.TensorArray(tf.int32, num_parts, element_shape=[num_steps, None, model.audio_values.num_bands])
-  start = generation_start(model.decoder, batch_size)
-  *_, values = tf.while_loop(lambda part, *_: part < num_parts, decode_part, (0, start, values))
-  audio = model.audio_values.decode(tf.transpose(values.concat(), [1, 0, 2]))
-  return audio[:, : num_frames * model.hop_samples]
+  parts = tf.TensorArray(tf.float32, num_parts, element_shape=[num_samples, None])
+  start = decoder.initial_state(batch_size)
+  _, state, parts = tf.while_loop(lambda part, *_: part < num_parts, decode_part, (0, start, parts))
+  audio = tf.concat([tf.transpose(parts.concat()), decoder.last_part(state)], axis=1)
+  return audio[:, decoder.latency_samples :][:, : num_frames * model.hop_samples]

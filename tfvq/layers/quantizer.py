@@ -166,13 +166,17 @@ class Quantizer(keras.layers.Layer, abc.ABC):
       ValueError: The shape is not that of codes, or a code is out of its range. Only an eager call checks the range.
     """
     codes = tf.convert_to_tensor(codes)
+    self.check_codes(codes)
+    return self._decode(tf.cast(codes, tf.int32))
+
+  def check_codes(self, codes) -> None:
+    """Raises the errors of `decode`."""
     self._check_code_shape(codes.shape[codes.shape.rank - len(self.code_shape) :])
     if isinstance(self.num_values, int):
       check_values(codes, self.num_values, f"Codes of {self.name}")
     else:
       for position, size in enumerate(self.num_values):
         check_values(codes[..., position], size, f"Codes {position} of {self.name}")
-    return self._decode(tf.cast(codes, tf.int32))
 
   @abc.abstractmethod
   def _decode(self, codes) -> tf.Tensor:

@@ -20,6 +20,7 @@ from tfvq.models.vae import VAE
 from tfvq.models.vimco import VIMCO
 from tfvq.models.vqvae import VQVAE
 from tfvq.models.wavenet import WaveNet
+from tfvq.models.wavenet_decoder import WaveNetDecoder
 
 __all__ = [
   "AutoregressiveDecoder",
@@ -35,6 +36,7 @@ __all__ = [
   "VIMCO",
   "VQVAE",
   "WaveNet",
+  "WaveNetDecoder",
   "conditioner",
   "generation_start",
   "gumbel_noise",

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfvq.layers.log_mel import LogMel
 from tfvq.models.likelihood_model import LikelihoodModel
-from tfvq.models.speech_networks import context_of
+from tfvq.models.speech_networks import context_of, num_speakers_of
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import full_precision
 from tfvq.ops.values import outside
@@ -51,6 +51,7 @@ class SpectralVQVAE(LikelihoodModel):
     self.conditioner = conditioner
     self.hop_samples = hop_samples
     self.sample_rate_hz = sample_rate_hz
+    self.num_speakers = num_speakers_of(conditioner)
     self.quantizing = True
     # Within a recording no code stands beside silence: so far from a training clip's ends nothing is learned.
     self.margin_frames = context_of(encoder) + context_of(conditioner)
@@ -61,12 +62,6 @@ class SpectralVQVAE(LikelihoodModel):
     self.mel_prediction.build((None, None, conditioner.output_shape[-1]))
     self._mel_error = keras.metrics.Mean(name="mel_error")
     self.built = True
-
-  @property
-  def num_speakers(self) -> int:
-    """Number of speakers, or the largest int32 where the conditioner has no layer `speaker_embedding` to tell it."""
-    sizes = [layer.input_dim for layer in self.conditioner.layers if layer.name == "speaker_embedding"]
-    return sizes[0] if sizes else tf.int32.max
 
   def call(self, inputs, training=False):
     z_q = self.codebook_vectors(inputs["audio"], training)

@@ -1,38 +1,46 @@
-"""Encodes and decodes speech of any length in parts of bounded memory."""
+"""Encodes speech to codes and decodes them, as a whole or as a stream, in parts of bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from tfvq.models.sampling import generation_start, gumbel_noise, noise_shape, sample_steps
+from tfvq.models.sampling import gumbel_noise
 from tfvq.models.speech_vqvae import SpeechVQVAE
 from tfvq.ops.loudness import frame_powers, gain_to_level
-from tfvq.ops.subbands import CONTEXT_STEPS
-from tfvq.ops.values import check_values
 
 _PART_SECONDS = 10  # that are encoded at once
 
 
 class SpeechCodec:
-  """Encodes audio of any length, and draws speech from the decoder with a compiled loop.
+  """Encodes speech to codes, and decodes codes to speech.
+
+  It has the interface of the codec for devices, `export.device.SpeechCodec`.
 
   Args:
     model: The model.
-    frames_per_part: Frames that are decoded at once.
-    jit_compile: Whether XLA compiles the loop: many times as fast, after some seconds once per batch size.
+    speakers: Names of the speakers; by default they have numbers only.
+    temperature: Default temperature of the decoder, one value or one for each band.
+    frames_per_part: Number of frames that are decoded at once.
+    jit_compile: Whether XLA compiles the decoder: many times as fast, after some seconds once for each batch size.
   """
 
-  def __init__(self, model: SpeechVQVAE, frames_per_part: int = 125, jit_compile: bool = True):
+  def __init__(
+    self,
+    model: SpeechVQVAE,
+    speakers: Sequence[str] = (),
+    temperature=1.0,
+    frames_per_part: int = 125,
+    jit_compile: bool = True,
+  ):
     self.model = model
+    self.speakers = list(speakers)
+    self.temperature = temperature
     self.frames_per_part = frames_per_part
-    self._sample_steps = tf.function(
-      lambda start, noise, projected, temperature: sample_steps(model.decoder, start, noise, projected, temperature),
-      jit_compile=jit_compile,
-    )
     self._encode = tf.function(model.encode_inside, reduce_retracing=True)
-    self._projected = tf.function(
-      lambda codes, speaker: projected_condition(model, codes, speaker), reduce_retracing=True
+    self._decode_part = tf.function(
+      lambda codes, *arguments: model.decoder.sample_part(model.quantizer.decode(codes), *arguments),
+      jit_compile=jit_compile,
     )
 
   @property
@@ -40,128 +48,269 @@ class SpeechCodec:
     """Sample rate of the audio."""
     return self.model.sample_rate_hz
 
-  def gain_of(self, audio) -> float:
-    """The factor that brings audio to the level that the model was trained on.
+  @property
+  def hop_samples(self) -> int:
+    """Samples per frame."""
+    return self.model.hop_samples
 
-    Args:
-      audio: Float32 [T] in -1..1 at `sample_rate_hz`, or a `tfvq.data.audio_files.AudioReader` at this rate, which is
-        read in parts.
+  @property
+  def frame_shape(self) -> tuple[int, ...]:
+    """Shape of a frame's codes, () if there is one."""
+    return self.model.frame_shape
 
-    Raises:
-      ValueError: A reader gives audio of another sample rate.
-    """
-    rate_hz = self.sample_rate_hz
-    reader = _as_reader(audio, rate_hz)
-    starts = range(0, reader.num_samples, _PART_SECONDS * rate_hz)
-    powers = [frame_powers(reader.read(start, start + _PART_SECONDS * rate_hz), rate_hz) for start in starts]
-    return gain_to_level(np.concatenate(powers)) if powers else 1.0
+  @property
+  def num_values(self):
+    """K: codes are 0..K-1; one K for all positions of a frame, or one for each."""
+    return self.model.quantizer.num_values
 
-  def encode(self, audio, gain: float = 1.0) -> np.ndarray:
-    """Codes of audio, int32 [F] or [F, G], F = ceil(num_samples / hop_samples).
-
-    The recording is taken to stand in silence, so that parts of any size have the codes of the whole.
-
-    Args:
-      audio: As for `gain_of`.
-      gain: What it is multiplied by first.
+  def gain_of(self, samples) -> float:
+    """The factor that brings speech, float [T], to the level that the model was trained on; 1 for silence.
 
     Raises:
-      ValueError: A reader gives audio of another sample rate.
+      ValueError: The samples are not finite, or have more than one dimension.
     """
-    reader = _as_reader(audio, self.sample_rate_hz)
-    hop_samples = self.model.hop_samples
-    context = self.model.encoder_context_frames * hop_samples
-    part_samples = _PART_SECONDS * self.sample_rate_hz // hop_samples * hop_samples
-    codes = []
-    for start in range(0, reader.num_samples, part_samples):
-      stop = min(start + part_samples, -(-reader.num_samples // hop_samples) * hop_samples)
-      begin, end = max(0, start - context), min(reader.num_samples, stop + context)
-      audio = np.pad(gain * reader.read(begin, end), [begin - (start - context), stop + context - end])
-      codes.append(self._encode(tf.constant(audio[np.newaxis]))[0].numpy())
-    return np.concatenate(codes) if codes else np.zeros([0, *self.model.frame_shape], np.int32)
+    return gain_to_level(frame_powers(_checked_samples(samples), self.sample_rate_hz))
 
-  def decode(self, codes, speaker, seed: int = 0, temperature=1.0) -> np.ndarray:
-    """Speech from codes and speakers, float32 [B, F * hop_samples]; see `decode_parts`."""
-    parts = list(self.decode_parts(codes, speaker, seed, temperature))
-    return np.concatenate([np.zeros([len(codes), 0], np.float32), *parts], axis=1)
+  def encode(self, samples) -> np.ndarray:
+    """Codes of speech.
 
-  def decode_parts(self, codes, speaker, seed: int = 0, temperature=1.0) -> Iterator[np.ndarray]:
-    """Decodes in parts, float32 [B, T] each.
+    Silence precedes and follows a recording. Codes are best at the level that the model was trained on: multiply the
+    samples by `gain_of` first.
 
     Args:
-      codes: Integers [B, F] or [B, F, G].
-      speaker: Integers [B].
-      seed: Seed of the noise.
-      temperature: A scalar, or one for each band, lowest first.
+      samples: Float [T] in -1..1, or a batch [B, T].
+
+    Returns:
+      int32 [F, *frame_shape] or [B, F, *frame_shape], F = ceil(T / hop_samples).
+
+    Raises:
+      ValueError: The samples are not finite, or have another number of dimensions.
     """
-    model, codes = self.model, np.asarray(codes, np.int32)
-    check_values(tf.constant(codes), model.quantizer.num_values, "Codes")
-    check_values(tf.constant(speaker), model.spectral.num_speakers, "Speakers")
-    batch_size, num_frames, *latents = codes.shape
-    if not num_frames:
-      return
-    temperature = tf.broadcast_to(tf.cast(temperature, tf.float32), [model.decoder.head.num_variables])
-    num_parts = -(-num_frames // self.frames_per_part)
-    # Before the first frame and after the last there is more of them; every part has the shape that was compiled for.
-    left_over = num_parts * self.frames_per_part - num_frames
-    around = [
-      (0, 0),
-      (model.conditioner_context_frames, left_over + model.conditioner_context_frames),
-      *[(0, 0)] * len(latents),
-    ]
-    filled = np.pad(codes, around, mode="edge")
-    start = generation_start(model.decoder, batch_size)
-    num_steps = self.frames_per_part * model.steps_per_frame
-    bands = np.zeros([batch_size, CONTEXT_STEPS, model.audio_values.num_bands], np.float32)
-    samples_left = num_frames * model.hop_samples
-    for part in range(num_parts):
-      noise = gumbel_noise(seed, noise_shape(model.decoder, batch_size, num_steps), part)
-      first = part * self.frames_per_part
-      window = filled[:, first : first + self.frames_per_part + 2 * model.conditioner_context_frames]
-      projected = self._projected(tf.constant(window), tf.constant(speaker, tf.int32))
-      values, start = self._sample_steps(start, noise, projected, temperature)
-      new_bands = model.audio_values.bands(tf.transpose(values, [1, 0, 2])).numpy()
-      # Samples near the end depend on bands to come: they are held back until those are there.
-      bands = np.concatenate([bands, new_bands], axis=1)
-      if part == num_parts - 1:
-        bands = np.pad(bands, [(0, 0), (0, 2 * CONTEXT_STEPS), (0, 0)])
-      audio = np.asarray(model.audio_values.join(bands))
-      audio = audio[:, CONTEXT_STEPS * model.audio_values.num_bands : -CONTEXT_STEPS * model.audio_values.num_bands]
-      bands = bands[:, -2 * CONTEXT_STEPS :]
-      yield audio[:, :samples_left]
-      samples_left -= audio.shape[1]
+    stream = self.encoder(np.shape(samples)[0] if np.ndim(samples) == 2 else None)
+    return np.concatenate([stream.push(samples), stream.finish()], axis=stream.time_axis)
+
+  def decode(self, codes, speaker: str | int | Sequence = 0, seed: int = 0, temperature=None) -> np.ndarray:
+    """Speech from codes.
+
+    Args:
+      codes: Integers [F, *frame_shape], or a batch [B, F, *frame_shape] with a sequence of B speakers.
+      speaker: As for `decoder`.
+      seed: As for `decoder`.
+      temperature: As for `decoder`.
+
+    Returns:
+      Float32 [F * hop_samples] or [B, F * hop_samples].
+
+    Raises:
+      ValueError: As for `decoder`, and for `DecoderStream.push`.
+    """
+    stream = self.decoder(speaker, seed, temperature)
+    return np.concatenate([stream.push(codes), stream.finish()], axis=-1)
+
+  def encoder(self, batch_size: int | None = None) -> "EncoderStream":
+    """Starts a stream from samples to codes, of one recording, or of a batch of recordings."""
+    return EncoderStream(self.model, self._encode, () if batch_size is None else (batch_size,))
+
+  def decoder(
+    self,
+    speaker: str | int | Sequence = 0,
+    seed: int = 0,
+    temperature=None,
+    noise: Callable[[int], np.ndarray] | None = None,
+  ) -> "DecoderStream":
+    """Starts a stream from codes to speech.
+
+    Args:
+      speaker: Name or number of the speaker; or a sequence of B of them, for a batch of recordings.
+      seed: Seed of the noise, zero or more; the same seed gives the same speech.
+      temperature: One number, or one for each band, zero or more; the codec's own by default.
+      noise: Replaces the noise of the seed: a function of a number of steps that returns Gumbel noise for the next
+        ones, float32 [steps, *noise_shape] or [steps, B, *noise_shape].
+
+    Raises:
+      ValueError: A speaker is unknown, the seed is negative, or the temperature has a wrong shape or value.
+    """
+    model = self.model
+    numbers = np.array([self._number_of(name) for name in np.ravel(np.asarray(speaker, object))], np.int32)
+    if seed < 0:
+      raise ValueError(f"The seed is {seed}; give zero or a positive number.")
+    num_bands = model.decoder.num_bands
+    temperature = np.asarray(self.temperature if temperature is None else temperature, np.float32)
+    if temperature.shape not in ((), (1,), (num_bands,)):
+      raise ValueError(
+        f"temperature has shape {temperature.shape}; give one number, or one for each of {num_bands} bands."
+      )
+    if not np.all((temperature >= 0) & (temperature < np.inf)):
+      raise ValueError(f"The temperature must be zero or more and finite, but is {temperature.tolist()}.")
+    if noise is None:
+      noise = _Noise(seed, [*np.shape(speaker), *model.decoder.wavenet.head.noise_shape])
+    temperature = np.broadcast_to(temperature, [num_bands])
+    return DecoderStream(model, self._decode_part, self.frames_per_part, numbers, np.shape(speaker), temperature, noise)
+
+  def _number_of(self, speaker):
+    if speaker in self.speakers:
+      return self.speakers.index(speaker)
+    num_speakers = self.model.decoder.num_speakers
+    if isinstance(speaker, str) or not 0 <= speaker < num_speakers:
+      choice = ", ".join([*self.speakers, f"0..{num_speakers - 1}"])
+      raise ValueError(f"The model has no speaker {speaker!r}; choose one of {choice}.")
+    return speaker
 
 
-class _ArrayReader:
-  """Audio in memory with the interface of a file reader."""
+class EncoderStream:
+  """A stream from samples to codes; made by `SpeechCodec.encoder`."""
 
-  def __init__(self, audio, sample_rate_hz):
-    self._audio, self.sample_rate_hz = audio, sample_rate_hz
-    self.num_samples = len(audio)
+  def __init__(self, model, encode, batch_shape):
+    self._encode = encode
+    self._hop_samples, self._frame_shape, self._batch_shape = model.hop_samples, model.frame_shape, batch_shape
+    self._part_samples = _PART_SECONDS * model.sample_rate_hz // self._hop_samples * self._hop_samples
+    self._context_samples = model.encoder_context_frames * self._hop_samples
+    # Silence precedes the first sample and follows the last one.
+    self._pending = np.zeros([*batch_shape, self._context_samples], np.float32)
+    self._num_samples = self._num_frames = 0
+    self.time_axis = len(batch_shape)
 
-  def read(self, start, stop):
-    return self._audio[start:stop]
+  def push(self, samples) -> np.ndarray:
+    """Takes the next samples, float [T] or [B, T] in -1..1; returns the codes that they complete, int32 [F, ...].
+
+    Raises:
+      ValueError: The samples are not finite, or have another shape; the stream is unchanged.
+    """
+    samples = _checked_samples(samples, self._batch_shape)
+    self._num_samples += samples.shape[-1]
+    self._pending = np.concatenate([self._pending, samples], axis=-1)
+    codes = [self._no_codes()]
+    window_samples = self._part_samples + 2 * self._context_samples
+    while self._pending.shape[-1] >= window_samples:
+      codes.append(self._codes_of(self._pending[..., :window_samples]))
+      self._pending = self._pending[..., self._part_samples :]
+    return np.concatenate(codes, axis=self.time_axis)
+
+  def finish(self) -> np.ndarray:
+    """Ends the stream; returns the remaining codes, int32 [F, *frame_shape] or [B, F, *frame_shape]."""
+    num_frames_left = -(-self._num_samples // self._hop_samples) - self._num_frames
+    if not num_frames_left:
+      return self._no_codes()
+    num_missing = num_frames_left * self._hop_samples + 2 * self._context_samples - self._pending.shape[-1]
+    return self._codes_of(np.pad(self._pending, [*[(0, 0)] * self.time_axis, (0, num_missing)]))
+
+  def _no_codes(self):
+    return np.zeros([*self._batch_shape, 0, *self._frame_shape], np.int32)
+
+  def _codes_of(self, window):
+    codes = self._encode(tf.constant(window.reshape(-1, window.shape[-1]))).numpy()
+    self._num_frames += codes.shape[1]
+    return codes.reshape(*self._batch_shape, *codes.shape[1:])
 
 
-def _as_reader(audio, sample_rate_hz):
-  reader = audio if hasattr(audio, "read") else _ArrayReader(audio, sample_rate_hz)
-  if reader.sample_rate_hz != sample_rate_hz:
-    raise ValueError(f"The reader gives audio of {reader.sample_rate_hz} Hz; the model needs {sample_rate_hz} Hz.")
-  return reader
+class DecoderStream:
+  """A stream from codes to speech; made by `SpeechCodec.decoder`."""
+
+  def __init__(self, model, decode_part, frames_per_part, speakers, batch_shape, temperature, noise):
+    self._model, self._decode_part, self._frames_per_part = model, decode_part, frames_per_part
+    self._condition = {"speaker": tf.constant(speakers)}
+    self._batch_shape = batch_shape
+    self._temperature, self._noise = tf.constant(temperature), noise
+    self._state = model.decoder.initial_state(len(speakers))
+    self._pending = None  # codes of frames that are not decoded yet and of the context before them, [B, F, ...]
+    self._num_frames = self._num_frames_done = 0
+    self._num_samples_late = model.decoder.latency_samples
+
+  def push(self, codes) -> np.ndarray:
+    """Takes the next codes, integers [F, *frame_shape] or [B, F, *frame_shape].
+
+    Returns:
+      The speech that they complete, float32 [T] or [B, T], mostly in -1..1.
+
+    Raises:
+      ValueError: The codes have another shape, are not integers, or not in 0..K-1; the stream is unchanged.
+    """
+    codes = self._checked_codes(codes)
+    if not codes.shape[1]:
+      return self._no_speech()
+    if self._pending is None:
+      # The first codes are repeated to fill the receptive field before them.
+      self._pending = np.repeat(codes[:, :1], self._model.decoder.context_frames, axis=1)
+    self._num_frames += codes.shape[1]
+    self._pending = np.concatenate([self._pending, codes], axis=1)
+    window_frames = self._frames_per_part + 2 * self._model.decoder.context_frames
+    parts = [self._no_speech()]
+    while self._pending.shape[1] >= window_frames:
+      parts.append(self._next_part(self._frames_per_part))
+    return np.concatenate(parts, axis=-1)
+
+  def finish(self) -> np.ndarray:
+    """Ends the stream; returns the remaining speech, float32 [T] or [B, T]."""
+    if not self._num_frames:
+      return self._no_speech()
+    num_samples_left = (self._num_frames - self._num_frames_done) * self._model.hop_samples
+    num_samples_left += self._model.decoder.latency_samples - self._num_samples_late
+    # Every part has the shape that was compiled.
+    num_missing = self._frames_per_part + 2 * self._model.decoder.context_frames
+    self._pending = np.concatenate([self._pending, np.repeat(self._pending[:, -1:], num_missing, axis=1)], axis=1)
+    parts = []
+    while self._num_frames_done < self._num_frames:
+      parts.append(self._next_part(min(self._frames_per_part, self._num_frames - self._num_frames_done)))
+    parts.append(self._in_time(self._model.decoder.last_part(self._state)))
+    return np.concatenate(parts, axis=-1)[..., :num_samples_left]
+
+  def _next_part(self, num_frames):
+    """Decodes a part, of which `num_frames` frames are in the recording."""
+    decoder, frames = self._model.decoder, self._frames_per_part
+    window = tf.constant(self._pending[:, : frames + 2 * decoder.context_frames])
+    noise = np.asarray(self._noise(frames * decoder.steps_per_frame), np.float32)
+    noise = tf.constant(noise.reshape(len(noise), len(window), *noise.shape[1 + len(self._batch_shape) :]))
+    audio, self._state = self._decode_part(
+      window, self._state, noise, self._condition, self._temperature, tf.constant(num_frames)
+    )
+    self._pending = self._pending[:, frames:]
+    self._num_frames_done += num_frames
+    return self._in_time(audio)
+
+  def _in_time(self, audio):
+    """Audio without what precedes the recording, because the decoder is late."""
+    num_dropped = min(self._num_samples_late, audio.shape[1])
+    self._num_samples_late -= num_dropped
+    return audio.numpy()[:, num_dropped:].reshape(*self._batch_shape, -1)
+
+  def _no_speech(self):
+    return np.zeros([*self._batch_shape, 0], np.float32)
+
+  def _checked_codes(self, codes):
+    """Codes as int32 [B, F, ...]."""
+    codes = np.asarray(codes)
+    frame_shape = self._model.frame_shape
+    # Codes of a residual quantiser may have fewer levels.
+    if codes.ndim != len(self._batch_shape) + 1 + len(frame_shape) or codes.shape[: len(self._batch_shape)] != (
+      self._batch_shape
+    ):
+      wanted = ", ".join(map(str, [*self._batch_shape, "frames", *frame_shape]))
+      raise ValueError(f"Codes have shape {list(codes.shape)}; this model needs [{wanted}].")
+    if codes.size and not np.issubdtype(codes.dtype, np.integer):
+      raise ValueError(f"Codes must be integers, but are of type {codes.dtype}.")
+    codes = codes.astype(np.int32)
+    self._model.quantizer.check_codes(tf.constant(codes))
+    return codes if self._batch_shape else codes[np.newaxis]
 
 
-def projected_condition(model: SpeechVQVAE, codes, speaker) -> tf.Tensor:
-  """The decoder's projected condition for codes, without the context at the ends.
+class _Noise:
+  """Gumbel noise of a seed, one part after another."""
 
-  Args:
-    model: The model.
-    codes: Integers [B, F + 2 conditioner_context_frames] or [B, F + 2 conditioner_context_frames, G].
-    speaker: Integers [B].
+  def __init__(self, seed, shape):
+    self._seed, self._shape, self._part = seed, shape, -1
 
-  Returns:
-    What `tfvq.models.WaveNet.project_condition` gives for F frames.
-  """
-  condition = model.condition(codes, speaker)[
-    :, model.conditioner_context_frames : -model.conditioner_context_frames or None
-  ]
-  return model.decoder.project_condition({"local": condition})
+  def __call__(self, num_steps):
+    self._part += 1
+    return gumbel_noise(self._seed, [num_steps, *self._shape], self._part).numpy()
+
+
+def _checked_samples(samples, batch_shape=()):
+  """Samples as float32 [*batch_shape, T]; raises a ValueError if they have another shape or are not finite."""
+  with np.errstate(over="ignore"):
+    samples = np.asarray(samples, np.float32)
+  if samples.ndim != len(batch_shape) + 1 or samples.shape[:-1] != batch_shape:
+    wanted = ", ".join(map(str, [*batch_shape, "samples"]))
+    raise ValueError(f"Samples have shape {list(samples.shape)}; give [{wanted}].")
+  if not np.isfinite(samples).all():
+    raise ValueError("Samples must be finite, but some are NaN or infinite.")
+  return samples

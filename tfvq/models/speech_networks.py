@@ -19,6 +19,12 @@ def context_of(network: keras.Model) -> int:
   return -(-(field - 1) // (2 * stride))
 
 
+def num_speakers_of(conditioner: keras.Model) -> int:
+  """Number of speakers of a conditioner, or the largest int32 if it has no layer `speaker_embedding`."""
+  sizes = [layer.input_dim for layer in conditioner.layers if layer.name == "speaker_embedding"]
+  return sizes[0] if sizes else 2**31 - 1
+
+
 def waveform_encoder(
   embedding_dim: int, strides: tuple[int, ...] = (2,) * 6, hidden_units: int = 256, latents_per_position: int = 1
 ) -> keras.Model:

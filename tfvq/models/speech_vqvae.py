@@ -8,8 +8,6 @@ from tfvq.models.likelihood_model import LikelihoodModel
 from tfvq.models.spectral_vqvae import SpectralVQVAE
 from tfvq.models.speech_networks import context_of
 from tfvq.ops.distributed import num_replicas, replica_seed, sum_over_replicas
-from tfvq.ops.empty_batch import for_any_batch
-from tfvq.ops.values import check_values
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -27,10 +25,7 @@ class SpeechVQVAE(LikelihoodModel):
   Args:
     encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D], or [B, T / hop, G, D] with G latents a frame.
     quantizer: `tfvq.layers.Quantizer` of dimension D.
-    conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
-    audio_values: `tfvq.layers.AudioValues`: what the decoder models.
-    decoder: `tfvq.models.WaveNet` with `condition_dim` E, over these values.
-    hop_samples: Samples per frame.
+    decoder: `tfvq.models.WaveNetDecoder`: audio given z_q and the speaker; it says the samples per frame.
     null_rate: Share of training clips that get the null condition, 0 to less than 1.
     mel_weight: Weight of the prediction of the spectra, >= 0.
     seed: Seed of the choice of clips.
@@ -49,9 +44,10 @@ class SpeechVQVAE(LikelihoodModel):
     `adapt` sets what depends on the data.
 
   Example:
-    >>> decoder = WaveNet(CategoricalHead(256, hidden_units=8), channels=8, dilation_rates=(1, 2), condition_dim=8)
-    >>> model = SpeechVQVAE(log_mel_encoder(embedding_dim=4, hidden_units=8), VectorQuantizer(16, 4),
-    ...                     conditioner(embedding_dim=4, num_speakers=2, condition_dim=8), AudioValues(), decoder)
+    >>> wavenet = WaveNet(CategoricalHead(256, hidden_units=8), channels=8, dilation_rates=(1, 2), condition_dim=8,
+    ...                   audio_values=AudioValues())
+    >>> decoder = WaveNetDecoder(conditioner(embedding_dim=4, num_speakers=2, condition_dim=8), wavenet)
+    >>> model = SpeechVQVAE(log_mel_encoder(embedding_dim=4, hidden_units=8), VectorQuantizer(16, 4), decoder)
     >>> model.encode(tf.zeros([2, 6400])).shape
     TensorShape([2, 100])
   """
@@ -60,10 +56,7 @@ class SpeechVQVAE(LikelihoodModel):
     self,
     encoder,
     quantizer,
-    conditioner,
-    audio_values,
     decoder,
-    hop_samples: int = 64,
     null_rate: float = 0.1,
     mel_weight: float = 1.0,
     seed: int = 0,
@@ -73,17 +66,15 @@ class SpeechVQVAE(LikelihoodModel):
     super().__init__(**{**kwargs, "autocast": False})  # the audio stays as it is
     self.encoder = encoder
     self.quantizer = quantizer
-    self.conditioner = conditioner
-    self.audio_values = audio_values
     self.decoder = decoder
-    self.hop_samples = hop_samples
     self.null_rate = null_rate
     self.mel_weight = mel_weight
     self.seed = seed
     self.sample_rate_hz = sample_rate_hz
-    self.spectral = SpectralVQVAE(encoder, quantizer, conditioner, hop_samples, sample_rate_hz, dtype=self.dtype_policy)
+    self.spectral = SpectralVQVAE(
+      encoder, quantizer, decoder.conditioner, self.hop_samples, sample_rate_hz, dtype=self.dtype_policy
+    )
     self.encoder_context_frames = context_of(encoder)
-    self.conditioner_context_frames = context_of(conditioner)
     self.null = self.add_weight(shape=(quantizer.embedding_dim,), initializer="zeros", name="null")
     self._seeds = keras.random.SeedGenerator(seed)
     self._nats_per_sample = keras.metrics.Mean(name="nats_per_sample")
@@ -92,14 +83,14 @@ class SpeechVQVAE(LikelihoodModel):
     self.built = True
 
   @property
+  def hop_samples(self) -> int:
+    """Samples per frame."""
+    return self.decoder.hop_samples
+
+  @property
   def frame_shape(self) -> tuple[int, ...]:
     """Shape of a frame's codes: (G,) if it has G latents, then the quantiser's `code_shape`."""
     return (*self.encoder.output_shape[2:-1], *self.quantizer.code_shape)
-
-  @property
-  def steps_per_frame(self) -> int:
-    """Steps of the decoder per frame."""
-    return self.hop_samples // self.audio_values.num_bands
 
   @property
   def margin_frames(self) -> int:
@@ -113,8 +104,8 @@ class SpeechVQVAE(LikelihoodModel):
     is_null = chance < (self.null_rate if training else 0.0)
     is_null_everywhere = tf.reshape(is_null, [-1, *[1] * (len(z_q.shape) - 1)])
     z_q = tf.where(is_null_everywhere, tf.cast(self.null, z_q.dtype), z_q)
-    condition = self.spectral.condition(z_q, speaker, training)
-    mel_error = self.spectral.mel_error(audio, condition)
+    local = self.decoder.local_condition(z_q, speaker, training)
+    mel_error = self.spectral.mel_error(audio, local)
     heard = tf.cast(~is_null, mel_error.dtype)
     self._mel_error.update_state(mel_error, sample_weight=heard)
     with keep_replica_losses(self):
@@ -122,17 +113,12 @@ class SpeechVQVAE(LikelihoodModel):
     # Added losses have as their mean over the replicas that of the global batch.
     mel_error = tf.math.divide_no_nan(tf.reduce_sum(mel_error * heard), num_heard / num_replicas())
     self.add_loss(self.mel_weight * mel_error)
-    margin, steps = self.margin_frames, self.margin_frames * self.steps_per_frame
-    values = for_any_batch(self.audio_values, audio)[:, steps : -steps or None]
-    nats_per_sample = self._nats(values, condition[:, margin : -margin or None])
+    log_prob = self.decoder.log_prob_of_frames(audio, local, self.margin_frames)
+    num_samples = tf.shape(audio)[1] - 2 * self.margin_frames * self.hop_samples
+    nats_per_sample = -log_prob / tf.cast(num_samples, log_prob.dtype)
     self._nats_per_sample.update_state(nats_per_sample, sample_weight=heard)
     self._null_nats.update_state(nats_per_sample, sample_weight=1 - heard)
     return nats_per_sample
-
-  def _nats(self, values, condition):
-    """Negative log-likelihood in nats per sample, values [B, T / N, N] and their condition -> [B]."""
-    log_prob = self.decoder.log_prob(values, {"local": condition})
-    return -log_prob / tf.cast(tf.size(values[0]), log_prob.dtype)
 
   def example_losses(self, x, y_pred, training):
     """Negative log-likelihood of each clip in nats per sample, float [B]."""
@@ -160,19 +146,10 @@ class SpeechVQVAE(LikelihoodModel):
     """Codes of audio, float [B, T] -> int32 [B, T / hop_samples, *frame_shape]."""
     return self.quantizer.encode(self.encoder(audio))
 
-  def condition(self, codes, speaker) -> tf.Tensor:
-    """The decoder's local condition, int32 [B, F, *frame_shape] and [B] -> float [B, F, E].
-
-    Training leaves out `conditioner_context_frames` at either end: give so many more codes, and drop their frames.
-    """
-    speaker = tf.convert_to_tensor(speaker)
-    check_values(speaker, self.spectral.num_speakers, f"Speakers of {self.name}")
-    return self.conditioner((self.quantizer.decode(codes), speaker))
-
   def nats_per_sample(self, audio, speaker, z_q=None) -> tf.Tensor:
     """Negative log-likelihood of whole clips in nats per sample.
 
-    A clip is taken to stand in silence, and between more of its first and its last codes, as `SpeechCodec` has it.
+    Silence precedes and follows a clip for the encoder; for the decoder its first and last codes are repeated.
 
     Args:
       audio: Float [B, T], T a multiple of `hop_samples`.
@@ -184,10 +161,8 @@ class SpeechVQVAE(LikelihoodModel):
     """
     if z_q is None:
       z_q = self.quantizer.decode(self.encode_in_silence(audio))
-    context = self.conditioner_context_frames
-    z_q = tf.concat([tf.repeat(z_q[:, :1], context, axis=1), z_q, tf.repeat(z_q[:, -1:], context, axis=1)], axis=1)
-    condition = self.conditioner((z_q, speaker))[:, context : -context or None]
-    return self._nats(self.audio_values(audio), condition)
+    log_prob = self.decoder.log_prob(audio, z_q, {"speaker": speaker})
+    return -log_prob / tf.cast(tf.shape(audio)[1], log_prob.dtype)
 
   def encode_inside(self, audio) -> tf.Tensor:
     """Codes of audio without the context at its ends, float [B, (F + 2 C) hop_samples], C `encoder_context_frames`."""
@@ -199,14 +174,13 @@ class SpeechVQVAE(LikelihoodModel):
 
   def adapt(self, audio) -> None:
     """Fits the quantiser to the encoder's output, by k-means if it has a codebook, and the levels of the bands."""
-    self.audio_values.adapt(audio)
+    self.decoder.audio_values.adapt(audio)
     self.quantizer.adapt(self.encoder(audio))
 
   def with_decoder(self, decoder) -> "SpeechVQVAE":
-    """A copy of the model with another decoder of the same values and condition."""
-    parts = {name: getattr(self, name) for name in _PARTS} | {"decoder": decoder}
+    """A copy of the model with another decoder that has the same conditioner."""
     settings = {name: value for name, value in self.get_config().items() if name in _SETTINGS}
-    model = SpeechVQVAE(**parts, **settings)
+    model = SpeechVQVAE(self.encoder, self.quantizer, decoder, **settings)
     model.null.assign(self.null)
     model.spectral.mel_prediction.set_weights(self.spectral.mel_prediction.get_weights())
     return model
@@ -225,5 +199,5 @@ class SpeechVQVAE(LikelihoodModel):
     return cls(**{key: deserialize(value) if key in _PARTS else value for key, value in config.items()})
 
 
-_SETTINGS = ("hop_samples", "null_rate", "mel_weight", "seed", "sample_rate_hz")
-_PARTS = ("encoder", "quantizer", "conditioner", "audio_values", "decoder")
+_SETTINGS = ("null_rate", "mel_weight", "seed", "sample_rate_hz")
+_PARTS = ("encoder", "quantizer", "decoder")

@@ -54,10 +54,11 @@ class PrunableTask(AutoencoderTask):
 
     dense, dense_seconds = fine_tune("dense", lambda model: [])
     ramp_steps = max(1, int(pruning.ramp * settings.steps))
-    pruned, seconds = fine_tune("pruned", lambda model: [Pruning(model.decoder, choose, pruning.sparsity, ramp_steps)])
-    apply_masks(choose(pruned.decoder, pruning.sparsity))
+    prune = lambda model: [Pruning(model.decoder.wavenet, choose, pruning.sparsity, ramp_steps)]
+    pruned, seconds = fine_tune("pruned", prune)
+    apply_masks(choose(pruned.decoder.wavenet, pruning.sparsity))
     if pruning.method != "blocks":
-      pruned = pruned.with_decoder(remove_pruned(pruned.decoder))
+      pruned = pruned.with_decoder(pruned.decoder.with_wavenet(remove_pruned(pruned.decoder.wavenet)))
     with atomic_write(folder / "model.keras") as temporary:
       pruned.save(temporary)
     facts["seconds"] = round(dense_seconds + seconds, 2)
@@ -65,8 +66,8 @@ class PrunableTask(AutoencoderTask):
       "nats_before_pruning": self.loss_nats(self.autoencoder),
       "nats_of_dense": self.loss_nats(dense),
       "nats_of_pruned": self.loss_nats(pruned),
-      "decoder_weights_of_dense": _num_weights(dense.decoder),
-      "decoder_weights_of_pruned": _num_weights(pruned.decoder),
+      "decoder_weights_of_dense": _num_weights(dense.decoder.wavenet),
+      "decoder_weights_of_pruned": _num_weights(pruned.decoder.wavenet),
     }
     self.add_metrics(facts["metrics"])
 

@@ -123,7 +123,7 @@ class SpeechTask(CorpusTask, PrunableTask):
 
     The gradients of a WaveNet in its first thousands of steps would undo what the spectra taught.
     """
-    self.adapt_levels(model.audio_values)
+    self.adapt_levels(model.decoder.audio_values)
     if "spectral" in self.config.train:
       self.freeze_codes(model, False)
       train_part("spectral", model.spectral, self.config.train.spectral, self._prepare_spectral)
@@ -149,7 +149,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     return nats_per_sample(model, self.corpus.clips("held_out"))
 
   def encode_splits(self):
-    codec = SpeechCodec(self.autoencoder)
+    codec = SpeechCodec(self.autoencoder, self.corpus.speakers, self.config.samples.temperature)
     splits = {}
     for split in SPLITS:
       codes = {speaker: [] for speaker in range(self.num_speakers)}
@@ -174,18 +174,18 @@ class SpeechTask(CorpusTask, PrunableTask):
 
   def write_samples(self, folder):
     """Writes speech from the prior, held-out recordings, what their codes give, and the same in other voices."""
-    codec = SpeechCodec(self.autoencoder)
-    temperature, rate_hz = self.config.samples.temperature, self.corpus.sample_rate_hz
+    codec = SpeechCodec(self.autoencoder, self.corpus.speakers, self.config.samples.temperature)
+    rate_hz = self.corpus.sample_rate_hz
     for name, sound in self._prior_samples(codec).items():
       write_wav(folder / f"prior-{name}.wav", [sound], rate_hz)
     clips = self._shown_clips()
     num_samples = max(len(clip.audio) for clip in clips)
     audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in clips])
-    codes = np.stack([codec.encode(sound) for sound in audio])
+    codes = codec.encode(audio)
     speakers = np.array([clip.speaker for clip in clips])
     others = (speakers + 1) % self.num_speakers
     voices = np.concatenate([speakers, others])
-    spoken = codec.decode(np.concatenate([codes, codes]), voices, self.config.seed, temperature)
+    spoken = codec.decode(np.concatenate([codes, codes]), voices, self.config.seed)
     for index, clip in enumerate(clips):
       length = len(clip.audio)
       write_wav(folder / f"{index:02d}-original.wav", [clip.audio], rate_hz)
@@ -202,7 +202,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     condition = {"speaker": tf.constant(speakers)}
     codes = sample(self.prior, noise, condition, self.config.samples.prior_temperature).numpy()
     codes = codes.reshape(*codes.shape[:2], *self.autoencoder.frame_shape)
-    audio = codec.decode(codes, speakers, self.config.seed, self.config.samples.temperature)
+    audio = codec.decode(codes, speakers, self.config.seed)
     names = [f"{index:02d}-{self.corpus.speakers[speaker]}" for index, speaker in enumerate(speakers)]
     return dict(zip(names, audio, strict=True))
 
@@ -273,7 +273,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     facts = self.export_facts()
     shared = ("autoencoder_sha256", "sample_rate_hz", "hop_samples", "frame_shape", "speakers")
     return {
-      "num_embeddings": facts["num_values"],
+      "num_values": facts["num_values"],
       **{name: facts[name] for name in shared},
       **codec_facts(self.autoencoder, self.config.samples.temperature),
     }
@@ -295,15 +295,20 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0, sample_rate_hz:
       sample_rate_hz=sample_rate_hz,
       **latents,
     )
+  wavenet = build_wavenet(
+    config.decoder,
+    config.decoder.num_values,
+    config.decoder.num_bands,
+    condition_dim=config.condition_dim,
+    audio_values=AudioValues(config.decoder.num_bands, config.decoder.num_values),
+  )
+  conditioner = models.conditioner(
+    config.embedding_dim, num_speakers, config.condition_dim, config.condition_dilations, **latents
+  )
   return models.SpeechVQVAE(
     encoder,
     build_quantizer(config.quantizer, config.embedding_dim, seed),
-    models.conditioner(config.embedding_dim, num_speakers, config.condition_dim, config.condition_dilations, **latents),
-    AudioValues(config.decoder.num_bands, config.decoder.num_values),
-    build_wavenet(
-      config.decoder, config.decoder.num_values, config.decoder.num_bands, condition_dim=config.condition_dim
-    ),
-    hop_samples=hop_samples,
+    models.WaveNetDecoder(conditioner, wavenet, hop_samples),
     null_rate=config.null_rate,
     mel_weight=config.mel_weight,
     seed=seed,
