@@ -1,7 +1,6 @@
 """Speech: waveform -> codes -> waveform by a WaveNet conditioned on the speaker, and a WaveNet prior over the codes."""
 
 import collections
-import functools
 
 import numpy as np
 import tensorflow as tf
@@ -108,14 +107,10 @@ class SpeechTask(CorpusTask, PrunableTask):
       self.freeze_codes(model)
     return model
 
-  @functools.cached_property
-  def _margin_frames(self):
-    """Frames at either end of a training clip that are seen and not learned from."""
-    return self.build_autoencoder().margin_frames
-
-  def autoencoder_batches(self, batch_size, step):
+  def autoencoder_batches(self, model, batch_size, step):
+    # Frames of the margin at either end are seen and not learned from.
+    crop_samples = self.config.data.crop_samples + 2 * model.margin_frames * self.hop_samples
     # Another seed at another step: a resumed run goes on with other crops.
-    crop_samples = self.config.data.crop_samples + 2 * self._margin_frames * self.hop_samples
     return self.corpus.train(batch_size, crop_samples, self.config.seed + step)
 
   def prepare_autoencoder(self, model, train_part):

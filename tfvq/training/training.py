@@ -18,7 +18,7 @@ from tfvq.training.strategy import check_batch_size
 
 def train(
   build_model: Callable[[], keras.Model],
-  batches: Callable[[int, int], tf.data.Dataset],
+  batches: Callable[[keras.Model, int, int], tf.data.Dataset],
   settings: ConfigDict,
   folder: pathlib.Path,
   *,
@@ -31,7 +31,7 @@ def train(
 
   Args:
     build_model: Makes the model.
-    batches: Endless batches for `fit`, of a given size, from a given step on.
+    batches: Endless batches for the `fit` of a given model, of a given size, from a given step on.
     settings: See `tfvq.configs.common.training`.
     folder: Where `checkpoint.keras` and `curves.csv` are kept.
     title: What the progress bar calls it.
@@ -74,7 +74,7 @@ def train(
     checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
     progress = ProgressBar(title, settings.steps, curves)
     callbacks = [*extra_callbacks(model), TerminateOnNonFiniteLoss(checkpoint_path), curves, checkpoint, progress]
-    examples = batches(settings.batch_size, step)
+    examples = batches(model, settings.batch_size, step)
     try:
       with matmul_precision(tf.bfloat16 if settings.bfloat16_products else None):
         model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
