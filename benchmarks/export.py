@@ -4,8 +4,8 @@
   python -m benchmarks.export --workdir=runs/speech --model=runs/speech/prune/model.keras
 
 The first command times steps with random weights, and the codec of the package. The second times the step of a trained
-decoder, and several of its steps in one call. Results are multiples of real time. The lower bound of a step's time is
-given by a graph with nothing but the matrix products of its layers and the first one of its head.
+decoder, and several of its steps in one call. Results are multiples of real time. "Products alone" is a graph with only
+the matrix products of a step's layers and of the first layer of its head; its time is a lower bound for the step.
 """
 
 import functools
@@ -83,9 +83,9 @@ def _time_steps(networks):
   for name, (wavenet, modes) in networks.items():
     endpoint, num_bands = step_endpoint(wavenet, lambda split: ()), wavenet.head.num_variables
     inputs = {key: 0.1 * rng.normal(size=spec.shape).astype(np.float32) for key, spec in endpoint.inputs.items()}
-    floor = Model(tflite.write(_products(wavenet), "none"))
-    floor.set("x", inputs["past"].reshape(1, -1))
-    functions[f"{name}, products alone"] = (floor.invoke, num_bands)
+    products = Model(tflite.write(_products(wavenet), "none"))
+    products.set("x", inputs["past"].reshape(1, -1))
+    functions[f"{name}, products alone"] = (products.invoke, num_bands)
     for mode in modes:
       content = tflite.write(endpoint, mode)
       model = Model(content)
@@ -106,7 +106,7 @@ def _report(seconds, num_samples, sample_rate_hz=16_000):
 
 
 def _network(channels, dilation_rates, num_bands=1, hidden_units=64, pruned=None):
-  """A WaveNet with random weights; `pruned` is a sparsity and the size of the blocks, which are pruned at random."""
+  """A WaveNet with random weights; `pruned` is (sparsity, block size) of blocks that are pruned at random."""
   network = WaveNet(CategoricalHead(256, num_bands, hidden_units), channels, dilation_rates, condition_dim=128)
   if pruned:
     sparsity, block_size = pruned
@@ -116,7 +116,7 @@ def _network(channels, dilation_rates, num_bands=1, hidden_units=64, pruned=None
 
 
 def _products(wavenet):
-  """The matrix products of a step and nothing else; the input is as long as the longest of their inputs."""
+  """An endpoint with only the matrix products of a step; its input is as long as the longest input of a product."""
   x = tf.TensorSpec([1, wavenet.channels * len(wavenet.blocks)], tf.float32)
   kernels = [tf.constant(np.array(block.conv.kernel)) for block in wavenet.blocks]
   kernels += [tf.constant(np.array(block.residual.kernel)) for block in wavenet.blocks if not block.last]

@@ -1,9 +1,9 @@
-"""Compares the quantiser with lucidrains' vector-quantize-pytorch: training, evaluation, memory of a large codebook.
+"""Compares the quantiser with lucidrains' vector-quantize-pytorch: training, evaluation, memory for a large codebook.
 
-Both do the same work on the same vectors with the same number of threads. Training: the output with straight-through
-gradients, the commitment loss, the gradient of both with respect to the input, and the update of the codebook by moving
-averages; without revival of unused codes, and without the other library's rotation of gradients. Evaluation: only the
-output.
+Both do the same work on the same vectors with the same number of threads. Training computes the output, the commitment
+loss, the (straight-through) gradient of both with respect to the input, and the update of the codebook by moving
+averages. The revival of unused codes in both, and the rotation of gradients in the other library, are turned off.
+Evaluation computes only the output.
 
 pip install -r benchmarks/requirements.txt
 python -m benchmarks.lookup

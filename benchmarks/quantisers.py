@@ -1,10 +1,10 @@
-"""Every kind of quantiser in the same small autoencoder: equal bits, equal steps, several seeds.
+"""Compares all kinds of quantisers in the same small autoencoder, with equal bits and steps, and several seeds.
 
-The data are an .npz file with the arrays `train` and `held_out`: images, [N, H, W, channels], or spectra, [N, frames,
-bands], with H, W and frames multiples of 4. A network of two convolutions on either side learns to give them back; the
-error is the mean squared one on `held_out`, relative to that of the training set's mean. Every kind is trained at every
-learning rate, and the table has the best one by the error on the last tenth of `train`, which nothing learns from. Runs
-that are in the file of results are not repeated: give the same command again to go on.
+--data is an .npz file with the arrays `train` and `held_out`: images, [N, H, W, channels], or spectrograms, [N, frames,
+bands], with H, W and frames multiples of 4. Encoder and decoder have two convolutions each. The error is the mean
+squared error on `held_out`, relative to that of predicting the mean of `train`. Every kind is trained with every
+learning rate. The table shows the learning rate with the smallest error on the last tenth of `train`, which is not
+trained on. Runs that are in the file --results already are not repeated: give the same command again to continue.
 
 python -m benchmarks.quantisers --data=frames.npz --results=runs/quantisers.json
 """
@@ -38,14 +38,14 @@ KINDS = {
 
 
 def make_quantizer(name, num_steps, seed):
-  """The quantiser of a row of the table; soft-to-hard is hard at the last step."""
+  """Makes the quantiser of a row of the table; the soft-to-hard one reaches its final hardness at the last step."""
   quantizer = build_quantizer(quantizer_settings(annealing_steps=num_steps, **KINDS[name]), DIM, seed)
   assert quantizer.bits == BITS, name
   return quantizer
 
 
 def make_model(name, data_shape, num_steps, seed):
-  """An autoencoder with a quarter of the data's sides between its halves."""
+  """Makes an autoencoder whose latents have a quarter of the data's height and width, or of its frames."""
   keras.utils.set_random_seed(seed)
   is_image = len(data_shape) == 3
   convolution = keras.layers.Conv2D if is_image else keras.layers.Conv1D
@@ -63,7 +63,7 @@ def make_model(name, data_shape, num_steps, seed):
 
 
 def train(name, splits, num_steps, learning_rate, seed):
-  """Trains one autoencoder; returns its figures."""
+  """Trains one autoencoder; returns its metrics."""
   model = make_model(name, splits["train"].shape[1:], num_steps, seed)
   schedule = keras.optimizers.schedules.CosineDecay(0.0, num_steps, warmup_target=learning_rate, warmup_steps=50)
   model.compile(
@@ -76,23 +76,23 @@ def train(name, splits, num_steps, learning_rate, seed):
   quantizer.adapt(encoder(splits["train"][:256]))
   batches = tf.data.Dataset.from_tensor_slices(splits["train"]).shuffle(len(splits["train"]), seed=seed).repeat()
   batches = batches.batch(BATCH_SIZE).map(lambda x: (x, x)).prefetch(2)
-  model.fit(batches, steps_per_epoch=1, verbose=0)  # traces the step: its time does not count
+  model.fit(batches, steps_per_epoch=1, verbose=0)  # not timed, because it traces the step
   began_at = time.perf_counter()
   model.fit(batches, steps_per_epoch=num_steps - 1, verbose=0)
   seconds = time.perf_counter() - began_at
   quantizer.usage.reset_state()
-  figures = {split: model.evaluate(splits[split], splits[split], verbose=0, return_dict=True) for split in splits}
+  metrics = {split: model.evaluate(splits[split], splits[split], verbose=0, return_dict=True) for split in splits}
   return {
-    "validation_error": figures["validation"]["error"],
-    "held_out_error": figures["held_out"]["error"],
-    "codebook_usage": figures["held_out"]["codebook_usage"],
-    "perplexity": figures["held_out"]["perplexity"],
+    "validation_error": metrics["validation"]["error"],
+    "held_out_error": metrics["held_out"]["error"],
+    "codebook_usage": metrics["held_out"]["codebook_usage"],
+    "perplexity": metrics["held_out"]["perplexity"],
     "seconds_per_step": seconds / (num_steps - 1),
   }
 
 
 def load(path):
-  """The splits of an .npz file, of mean 0 and variance 1 in the training set."""
+  """Loads the splits of an .npz file, normalised to mean 0 and variance 1 of the training set."""
   with np.load(path) as arrays:
     splits = {split: arrays[split].astype(np.float32) for split in ("train", "held_out")}
   mean, deviation = splits["train"].mean(), splits["train"].std()
@@ -106,7 +106,7 @@ def load(path):
 
 
 def step_times(data_shape):
-  """Median seconds of a quantiser's training step by itself, for the vectors of a batch, measured in turns."""
+  """Median time of each quantiser's training step alone, in seconds, for the number of vectors in a batch."""
   num_vectors = BATCH_SIZE * int(np.prod([size // 4 for size in data_shape[:-1]]))
   z_e = tf.constant(np.random.default_rng(0).normal(size=(num_vectors, DIM)).astype(np.float32))
 
@@ -126,7 +126,7 @@ def step_times(data_shape):
 
 
 def report(results, seconds):
-  """Prints a row for each kind, at its best learning rate."""
+  """Prints a row for each kind, with its best learning rate."""
   columns = {"rate": 8, "error": 9, "+-": 8, "usage": 7, "perplexity": 11, "ms/step": 9, "quantiser x": 12}
   print(f"{'':18s}" + "".join(f"{column:>{width}s}" for column, width in columns.items()))
   for name in KINDS:
@@ -135,7 +135,7 @@ def report(results, seconds):
       if run["name"] == name:
         by_rate.setdefault(run["learning_rate"], []).append(run)
     rate, runs = min(by_rate.items(), key=lambda item: np.mean([run["validation_error"] for run in item[1]]))
-    mean = lambda figure, runs=runs: np.mean([run[figure] for run in runs])
+    mean = lambda metric, runs=runs: np.mean([run[metric] for run in runs])
     spread = np.std([run["held_out_error"] for run in runs], ddof=1) if len(runs) > 1 else 0.0
     print(
       f"{name:18s}{rate:8.4f}{mean('held_out_error'):9.4f}{spread:8.4f}{mean('codebook_usage'):7.2f}"
@@ -146,7 +146,7 @@ def report(results, seconds):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--data", type=pathlib.Path, required=True)
-  parser.add_argument("--results", type=pathlib.Path, required=True, help="file of results, made or continued")
+  parser.add_argument("--results", type=pathlib.Path, required=True, help="JSON file of results, created or extended")
   parser.add_argument("--steps", type=int, default=2000)
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-3, 3e-3])

@@ -15,7 +15,7 @@ BATCH_SIZE = 16
 
 
 def sampler(model, draw, jit_compile=False):
-  """Makes a function without arguments that draws a batch."""
+  """Makes a function without arguments that samples a batch."""
   noise = gumbel_noise(0, noise_shape(model, BATCH_SIZE))
   compiled = tf.function(lambda noise: draw(model, noise), jit_compile=jit_compile)
   return lambda: compiled(noise)

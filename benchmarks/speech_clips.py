@@ -3,9 +3,9 @@
   python -m benchmarks.speech_clips --workdir=runs/speech --out=clips --language=en/
   python -m benchmarks.speech_clips --workdir=runs/speech --out=tuning --split=validation --temperature=0.7
 
-The clips are of --speaker in --language, 1.2 to 7 seconds long. The folder --out gets the sub-folders original, tfvq,
-tfvq_converted (the clips in the voice of --target), and second (recordings of the target); with --codec also device and
-device_converted, the reconstructions by an exported codec.
+The clips are 1.2 to 7 seconds long, by --speaker in --language. The folder --out gets the sub-folders original, tfvq,
+tfvq_converted (the clips decoded as the speaker --target) and second (recordings of that speaker). With --codec, it
+also gets device and device_converted, the reconstructions by an exported codec.
 """
 
 import pathlib

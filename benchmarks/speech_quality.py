@@ -1,14 +1,14 @@
-"""Measures speech codecs, and Codec2 for comparison, on clips of benchmarks/speech_clips.py; prints tables.
+"""Measures the quality of speech codecs, and of Codec2, on clips of benchmarks/speech_clips.py; prints tables.
 
   pip install -r requirements-eval.txt    # in a separate environment; Codec2 is Debian's package codec2
   python benchmarks/speech_quality.py clips --transcripts=core-sounds-en.txt.gz --out=runs/speech/quality.json
 
-The report of the run shows the tables in --out after its stage `evaluation` is run again.
+To show the tables of --out in the report of the run, run its stage `evaluation` again.
 
-The metrics of every codec, all aligned in the same way, are ViSQOL (speech mode), PESQ (wide band), STOI, word error
-rates of pocketsphinx with a language model of the prompts and with its general one, hiss (the rise of the log mel
-magnitudes, floored at 1e-5, in the quietest tenth of the frames), and the fraction of converted clips whose voice is
-closer to the target speaker than to the source. Transcripts have lines `name: text`.
+All decoded clips are aligned in the same way. The metrics are ViSQOL (speech mode), PESQ (wide band), STOI, the word
+error rates of pocketsphinx with a language model of the prompts and with its general one, hiss (the increase of the log
+mel magnitudes, which are at least 1e-5, in the quietest tenth of the frames), and the fraction of converted clips whose
+voice is closer to the target speaker than to the source. Transcripts have lines `name: text`.
 """
 
 import argparse
@@ -30,7 +30,9 @@ import pystoi
 import soundfile
 
 RATE_HZ = 16_000
-MAX_DELAY = 800  # of a codec in samples, in either direction
+MAX_DELAY = 800  # largest delay of a codec in samples, positive or negative
+PEER = "Codec2 2400"  # that the project's codecs are compared with
+NUM_BOOTSTRAPS = 10_000
 
 
 def main():
@@ -53,21 +55,48 @@ def main():
     texts = read_transcripts(arguments.transcripts)
     figures["wer_closed"], figures["wer_general"] = word_errors(texts, closed=True), word_errors(texts, closed=False)
   chosen = [name for name in figures if not arguments.only or name in arguments.only.split(",")]
-  title = f"Quality of {len(originals)} held-out clips, {sum(map(len, originals.values())) / RATE_HZ:.0f} s"
-  rows = []
+  measured = {}
   for codec, clips in codecs.items():
     aligned = {name: align(original, clips[name]) for name, original in originals.items()}
-    rows.append([codec, *(f"{figures[name](originals, aligned):.3f}" for name in chosen)])
+    measured[codec] = {name: np.array(figures[name](originals, aligned), np.float64) for name in chosen}
+  rows = [[codec, *(with_interval(measured[codec][name]) for name in chosen)] for codec in codecs]
+  for codec in ("tfvq", "device"):
+    if codec not in codecs:
+      continue
+    differences = (with_interval(measured[codec][name], measured[PEER][name]) for name in chosen)
+    rows.append([f"{codec} - {PEER}", *differences])
+  title = (
+    f"Quality of {len(originals)} held-out clips, {sum(map(len, originals.values())) / RATE_HZ:.0f} s, with 95 % "
+    "bootstrap intervals over the clips"
+  )
   tables = [{"title": title, "columns": ["codec", *chosen], "rows": rows}]
   if (arguments.clips / "tfvq_converted").exists() and not arguments.only:
     word_error = figures.get("wer_closed")
     tables.append(conversion(arguments.clips, word_error, originals))
   for table in tables:
     print("\n" + table["title"])
+    widths = [max(map(len, column)) for column in zip(table["columns"], *table["rows"], strict=True)]
     for row in (table["columns"], *table["rows"]):
-      print("".join(cell.ljust(16) for cell in row))
+      print("".join(cell.ljust(width + 2) for cell, width in zip(row, widths, strict=True)))
   if arguments.out:
     arguments.out.write_text(json.dumps({"tables": tables}, indent=2) + "\n")
+
+
+def with_interval(values, others=None):
+  """A metric and its interval as text, from the sums and the counts of each clip, [clips, 2].
+
+  With `others`, the values of a second codec for the same clips, it is the difference between the two codecs.
+  """
+  samples = np.random.default_rng(0).integers(0, len(values), [NUM_BOOTSTRAPS, len(values)])
+
+  def figure(clips):
+    totals = [each[clips].sum(axis=-2) for each in (values, others) if each is not None]
+    figures = [total[..., 0] / np.maximum(total[..., 1], 1) for total in totals]
+    return figures[0] - figures[1] if others is not None else figures[0]
+
+  low, high = np.percentile(figure(samples), [2.5, 97.5])
+  sign = "+" if others is not None else ""
+  return f"{figure(np.arange(len(values))):{sign}.3f} ({low:{sign}.3f}..{high:{sign}.3f})"
 
 
 def read_folder(folder):
@@ -116,15 +145,15 @@ def visqol():
   measure = lambda original, decoded: (
     api.measure_from_arrays(original.astype(np.float64), decoded.astype(np.float64), RATE_HZ).moslqo
   )
-  return lambda originals, decoded: np.mean([measure(originals[name], decoded[name]) for name in originals])
+  return lambda originals, decoded: [(measure(originals[name], decoded[name]), 1) for name in originals]
 
 
 def wide_band_pesq(originals, decoded):
-  return np.mean([pesq.pesq(RATE_HZ, originals[name], decoded[name], "wb") for name in originals])
+  return [(pesq.pesq(RATE_HZ, originals[name], decoded[name], "wb"), 1) for name in originals]
 
 
 def stoi(originals, decoded):
-  return np.mean([pystoi.stoi(originals[name], decoded[name], RATE_HZ) for name in originals])
+  return [(pystoi.stoi(originals[name], decoded[name], RATE_HZ), 1) for name in originals]
 
 
 def hiss(originals, decoded):
@@ -133,8 +162,8 @@ def hiss(originals, decoded):
     original, output = log_mel(originals[name]), log_mel(decoded[name])
     loudness = original.mean(axis=0)
     quiet = loudness <= np.quantile(loudness, 0.1)
-    excess.append((output[:, quiet] - original[:, quiet]).mean())
-  return np.mean(excess)
+    excess.append(((output[:, quiet] - original[:, quiet]).mean(), 1))
+  return excess
 
 
 def log_mel(audio):
@@ -143,7 +172,7 @@ def log_mel(audio):
 
 
 def word_errors(texts, closed):
-  """Makes a metric: the word error rate over clips whose words are all in the recogniser's dictionary."""
+  """Returns the metric word error rate, over the clips whose words are all in the recogniser's dictionary."""
   with tempfile.TemporaryDirectory() as folder:
     settings = {"samprate": RATE_HZ, "loglevel": "FATAL"}
     if closed:
@@ -154,25 +183,25 @@ def word_errors(texts, closed):
     known = pocketsphinx.Decoder(samprate=RATE_HZ, loglevel="FATAL")
 
   def measure(originals, decoded):
-    errors = words = 0
+    errors = []
     for name in originals:
       text = texts.get(name)
       if not text or any(known.lookup_word(word) is None for word in text):
+        errors.append((0, 0))
         continue
       decoder.start_utt()
       decoder.process_raw((np.clip(decoded[name], -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
       decoder.end_utt()
       hypothesis = decoder.hyp()
       heard = re.sub(r"\(\d+\)", "", hypothesis.hypstr).split() if hypothesis else []
-      errors += edit_distance(text, heard)
-      words += len(text)
-    return errors / max(words, 1)
+      errors.append((edit_distance(text, heard), len(text)))
+    return errors
 
   return measure
 
 
 def bigrams(sentences):
-  """A back-off bigram model with absolute discounting, as ARPA text."""
+  """A back-off bigram language model with absolute discounting, in the ARPA format."""
   pairs, singles = collections.Counter(), collections.Counter()
   for sentence in sentences:
     marked = ["<s>", *sentence, "</s>"]
@@ -203,7 +232,7 @@ def edit_distance(reference, heard):
 
 
 def conversion(clips, word_error, originals):
-  """Whether converted clips sound like the target: cosines to the mean voice embeddings of both speakers."""
+  """Measures whether converted clips sound like the target, by cosines to both speakers' mean voice embeddings."""
   from resemblyzer import VoiceEncoder
 
   encoder = VoiceEncoder("cpu", verbose=False)
@@ -218,7 +247,8 @@ def conversion(clips, word_error, originals):
     )
     row = [name, f"{to_source.mean():.3f}", f"{to_target.mean():.3f}", f"{np.mean(to_target > to_source):.0%}"]
     has_same_text = word_error and name != "second"
-    rows.append([*row, f"{word_error(originals, heard[name]):.1%}" if has_same_text else ""])
+    errors, words = np.sum(word_error(originals, heard[name]), axis=0) if has_same_text else (0, 0)
+    rows.append([*row, f"{errors / words:.1%}" if words else ""])
   columns = ["similarity of", "to the source", "to the target", "nearer target", "word error rate"]
   return {
     "title": "Voices: cosine similarity of their embeddings to the mean of each speaker",

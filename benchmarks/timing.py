@@ -1,4 +1,4 @@
-"""Median times, measured in turns, so that other load on the machine affects all functions alike."""
+"""Median times of functions that run alternately, so that other load on the machine affects all of them alike."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,8 @@ def medians(functions: dict[str, Callable[[], object]], rounds: int = 5, turn_se
   Args:
     functions: The functions, by name.
     rounds: Number of turns of each function.
-    turn_seconds: Minimum duration of a turn. Short functions are called many times in it, because the threads of the
-      previous function keep spinning for milliseconds.
+    turn_seconds: Minimum duration of a turn. Short functions are called many times in a turn, because the threads of
+      the function before keep spinning for milliseconds.
   """
   for function in functions.values():
     function()

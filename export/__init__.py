@@ -1,1 +1,1 @@
-"""Takes trained models out of Python: TFLite, SavedModel and ONNX, and a codec for devices."""
+"""Export of trained models to TFLite, SavedModel and ONNX, and a codec for devices."""

@@ -5,7 +5,7 @@
   tfvq-export --workdir=runs/speech --model=runs/speech/prune/model.keras --out=exported
 
 The folder --out gets tflite/QUANTISATION/*.tflite, onnx/*.onnx, saved_model/, and export.json, which lists each file's
-signature and checksum, and how far its outputs are from those of the trained model on held-out recordings or images.
+signature and checksum, and the differences of its outputs from those of the trained model on held-out data.
 Each folder of TFLite files of a speech system is a codec that `tfvq-codec` runs.
 In a checkout, `python -m export.export_main` is the same program.
 """

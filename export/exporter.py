@@ -23,15 +23,15 @@ def export(task: Task, out: pathlib.Path, formats, quantizations, model_path="")
   Args:
     task: The system in its workdir.
     out: A new folder.
-    formats: Of "tflite", "saved_model" and "onnx".
-    quantizations: Of `tflite.MODES`.
+    formats: Some of "tflite", "saved_model" and "onnx".
+    quantizations: Some of `tflite.MODES`.
     model_path: A `.keras` file of another autoencoder of the same data and codes; the run's own if empty.
 
   Returns:
     For each file its name, its size in bytes, and a summary of its parity.
 
   Raises:
-    UserError: There is nothing to export of this system, or the formats need a stage that has not been run yet.
+    UserError: This system has nothing to export, or the formats need a stage that has not been run yet.
   """
   keras.config.set_dtype_policy("float32")  # whatever the training computed in
   if model_path:
@@ -119,7 +119,7 @@ def _signature(endpoint: Endpoint):
 
 
 def _summary(file):
-  """The parity of a file in words, and what it lacks."""
+  """A sentence about the parity of a file and anything that it lacks."""
   words, errors = [], []
   for name, figures in file["parity"].items():
     if "share_equal" in figures:

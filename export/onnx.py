@@ -4,7 +4,7 @@ import numpy as np
 
 from tfvq.endpoints.endpoint import Endpoint
 from tfvq.extras import extra
-from tfvq.startup import stderr_held_back
+from tfvq.startup import stderr_only_on_error
 
 with extra("export"):
   import onnxruntime
@@ -15,7 +15,7 @@ OPSET = 17
 
 def convert(endpoint: Endpoint) -> bytes:
   """Writes an ONNX file of an endpoint; the same model gives the same bytes."""
-  with stderr_held_back():  # TensorFlow 2.17 logs the number of GPUs
+  with stderr_only_on_error():  # TensorFlow 2.17 logs the number of GPUs
     model, _ = tf2onnx.convert.from_function(endpoint.graph(), endpoint.specs, opset=OPSET)
   names = {value.name: value.name for value in (*model.graph.input, *model.graph.output)}
   _settle_equal_outputs(model.graph)
@@ -42,7 +42,7 @@ class Runner:
 
 
 def _settle_equal_outputs(graph):
-  """Makes the first of equal outputs the computed one, and the others copies of it; tf2onnx may choose any of them."""
+  """Makes the first of several equal outputs the computed one and the others its copies; tf2onnx may pick any."""
   outputs = [value.name for value in graph.output]
   sources = {name: name for name in outputs}
   for node in graph.node:

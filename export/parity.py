@@ -1,4 +1,4 @@
-"""Measures how much an exported file differs from its model on real data."""
+"""Measures how much the outputs of an exported file differ from those of its model on real data."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,13 +14,14 @@ def measure_parity(endpoint: Endpoint, runner, examples) -> dict[str, dict[str, 
   Args:
     endpoint: The endpoint.
     runner: `tflite.Runner` or `onnx.Runner` of the file.
-    examples: Inputs to compare on; if there is a state, in order from its initial value.
+    examples: Inputs to compare on; if there is a state, consecutive ones from the initial state on.
 
   Returns:
     Metrics of each output. Integers: "share_equal", the fraction of equal values. Floats: "max_error", and
     "relative_rms_error", the root mean square of the error divided by that of the output. If there is an output "z_e",
-    the vectors before quantisation, "codes" also has "share_sure", the fraction of codes that the error cannot have
-    changed (see `tfvq.layers.Quantizer.margin`), and "share_equal_of_sure", the fraction of these that are equal.
+    the vectors before quantisation, "codes" also has "share_sure", the fraction of codes for which the error of z_e is
+    too small to change the code (see `tfvq.layers.Quantizer.margin`), and "share_equal_of_sure", the fraction of these
+    that are equal.
   """
   function = endpoint.concrete
   expected, given = {}, {}

@@ -25,7 +25,7 @@ def write_saved_model(
   Returns:
     For each signature its inputs and outputs, {"encode": {"inputs": {name: [shape, dtype]}, "input_ranges":
     {name: [least, greatest]}, "outputs": {...}}, ...}; and for each output of each signature, such as "encode/codes",
-    the figures of `export.parity.compare` on its request.
+    the metrics of `export.parity.compare` on its warm-up request.
   """
   holder = tf.Module()
   models = {model for signature in signatures.values() for model in signature.models}
@@ -53,7 +53,7 @@ def write_saved_model(
 
 
 def _for_any_batch(function, specs):
-  """A function that takes empty batches too, which convolutions refuse: it computes one example and drops it."""
+  """Makes a function work for empty batches, which convolutions reject, by computing one example and dropping it."""
   batched = [name for name, spec in specs.items() if spec.shape.rank and spec.shape[0] is None]
   if not batched:
     return function
@@ -69,7 +69,7 @@ def _for_any_batch(function, specs):
 
 
 def _write_warmup(folder, requests):
-  """Writes a request for each signature, which TensorFlow Serving runs when it loads the model, if it can."""
+  """Writes a request for each signature, if possible; TensorFlow Serving runs them when it loads the model."""
   try:
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
   except ModuleNotFoundError:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfvq.endpoints.endpoint import Endpoint
 from tfvq.extras import extra
-from tfvq.startup import stderr_held_back
+from tfvq.startup import stderr_only_on_error
 
 from .device.quiet import delegate_line_dropped
 
@@ -28,7 +28,7 @@ MODES = ("none", "float16", "dynamic", "int8")
 _QUANTIZED_OPS = (TFLOperationName.CONV_2D, TFLOperationName.CONV_2D_TRANSPOSE, TFLOperationName.FULLY_CONNECTED)
 _LOOK_UPS = TFLOperationName.EMBEDDING_LOOKUP
 _NUM_CALIBRATION_EXAMPLES = 200
-_MIN_RANGE = 0.01  # of an activation: kernels reject the range of a unit that is never active, zero
+_MIN_RANGE = 0.01  # width of an activation range; kernels reject the empty range of a unit that is never active
 _SIGNATURE = "serving_default"
 _OUTPUTS = "StatefulPartitionedCall.*"  # a layer whose output is an output of the file stays in float32
 
@@ -71,7 +71,7 @@ def _convert(endpoint, optimizations=()):
     converter.optimizations = list(optimizations)
     # XNNPACK's products of sparse int8 weights are wrong with a scale for each channel.
     converter._experimental_disable_per_channel_quantization_for_dense_layers = bool(optimizations)
-    with stderr_held_back():  # TensorFlow 2.17 warns about options that were not set
+    with stderr_only_on_error():  # TensorFlow 2.17 warns about options that were not set
       return converter.convert()
 
 
@@ -94,7 +94,7 @@ def _quantize(content, mode, endpoint):
     for part in endpoint.kept_in_float16:
       recipe.add_weight_only_config(part, operation, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
   examples = endpoint.some_examples("train", _NUM_CALIBRATION_EXAMPLES) if mode == "int8" else []
-  with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), stderr_held_back():
+  with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), stderr_only_on_error():
     path = pathlib.Path(folder) / "model.tflite"
     path.write_bytes(content)
     machine = quantizer.Quantizer(str(path))

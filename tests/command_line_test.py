@@ -176,7 +176,7 @@ def test_terminated_training_saves_last_step(tmp_path):
   message = process.communicate()[1].splitlines()[-1]
   assert process.returncode == 143, message
   step = int(
-    re.fullmatch(r"error: Stopped at step (\d+) of 10000000: the same command goes on from there.", message)[1]
+    re.fullmatch(r"error: Stopped at step (\d+) of 10000000: give the same command again to continue.", message)[1]
   )
   with zipfile.ZipFile(tmp_path / "checkpoint.keras") as file:
     assert file.testzip() is None

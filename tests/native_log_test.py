@@ -16,7 +16,7 @@ import pytest
 from export.device.quiet import delegate_line_dropped
 from tests.audio_cases import encoded, mp3_frame_positions, noise
 from tfvq.data.audio_files import AudioReader
-from tfvq.startup import stderr_held_back, stderr_without
+from tfvq.startup import stderr_only_on_error, stderr_without
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -95,17 +95,17 @@ def test_stderr_without_drops_matching_lines_only(capfd):
   assert capfd.readouterr().err == "first\nlast\n"
 
 
-def test_stderr_held_back_shows_output_only_with_exception(capfd):
-  with stderr_held_back():
+def test_stderr_only_on_error_shows_output_only_with_an_exception(capfd):
+  with stderr_only_on_error():
     os.write(2, b"of no interest\n")
-  with pytest.raises(RuntimeError), stderr_held_back():
+  with pytest.raises(RuntimeError), stderr_only_on_error():
     os.write(2, b"the cause\n")
     raise RuntimeError
   assert capfd.readouterr().err == "the cause\n"
 
 
 @pytest.mark.parametrize(
-  "quiet", [delegate_line_dropped, stderr_held_back, functools.partial(stderr_without, b"noise")]
+  "quiet", [delegate_line_dropped, stderr_only_on_error, functools.partial(stderr_without, b"noise")]
 )
 def test_stderr_is_restored_after_use_in_threads(quiet, capfd):
   before = np.array(os.fstat(2))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tfvq.ops import kmeans, nearest_code, quantize
 from tfvq.ops.gated import gated_activation
 from tfvq.ops.matmul import matmul, matmul_precision
-from tfvq.ops.nearest_code import split_matmul
+from tfvq.ops.nearest_code import is_finite, split_matmul
 
 # The attribute of the package with this name is the function.
 nearest_code_module = importlib.import_module("tfvq.ops.nearest_code")
@@ -91,6 +91,15 @@ def test_vectors_that_are_not_finite_have_code_minus_1(jit_compile, rng):
   z_e[3, 1], z_e[5, 0], z_e[39, 3] = np.nan, np.inf, -np.inf
   expected[[3, 5, 39]] = -1
   np.testing.assert_array_equal(tf.function(nearest_code, jit_compile=jit_compile)(z_e, codebook), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_vectors_with_a_finite_norm_have_a_code_however_long_they_are(dtype):
+  longest = np.sqrt(np.finfo(dtype).max / 8)
+  vectors = np.array([[0.99 * longest, 0], [-0.99 * longest, 0], [1.01 * longest, 0]], dtype)
+  np.testing.assert_array_equal(is_finite(tf.constant(vectors)), [True, True, False])
+  np.testing.assert_array_equal(nearest_code(vectors[:2], vectors[1:2]), [0, 0])
+  assert np.isfinite(np.sum((vectors[0] - vectors[1]) ** 2))
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -196,19 +196,19 @@ def test_locked_versions_are_within_ranges(name):
 def test_stderr_of_successful_block_is_dropped():
   code = """if True:
     import os, sys
-    from tfvq.startup import stderr_held_back
-    with stderr_held_back():
+    from tfvq.startup import stderr_only_on_error
+    with stderr_only_on_error():
       os.write(2, b"native ")
       print("python", file=sys.stderr)
     print("between", file=sys.stderr)
-    with stderr_held_back():
+    with stderr_only_on_error():
       os.write(2, b"cause ")
       sys.exit("exit")
   """
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
   assert result.stderr == "between\ncause exit\n" and result.returncode == 1
   closed = subprocess.run(
-    ["sh", "-c", f"{sys.executable} -c 'from tfvq.startup import stderr_held_back as s\nwith s(): print(1)' 2>&-"],
+    ["sh", "-c", f"{sys.executable} -c 'from tfvq.startup import stderr_only_on_error as s\nwith s(): print(1)' 2>&-"],
     capture_output=True,
     check=False,
     cwd=ROOT,

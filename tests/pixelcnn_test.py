@@ -246,7 +246,7 @@ def test_noise_of_another_shape_is_refused(rng):
   model, _ = model_and_condition("none", 3, rng)
   with pytest.raises(ValueError, match=r"must have the shape \(5, 4, None, 1, 7\), but has \(4, 5, 3, 1, 7\)"):
     sample(model, gumbel_noise(0, [4, 5, 3, 1, 7]))
-  with pytest.raises(ValueError, match="draws grids: leave out num_steps"):
+  with pytest.raises(ValueError, match="samples grids: leave out num_steps"):
     noise_shape(model, 3, 20)
 
 
@@ -288,6 +288,19 @@ def test_values_out_of_range_are_refused(jit_compile, run, wrong, rng):
     pytest.fail("nothing was said")
   with pytest.raises(ValueError, match=r"Values of .* must be in 0\.\.6"):
     model.log_prob(x)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("arguments", [{}, {"ordinal": True}, {"grid_shape": (3, 4, 2)}])
+@pytest.mark.parametrize("wrong", [-1, 7, 2**31 - 1])
+def test_in_a_graph_an_example_out_of_range_has_the_log_prob_nan(wrong, arguments, jit_compile, rng):
+  model, condition = model_and_condition("label", 4, rng, **arguments)
+  x = rng.integers(0, 7, (4, *model.grid_shape)).astype(np.int32)
+  expected = model.log_prob(x, condition).numpy()
+  label = condition["label"].numpy()
+  x[1, 2, 3], label[2], expected[1:3] = wrong, 3, np.nan
+  log_prob = tf.function(model.log_prob, jit_compile=jit_compile)
+  np.testing.assert_allclose(log_prob(x, {"label": label}), expected, rtol=1e-5)
 
 
 def test_labels_out_of_range_are_refused(rng):

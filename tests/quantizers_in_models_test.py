@@ -1,8 +1,11 @@
 """Models of images and of speech with every kind of quantiser."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.sound import speech_like
 from tests.tiny import tiny
@@ -90,3 +93,20 @@ def test_a_codec_speaks_codes_of_several_levels(rng):
   quantizer, decoder = codec.model.quantizer, codec.model.decoder
   first, both = (decoder.local_condition(quantizer.decode(codes[..., :number]), [1]) for number in (1, 2))
   assert np.abs(first - both).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_nothing_is_quantised_the_quantiser_does_not_learn(kind, rng):
+  model = speech_model(kind, latents=1).spectral
+  audio = np.stack([speech_like(64 * 40, rng)] * 2)
+  batch = tf.data.Dataset.from_tensors({"audio": audio, "speaker": np.array([0, 1])})
+  changed = {}
+  for quantizing in (False, True):
+    model.quantizing = quantizing
+    before = [np.array(weight) for weight in model.quantizer.weights]
+    model.compile(keras.optimizers.SGD(1.0))
+    with warnings.catch_warnings():
+      warnings.filterwarnings("error", message="Gradients do not exist")
+      model.fit(batch, verbose=0)
+    changed[quantizing] = any(np.any(a != b) for a, b in zip(before, model.quantizer.weights, strict=True))
+  assert changed == {False: False, True: True}

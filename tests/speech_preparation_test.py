@@ -38,14 +38,14 @@ def test_level_ignores_silence(silence, rng):
   np.testing.assert_allclose(gain_to_level(frame_powers(audio, SAMPLE_RATE_HZ)), 0.08 / 0.2, rtol=0.02)
 
 
-def test_short_voice_fills_one_stretch(tmp_path):
+def test_short_voice_fills_one_segment(tmp_path):
   recordings = fake_recordings(40, ("ann",)) + fake_recordings(3, ("bob",))
   prepare_corpus(tmp_path, recordings, SAMPLE_RATE_HZ)
   corpus = SpeechCorpus(tmp_path)
-  stretches = list(corpus.clips("train"))
-  assert {clip.speaker for clip in stretches} == {0, 1} and {len(clip.audio) for clip in stretches} == {160_000}
+  segments = list(corpus.clips("train"))
+  assert {clip.speaker for clip in segments} == {0, 1} and {len(clip.audio) for clip in segments} == {160_000}
   spoken = sum(split_of(recording.sentence) == "train" for recording in recordings[40:])
-  (bobs,) = [clip.audio for clip in stretches if clip.speaker == 1]
+  (bobs,) = [clip.audio for clip in segments if clip.speaker == 1]
   length = sum(len(tone(1 + 0.01 * sentence)) // 160 * 160 for sentence in range(3)[:spoken])
   np.testing.assert_array_equal(bobs[:-length], bobs[length:])
 
@@ -75,10 +75,10 @@ def test_recordings_keep_their_own_audio(format, tmp_path):
   assert len(clips) > 30
   for clip in clips:
     assert abs(peak_hz(clip.audio) - int(clip.name[4:])) <= 2
-  # The others are joined into stretches, in the order of their names.
+  # The others are joined into segments, in the order of their names.
   expected = [hertz for hertz in frequencies_hz if split_of(f"{hertz:04d}") == "train"]
-  stretches = np.concatenate([clip.audio for clip in corpus.clips("train")])
-  for frequency_hz, audio in zip(expected, stretches[: 8000 * len(expected)].reshape(-1, 8000), strict=True):
+  segments = np.concatenate([clip.audio for clip in corpus.clips("train")])
+  for frequency_hz, audio in zip(expected, segments[: 8000 * len(expected)].reshape(-1, 8000), strict=True):
     assert abs(peak_hz(audio) - frequency_hz) <= 2
 
 

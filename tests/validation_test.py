@@ -70,7 +70,7 @@ def test_an_unknown_source_is_refused_before_anything_starts(name, expected):
     (
       "speech",
       {"autoencoder.quantizer.kind": "product", "autoencoder.quantizer.num_groups": 5},
-      "num_groups=5 quantisers cannot split 64 dimensions",
+      "num_groups=5 does not divide the 64 dimensions",
     ),
     (
       "frames",

@@ -238,7 +238,7 @@ def test_a_condition_that_does_not_suit_is_refused(rng):
     model.log_prob(x, {"local": tf.zeros([2, 3])})
   with pytest.raises(ValueError, match=r"must have the shape \(None, None, 3\), but has \(2, 4, 1\)"):
     model.log_prob(x, {"local": tf.zeros([2, 4, 1])})
-  with pytest.raises(ValueError, match="draws sequences: give num_steps"):
+  with pytest.raises(ValueError, match="samples sequences: give num_steps"):
     noise_shape(model, 2)
   with pytest.raises(ValueError, match="dilation_rates"):
     WaveNet(CategoricalHead(4), dilation_rates=())
@@ -274,6 +274,21 @@ def test_values_out_of_range_are_refused(jit_compile, head_class, wrong, rng):
     model.log_prob(x)
   with pytest.raises(ValueError, match=r"Values of .* must be in 0\.\.5"):
     model.head.log_prob(model.head(tf.zeros([1, 16]), tf.zeros([1, 2], tf.int32)), [[0, wrong]])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("ordinal", [False, True])
+@pytest.mark.parametrize("head_class", [CategoricalHead, LogisticMixtureHead])
+@pytest.mark.parametrize("wrong", [-1, 6, 2**31 - 1])
+def test_in_a_graph_an_example_out_of_range_has_the_log_prob_nan(wrong, head_class, ordinal, jit_compile, rng):
+  head = head_class(6, 2, hidden_units=4)
+  model, given = wavenet("speaker", batch_size=4, rng=rng, head=head, rates=(1, 2), ordinal=ordinal)
+  x = rng.integers(0, 6, (4, 12, 2)).astype(np.int32)
+  expected = model.log_prob(x, given).numpy()
+  speaker = given["speaker"].numpy()
+  x[1, 2, 0], speaker[2], expected[1:3] = wrong, 4, np.nan
+  log_prob = tf.function(model.log_prob, jit_compile=jit_compile)
+  np.testing.assert_allclose(log_prob(x, {"speaker": speaker}), expected, rtol=1e-5)
 
 
 def test_speakers_out_of_range_are_refused(rng):

@@ -1,4 +1,4 @@
-"""Writes a trained speech model to a small file, as the package ships it, and loads such files.
+"""Writes a trained speech model to a small file, like the one in the package, and loads such files.
 
   python -m tfvq.release --workdir=runs/speech --out=tfvq/released/speech.keras
 

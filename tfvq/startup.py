@@ -23,7 +23,7 @@ def import_tensorflow() -> None:
   """Imports TensorFlow for a program; call it before anything that imports TensorFlow."""
   set_environment()
   # TensorFlow 2.18 and later print log lines at import, whatever the log level.
-  with stderr_held_back():
+  with stderr_only_on_error():
     import tensorflow  # noqa: F401
 
 
@@ -34,11 +34,11 @@ def start_xla() -> None:
   """
   import tensorflow as tf
 
-  with stderr_held_back():
+  with stderr_only_on_error():
     tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(0))
 
 
-def stderr_held_back():
+def stderr_only_on_error():
   """Context that drops what is written to stderr, also by native libraries, unless the block raises an exception.
 
   One thread at a time is in such a block, and what other threads write meanwhile is dropped too.

@@ -1,4 +1,4 @@
-"""A codec of speech for devices: numpy and LiteRT are all it needs.
+"""A speech codec for devices, which needs only numpy and LiteRT.
 
 >>> codec = SpeechCodec()
 >>> codes = codec.encode(np.zeros(16_000, np.float32))

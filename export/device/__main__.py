@@ -49,7 +49,7 @@ def _run(arguments):
     command.add_argument("source", help="file to read; - for standard input")
     command.add_argument("target", help="file to write; - for standard output")
     command.add_argument("--model", default=str(SHIPPED), help="folder of an exported codec (default: the package's)")
-  decode.add_argument("--speaker", default="", help="voice to speak with (default: the model's first)")
+  decode.add_argument("--speaker", default="", help="speaker of the output (default: the model's first)")
   decode.add_argument("--seed", type=int, default=0, help=f"seed of the noise, 0 to {_LARGEST_SEED} (default: 0)")
   flags = parser.parse_args(arguments)
   for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP

@@ -201,15 +201,16 @@ class EncoderStream:
     samples = _checked_samples(samples)
     self._num_samples += len(samples)
     self._pending = np.concatenate([self._pending, samples])
-    return self._settled()
+    return self._completed()
 
   def finish(self) -> np.ndarray:
     """Ends the stream; returns the remaining codes, int32 [F, *frame_shape]."""
     num_frames = -(-self._num_samples // self._hop)
     self._pending = np.concatenate([self._pending, np.zeros(self._window, np.float32)])
-    return self._settled(limit=num_frames - self._num_frames)
+    return self._completed(limit=num_frames - self._num_frames)
 
-  def _settled(self, limit=None):
+  def _completed(self, limit=None):
+    """Codes of all whole windows of pending samples, at most `limit` frames, int32 [F, *frame_shape]."""
     codes, step = [self._no_codes], self._frames * self._hop
     start = num_frames = 0
     while start + self._window <= len(self._pending) and (limit is None or num_frames < limit):
@@ -255,32 +256,33 @@ class DecoderStream:
       self._pending = np.repeat(codes[:1], self._facts["conditioner_context_frames"], axis=0)
     self._num_frames += len(codes)
     self._pending = np.concatenate([self._pending, codes])
-    return self._settled()
+    return self._completed()
 
   def finish(self) -> np.ndarray:
     """Ends the stream; returns the remaining speech, float32 [T]."""
     if not self._num_frames:
       return np.zeros(0, np.float32)
-    num_samples = (self._num_frames - self._num_frames_done) * self._facts["hop_samples"] + self._held_back
+    num_samples = (self._num_frames - self._num_frames_done) * self._facts["hop_samples"] + self._delay_samples
     window = self._facts["condition_frames"] + 2 * self._facts["conditioner_context_frames"]
     self._pending = np.concatenate([self._pending, np.repeat(self._pending[-1:], window, axis=0)])
-    settled = self._settled(self._num_frames - self._num_frames_done)
+    completed = self._completed(self._num_frames - self._num_frames_done)
     # After the last step there are no values.
     self._values = np.concatenate(
       [self._values, np.full([self._synthesis_window, self._facts["num_bands"]], -1, np.int32)]
     )
-    return np.concatenate([settled, self._synthesize()])[:num_samples]
+    return np.concatenate([completed, self._synthesize()])[:num_samples]
 
   @property
   def _synthesis_window(self):
     return self._facts["synthesis_steps"] + 2 * self._facts["synthesis_context"]
 
   @property
-  def _held_back(self):
-    """Number of samples that wait for later steps."""
+  def _delay_samples(self):
+    """Number of samples that need the values of later steps."""
     return (len(self._values) - self._facts["synthesis_context"]) * self._facts["num_bands"]
 
-  def _settled(self, num_frames_left=None):
+  def _completed(self, num_frames_left=None):
+    """Speech of all whole windows of pending codes, at most `num_frames_left` frames, float32 [T]."""
     frames, context = self._facts["condition_frames"], self._facts["conditioner_context_frames"]
     speech, start = [np.zeros(0, np.float32)], 0
     while start + frames + 2 * context <= len(self._pending) and num_frames_left != 0:

@@ -1,4 +1,4 @@
-"""CIFAR-10 likelihoods: VQ-VAE with 8x8x10 latents beside a VAE and VIMCO of the same architecture.
+"""CIFAR-10 likelihoods of a VQ-VAE with 8x8x10 latents, and of a VAE and VIMCO with the same architecture.
 
 Source: arXiv 1711.00937, section 4.1. The paper's bounds on the test set, in bits/dim, one command per row:
 
@@ -11,7 +11,7 @@ Source: arXiv 1711.00937, section 4.1. The paper's bounds on the test set, in bi
       --config.autoencoder.bottleneck=vimco
       5.14  VIMCO, 50 samples
 
-The VQ-VAE row goes on to a PixelCNN prior over the codes. `small` (default) is the same with small layers.
+The first command also trains a PixelCNN prior over the codes. `small` (default) is the same with small layers.
 """
 
 from tfvq.configs import common

@@ -1,4 +1,4 @@
-"""Settings that the configs share: of data, networks and training; and the choice of a variant."""
+"""Settings that configs share (of data, networks and training), and the choice of a variant."""
 
 from collections.abc import Callable
 
@@ -45,7 +45,7 @@ _QUANTIZER_RULES = Rules(
     "autoencoder.quantizer.level_dropout",
     "autoencoder.quantizer.entropy_weight",
   ),
-  # A code is stored in 16 bits.
+  # Codes are stored with 16 bits.
   below={
     "autoencoder.quantizer.decay": 1,
     "autoencoder.quantizer.revival_threshold": 1,
@@ -67,7 +67,7 @@ IMAGE_RULES = _QUANTIZER_RULES | Rules(
     "prior.dropout",
   ),
   below={"prior.dropout": 1},
-  at_least={"autoencoder.num_vimco_samples": 2},  # its bound compares each sample with the others
+  at_least={"autoencoder.num_vimco_samples": 2},  # the gradient compares each sample with the others
 )
 # A frame of phones and of loudness is 10 ms, and must be whole samples.
 CORPUS_RULES = Rules(choices={"data.sample_rate_hz": range(8000, 48_001, 100)})
@@ -90,7 +90,7 @@ SPEECH_RULES = (
 
 
 def choose(variant: str | None, variants: dict[str, Callable[[], ConfigDict]]) -> ConfigDict:
-  """The config of a variant, `small` if none is named.
+  """Returns the config of a variant; None means `small`.
 
   Raises:
     UserError: There is no such variant.
@@ -110,8 +110,8 @@ def run_settings(task: str) -> ConfigDict:
   config = ConfigDict()
   config.task = task
   config.seed = 0
-  # auto | default | cores | mirrored | tpu. auto: tpu, or mirrored where there are several accelerators. cores: each
-  # core of the CPU takes a part of every batch.
+  # auto | default | cores | mirrored | tpu. auto: tpu if there is one, or mirrored if there are several accelerators.
+  # cores: a replica on each core of the CPU.
   config.strategy = "auto"
   config.precision = "float32"  # or mixed_bfloat16, mixed_float16: a Keras dtype policy
   config.samples = ConfigDict({"num": 16, "temperature": 1.0})
@@ -121,30 +121,30 @@ def run_settings(task: str) -> ConfigDict:
 
 
 def training(steps: int, batch_size: int, learning_rate: float, **changes) -> ConfigDict:
-  """Settings of one training stage: warm-up, then a decay of the learning rate to almost zero.
+  """Settings of one training stage. The learning rate warms up and then decays to almost zero.
 
   Args:
-    steps: Optimiser steps.
-    batch_size: Examples per step over all replicas.
+    steps: Number of optimiser steps.
+    batch_size: Number of examples per step, over all replicas.
     learning_rate: The highest learning rate.
-    **changes: Further fields and their values, where they differ from the defaults below.
+    **changes: Values of other fields that differ from the defaults.
   """
   settings = ConfigDict(
     {
       "steps": steps,
-      "initial_weights": "",  # a checkpoint of the same architecture to start from; its optimiser's state is not loaded
+      "initial_weights": "",  # a checkpoint of the same architecture to start from, without its optimiser state
       "batch_size": batch_size,
-      "optimizer": "adam",  # or muon: fewer steps to the same loss; pruning_muon where weights are pruned
+      "optimizer": "adam",  # or muon, which needs fewer steps; or pruning_muon, for pruning
       "learning_rate": learning_rate,
-      "adam_lr_ratio": 0.4,  # with muon: Adam's share of the learning rate, for biases and embeddings
+      "adam_lr_ratio": 0.4,  # muon: learning rate of biases and embeddings, as a multiple of learning_rate
       "warmup_steps": 100,
       "schedule": "cosine",  # or constant, as in the paper
       "beta_2": 0.95,
-      "clipnorm": 0.0,  # of the global gradient norm; 0 for none
+      "clipnorm": 0.0,  # largest global norm of the gradients; 0 for no clipping
       "log_every_steps": 50,
       "checkpoint_seconds": 30.0,
       "jit_compile": False,
-      "bfloat16_products": False,  # of a WaveNet, all else in float32: faster on CPUs with AVX512-BF16 or AMX
+      "bfloat16_products": False,  # matrix products of a WaveNet; faster on CPUs with AVX512-BF16 or AMX
     }
   )
   settings.update(changes)
@@ -152,14 +152,14 @@ def training(steps: int, batch_size: int, learning_rate: float, **changes) -> Co
 
 
 def quantizer(**changes) -> ConfigDict:
-  """Settings of the quantiser of an autoencoder; which of them matter depends on `kind`."""
+  """Settings of the quantiser of an autoencoder; each kind uses some of them."""
   settings = ConfigDict(
     {
       "kind": "vector",  # or residual, product, finite_scalar, lookup_free, soft_to_hard
       # vector, residual, product, soft_to_hard:
       "num_embeddings": 512,  # of each codebook
       # vector, residual, product:
-      "codebook_update": "moving_average",  # or loss, eq. 3
+      "codebook_update": "moving_average",  # or loss: the gradient of eq. 3
       "decay": 0.99,
       "revival_threshold": 0.03,
       "gradient": "straight_through",  # or rotation
@@ -169,11 +169,11 @@ def quantizer(**changes) -> ConfigDict:
       "commitment_cost": 0.25,
       # residual:
       "num_levels": 4,
-      "level_dropout": 0.5,  # share of the training examples that only the first levels quantise
+      "level_dropout": 0.5,  # fraction of the training examples that only the first levels quantise
       # product:
-      "num_groups": 4,  # of channels
+      "num_groups": 4,  # groups of channels
       # finite_scalar:
-      "levels": (8, 5, 5, 5),  # of each channel
+      "levels": (8, 5, 5, 5),  # number of levels of each channel
       # lookup_free:
       "num_bits": 9,
       "entropy_weight": 0.1,
@@ -192,11 +192,11 @@ def autoencoder(**changes) -> ConfigDict:
   settings = ConfigDict(
     {
       "bottleneck": "vq",  # or gaussian (VAE), vimco
-      "distribution": "gaussian",  # of the pixels given the latents; or logistic, which gives bits per dimension
+      "distribution": "gaussian",  # of pixels given the latents; or logistic, which gives bits per dimension
       "hidden_units": 256,
       "stem_units": 256,
       "residual_units": 256,
-      "num_encoder_blocks": 2,  # residual blocks
+      "num_encoder_blocks": 2,  # number of residual blocks
       "num_decoder_blocks": 2,
       "num_downsamplings": 2,
       "latents_per_position": 1,
@@ -226,13 +226,13 @@ def pixelcnn(**changes) -> ConfigDict:
 
 
 def pruning(**changes) -> ConfigDict:
-  """Settings of the stage `prune`: what is removed from the decoder during further training."""
+  """Settings of the stage `prune`, which removes parts of the decoder during further training."""
   settings = ConfigDict(
     {
-      "method": "channels",  # or layers, or blocks of weights, which stay as zeros
-      "sparsity": 0.5,  # share that is removed
-      "ramp": 0.2,  # share of the steps during which it is removed; the rest adapts in the others
-      "block_size": 16,  # blocks: inputs of one output; 4 suits float32, 16 suits int8
+      "method": "channels",  # or layers; or blocks of weights, which are set to zero
+      "sparsity": 0.5,  # fraction that is removed
+      "ramp": 0.2,  # fraction of the steps in which it is removed; then the other weights adapt
+      "block_size": 16,  # blocks: consecutive inputs of an output; use 4 for float32, 16 for int8
     }
   )
   settings.update(changes)
@@ -254,22 +254,22 @@ def cifar10_data() -> ConfigDict:
 
 
 def speech_data(**changes) -> ConfigDict:
-  """Settings of a corpus of speech; which of them matter depends on `source`."""
+  """Settings of a corpus of speech; each source uses some of them."""
   settings = ConfigDict(
     {
       "source": "asterisk",  # or fillets, festvox_ru, espeak, tfds, folder, piano: see tfvq/data/speech_sources.py
-      "languages": (),  # asterisk: en, es, fr, it, ru; fillets: cs, nl; all of them if empty
+      "languages": (),  # asterisk: en, es, fr, it, ru; fillets: cs, nl; all if empty
       "composers": ("bach",),  # piano
       "voices": ("en-us+m1", "en-us+m3", "en-us+f2", "en-us+f4"),  # espeak
       "num_sentences": 100,  # espeak
       "name": "vctk",  # tfds: or librispeech
-      "splits": (),  # tfds: those to read; all of them if empty
+      "splits": (),  # tfds: splits to read; all if empty
       "data_dir": "",  # tfds
-      "source_sample_rate_hz": 48_000,  # tfds: of data sets that do not say it
+      "source_sample_rate_hz": 48_000,  # tfds: for data sets that do not declare it
       "folder": "",  # folder: audio files, a sub-folder per speaker
       "cache": "~/.cache/tfvq/debian",
-      "sample_rate_hz": 16_000,  # that recordings are resampled to, a multiple of 100 from 8000 to 48,000
-      "crop_samples": 4096,  # of audio per training example
+      "sample_rate_hz": 16_000,  # recordings are resampled to it; a multiple of 100 from 8000 to 48,000
+      "crop_samples": 4096,  # length of a training example
     }
   )
   settings.update(changes)
@@ -281,17 +281,17 @@ def speech_autoencoder(**changes) -> ConfigDict:
   settings = ConfigDict(
     {
       "encoder": "waveform",  # or log_mel
-      "strides": (2, 2, 2, 2, 2, 2),  # their product is the number of samples per frame; waveform: of its convolutions
-      "latents_per_position": 1,  # codes of a frame
+      "strides": (2, 2, 2, 2, 2, 2),  # their product is samples per frame; waveform: of its convolutions
+      "latents_per_position": 1,  # latents per frame
       "encoder_units": 256,
       "embedding_dim": 64,
       "quantizer": quantizer(),
       "encoder_dilations": (),  # of residual blocks after the log_mel encoder's convolutions
-      "voice_perturbation": 0.0,  # log_mel: in training only; 0.25 removes much of the voice from the codes
+      "voice_perturbation": 0.0,  # log_mel: scale of VoicePerturbation; 0.25 removes much of the voice from the codes
       "condition_dim": 128,
       "condition_dilations": (),  # of residual blocks after the conditioner's convolutions
-      "null_rate": 0.1,  # share of the crops for which the decoder gets no codes
-      "mel_weight": 1.0,  # of the error in the log-mel spectrum that the conditioner predicts
+      "null_rate": 0.1,  # fraction of the crops for which the decoder gets the null condition instead of codes
+      "mel_weight": 1.0,  # weight of the error of the log-mel spectrogram that is predicted from the condition
     }
   )
   settings.update(changes)
@@ -314,10 +314,10 @@ def wavenet(**changes) -> ConfigDict:
 
 
 def audio_wavenet(**changes) -> ConfigDict:
-  """Settings of a WaveNet over audio, and of how audio is turned into values."""
+  """Settings of a WaveNet of audio, and of the values that represent audio."""
   settings = wavenet(
-    num_bands=1,  # sub-bands of audio per step
-    num_values=256,  # up to 256: mu-law; more: linear
+    num_bands=1,  # number of sub-bands
+    num_values=256,  # up to 256 with mu-law companding; more are linear
   )
   settings.update(changes)
   return settings

@@ -5,8 +5,8 @@ DeepMind Lab.
 
   python train_main.py --config=tfvq/configs/frames.py:small --workdir=runs/frames
 
-`small` (default) is for two cores; docs/RESULTS.md has its figures. `paper` has the paper's layer sizes and
-needs an accelerator. The paper shows samples and gives no figure.
+`small` (default) is for two cores; docs/RESULTS.md has its results. `paper` has the paper's layer sizes and needs an
+accelerator. The paper shows samples, and reports no metrics.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def small():
       "scenario": "my_way_home",
       "unseen_scenario": "deathmatch",
       "num_train_episodes": 60,
-      "num_validation_episodes": 10,  # as long and as far apart as the held-out ones; 0 for none
+      "num_validation_episodes": 10,  # with as many frames, as far apart, as the held-out ones; 0 for none
       "num_held_out_episodes": 10,
       "train_frames_per_episode": 200,
       "train_tics_per_frame": 7,

@@ -1,11 +1,12 @@
 """ImageNet at 128x128x3 -> 32x32 codes of 512 (42.7 times fewer bits) -> class-conditional PixelCNN prior.
 
-Source: arXiv 1711.00937, section 4.2, figures 2 and 3. The data set is TensorFlow Datasets' `imagenet2012`, whose
-archives must be fetched by hand from image-net.org and put where TensorFlow Datasets says.
+Source: arXiv 1711.00937, section 4.2, figures 2 and 3. The data set is TensorFlow Datasets' `imagenet2012`. Download
+its archives from image-net.org, and put them where TensorFlow Datasets says.
 
   python train_main.py --config=tfvq/configs/imagenet.py:paper --workdir=runs/imagenet --config.data.data_dir=DIR
 
-The paper shows reconstructions and samples and gives no figure. `small` (default) is the same with small layers.
+The paper shows reconstructions and samples, and reports no metrics. `small` (default) is the same with small
+layers.
 """
 
 from ml_collections import ConfigDict

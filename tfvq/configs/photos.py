@@ -1,13 +1,13 @@
 """Photographs: tiles of 128x128x3 -> 32x32 codes of 512 -> PixelCNN prior.
 
-Source: arXiv 1711.00937, section 4.2 (ImageNet at 128x128, figures 2 and 3), with photographs that Debian ships as
-wallpapers, or one's own:
+Source: arXiv 1711.00937, section 4.2 (ImageNet at 128x128, figures 2 and 3), with the photographs of Debian's wallpaper
+packages, or with your own:
 
   python train_main.py --config=tfvq/configs/photos.py:small --workdir=runs/photos
   python train_main.py --config=tfvq/configs/photos.py:small --workdir=runs/mine --config.data.folder=$HOME/Pictures
 
-`small` (default) is for two cores; `paper` has the paper's layer sizes. The paper shows reconstructions and gives no
-figure.
+`small` (default) is for two cores; `paper` has the paper's layer sizes. The paper shows reconstructions, and reports
+no metrics.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def small():
     {
       "source": "photos",
       "image_size": 128,
-      "folder": "",  # of pictures; empty: the packages below
+      "folder": "",  # folder of pictures; empty for the packages below
       "packages": ("lomiri-wallpapers-16.04", "mate-backgrounds"),
       "cache": "~/.cache/tfvq",
       "shorter_side": 1024,

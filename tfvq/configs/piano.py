@@ -1,13 +1,13 @@
-"""WaveNet by itself: piano music.
+"""A WaveNet of piano music.
 
-Source: arXiv 1609.03499, section 3.3 (60 hours of piano recordings), shown in the VQ-VAE talk; here scores of music21's
-corpus, played by a sampled piano.
+Source: arXiv 1609.03499, section 3.3 (60 hours of piano recordings), shown in the VQ-VAE talk. Here the data are scores
+from music21's corpus, played on a sampled piano.
 
   pip install --no-deps -r requirements-piano.txt
   python train_main.py --config=tfvq/configs/piano.py:small --workdir=runs/piano
 
-`small` (default) models Bach's chorales in eight sub-bands on two cores; `paper` is larger, models sample by sample,
-and is meant for your own recordings: --config.data.source=folder --config.data.folder=DIR. The paper gives no figure.
+`small` (default) models Bach's chorales in eight sub-bands, on two cores. `paper` is larger, has no sub-bands, and is
+for your own recordings: --config.data.source=folder --config.data.folder=DIR. The paper reports no metrics.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,13 @@
-"""PixelCNN by itself: 8-bit pixels, class-conditional.
+"""A class-conditional PixelCNN of 8-bit images.
 
-Source: arXiv 1606.05328 (gated PixelCNN; 3.03 bits/dim on CIFAR-10 without classes), shown in the VQ-VAE talk as the
-image model by itself.
+Source: arXiv 1606.05328 (gated PixelCNN; 3.03 bits/dim on CIFAR-10 without classes), shown in the VQ-VAE talk as an
+image model.
 
   python train_main.py --config=tfvq/configs/pixelcnn.py:small --workdir=runs/pixelcnn
   python train_main.py --config=tfvq/configs/pixelcnn.py:paper --workdir=runs/pixelcnn_cifar10
 
-`small` (default) models 32x32 frames of six ViZDoom scenarios, the scenario being the class; `paper` models CIFAR-10.
+`small` (default) models 32x32 frames of six ViZDoom scenarios, where the scenario is the class; `paper` models
+CIFAR-10.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""What values the fields of a config may have, and the check of a config against it."""
+"""Rules for the values of a config's fields, and the check of a config against them."""
 
 import dataclasses
 import math
@@ -17,10 +17,10 @@ class Rules:
   Every number in a config must be positive and finite; the numbers of `may_be_zero` may also be zero.
 
   Attributes:
-    choices: The values that a field may have: a tuple, or a range of integers.
+    choices: The allowed values of a field: a tuple, or a range of integers.
     may_be_zero: Fields that may be zero.
-    below: What a number must be less than.
-    at_least: The least value of a number.
+    below: A number must be less than this.
+    at_least: A number must be at least this.
   """
 
   choices: Mapping[str, tuple | range] = dataclasses.field(default_factory=dict)
@@ -42,8 +42,8 @@ def check_fields(config: ConfigDict, rules: Rules, sections: tuple[str, ...] = (
 
   Args:
     config: The config.
-    rules: What its fields may be.
-    sections: The beginnings of the names to check, such as "train."; all fields if empty.
+    rules: The rules.
+    sections: Prefixes of the names of fields to check, such as "train."; all fields if empty.
 
   Raises:
     UserError: A field has a value that the rules do not allow; the message names the field.
@@ -69,7 +69,7 @@ def _one_of(choices):
 
 
 def _problem(kind, number, rules):
-  """What a number must be and is not; None if it is allowed."""
+  """The requirement that a number violates, as text; None if it is valid."""
   if not number >= 0 or (number == 0 and kind not in rules.may_be_zero):
     return "zero or more" if kind in rules.may_be_zero else "positive"
   if number == math.inf:
@@ -91,7 +91,7 @@ def require(config: ConfigDict, *names: str) -> None:
     section, keys = config, name.split(".")
     for depth, key in enumerate(keys, start=1):
       if key not in section:
-        raise UserError(f"config.{'.'.join(keys[:depth])} is missing; add it as the files in tfvq/configs do.")
+        raise UserError(f"config.{'.'.join(keys[:depth])} is missing; add it like the files in tfvq/configs.")
       section = section[key]
 
 

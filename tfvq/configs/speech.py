@@ -1,17 +1,18 @@
-"""Speech: 16 kHz audio -> 250 codes of 512 a second -> WaveNet decoder, speaker-conditional; WaveNet prior.
+"""Speech: 16 kHz audio -> 250 codes of 512 per second -> WaveNet decoder, conditioned on the speaker; WaveNet prior.
 
 Source: arXiv 1711.00937, section 4.3 (VCTK, LibriSpeech), with telephone prompts of four professional speakers in place
 of VCTK.
 
   python train_main.py --config=tfvq/configs/speech.py:small --workdir=runs/speech
 
-`small` (default) is for two cores: log-mel encoder, two codes every 8 ms, decoder over eight sub-bands. `paper` is the
-paper's: raw waveform, plain WaveNet at 16 kHz, VCTK; it needs an accelerator. Both send 2.25 kbit/s. The paper gives no
-figure for the sound; docs/RESULTS.md has those of `small`. Other data:
---config.data.source=fillets|festvox_ru|espeak|tfds|folder. Codes that carry less of the voice, for speaker conversion:
---config.autoencoder.voice_perturbation=0.25 --config.autoencoder.latents_per_position=1. Another sample rate, 8 to 48
-kHz: --config.data.sample_rate_hz=48000; strides and crops count samples, so that 8 ms a frame are then
---config.autoencoder.strides="(2,2,2,2,2,2,2,3)", and --config.data.crop_samples=12288 is as long as before.
+`small` (default) is for two cores: a log-mel encoder, two codes every 8 ms, a decoder with eight sub-bands. `paper` is
+the system of the paper: the encoder's input is the raw waveform, the WaveNet generates 16 kHz audio without sub-bands,
+and the data are VCTK; it needs an accelerator. Both have a bit rate of 2.25 kbit/s. The paper reports no metrics of
+quality; docs/RESULTS.md has those of `small`. Other data: --config.data.source=fillets|festvox_ru|espeak|tfds|folder.
+For codes that carry less of the voice, for speaker conversion: --config.autoencoder.voice_perturbation=0.25
+--config.autoencoder.latents_per_position=1. For another sample rate, 8 to 48 kHz: --config.data.sample_rate_hz=48000;
+strides and crops are in samples, so that frames of 8 ms then need --config.autoencoder.strides="(2,2,2,2,2,2,2,3)", and
+crops of the same duration --config.data.crop_samples=12288.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +41,7 @@ def small():
   )
   config.prior = common.wavenet(channels=64, num_stacks=2, layers_per_stack=6, hidden_units=256)
   config.prior.window_frames = 250
-  # The encoder, the quantiser and the conditioner learn the spectra first, at the very start without the quantiser.
+  # Encoder, quantiser and conditioner are first trained to predict spectrograms, and the first steps are unquantised.
   config.train.unquantized = common.training(
     steps=200, batch_size=16, learning_rate=4e-3, optimizer="muon", adam_lr_ratio=0.3
   )
@@ -58,7 +59,7 @@ def small():
   config.samples = ConfigDict(
     {
       "num": 4,
-      "temperature": (0.4, 0.4, 0.7, 0.7, 0.8, 0.8, 0.8, 0.8),  # of the decoder: one for each band, or one
+      "temperature": (0.4, 0.4, 0.7, 0.7, 0.8, 0.8, 0.8, 0.8),  # of the decoder: one for each band, or one for all
       "prior_temperature": 1.0,
     }
   )

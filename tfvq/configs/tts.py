@@ -1,12 +1,13 @@
-"""WaveNet by itself: speech from phones with their times.
+"""A WaveNet of speech, conditioned on phones and their durations (text-to-speech).
 
-Source: arXiv 1609.03499, section 3.2 (text-to-speech), shown in the VQ-VAE talk; here one Russian speaker whose
-recordings come with phone labels (Debian's festvox-ru), without the fundamental frequency that the paper also gives.
+Source: arXiv 1609.03499, section 3.2 (text-to-speech), shown in the VQ-VAE talk. Here the data are recordings of one
+Russian speaker with phone labels (Debian's festvox-ru). The model in the paper is conditioned on the fundamental
+frequency too.
 
   python train_main.py --config=tfvq/configs/tts.py:small --workdir=runs/tts
 
-`small` (default) speaks in eight sub-bands and is for two cores; `paper` speaks sample by sample and needs an
-accelerator. The paper gives listeners' opinions: 4.21 of 5 for WaveNet in English.
+`small` (default) has eight sub-bands and is for two cores; `paper` has no sub-bands and needs an accelerator. In the
+paper, the mean opinion score of WaveNet in English is 4.21 of 5.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
-"""WaveNet by itself: speech of several speakers, without text.
+"""A WaveNet of speech of several speakers, without text.
 
 Source: arXiv 1609.03499, section 3.1 (VCTK, 109 speakers), shown in the VQ-VAE talk.
 
   python train_main.py --config=tfvq/configs/wavenet.py:small --workdir=runs/wavenet
 
-`small` (default) models four professional speakers in eight sub-bands on two cores; `paper` models VCTK, sample by
-sample, and needs an accelerator. The paper shows samples, word-like and without meaning, and gives no figure.
+`small` (default) models four professional speakers in eight sub-bands, on two cores. `paper` models VCTK without
+sub-bands and needs an accelerator. The samples in the paper sound like speech without meaning; their quality is not
+measured.
 """
 
 from ml_collections import ConfigDict

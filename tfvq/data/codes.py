@@ -31,7 +31,7 @@ def write_codes(folder, splits, *, num_values: dict, autoencoder_sha256: str) ->
     autoencoder_sha256: Checksum of the model that made the codes.
 
   Raises:
-    UserError: A value is out of its range or no integer, or the folder cannot be written.
+    UserError: A value is out of its range or not an integer, or the folder cannot be written.
   """
   folder = pathlib.Path(folder)
   if np.max(num_values["codes"]) > MAX_NUM_VALUES:
@@ -65,8 +65,8 @@ def read_manifest(folder, autoencoder_sha256: str | None = None) -> dict:
     autoencoder_sha256: Checksum of the model that must have made the codes; None accepts codes of any model.
 
   Returns:
-    The manifest. Its "features" have for each feature its "dtype", the "shape" of an example (None stands for the
-    length of a clip), and "num_values" if its values are limited.
+    The manifest. Its "features" contain for each feature its "dtype", the "shape" of an example (None stands for the
+    length of a clip), and "num_values" if the values are indices.
 
   Raises:
     UserError: There is no manifest, it has another version, or another model made the codes.
@@ -120,7 +120,7 @@ def read_codes(folder, manifest: dict) -> ArraySource | ClipSource:
 
 
 def _describe(features, num_values):
-  """What the manifest says of each feature."""
+  """The description of each feature in the manifest."""
   described = {}
   for name, values in features.items():
     first = np.asarray(values[0])

@@ -4,8 +4,8 @@ A source has `split_names`, `image_shape`, `num_classes` (0 without labels), `nu
 batches `train(batch_size, seed, start_step)`, ordered ones `batches(split, batch_size)`, and a few images to show,
 `examples(split, num)`. A batch is {"image": uint8 [B, H, W, C], "label": int32 [B]}.
 
-Settings are chosen on the split "validation", so that "held_out" stays unseen until the end. A config without the field
-that sets its size has no such split.
+Use the split "validation" to choose settings, and "held_out" only for the final results. There is no split "validation"
+if the config lacks the field with its size.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from tfvq.data.tfds_images import TfdsImages
 from tfvq.errors import UserError
 from tfvq.files import atomic_write
 
-# Part of the seeds of the episodes: other numbers would give other frames.
+# Part of the seeds of the episodes: with other numbers, the frames would change.
 _SEED_NUMBERS = {"train": 0, "held_out": 1, "unseen_map": 2, "validation": 3}
 
 

@@ -1,6 +1,6 @@
 """A prepared speech corpus in TFRecord shards, made by `tfvq.data.speech_preparation`.
 
-The split "train" contains stretches of equal length: recordings of one speaker, joined end to end. "validation" and
+The split "train" contains segments of equal length, cut from concatenated recordings of one speaker. "validation" and
 "held_out" contain whole recordings.
 """
 
@@ -19,7 +19,7 @@ from tfvq.ops.loudness import FRAMES_PER_SECOND
 
 SPLITS = ("train", "validation", "held_out")
 VERSION = 3  # of the records and of the manifest; before 3, recordings could be swapped
-STRETCH_SECONDS = 10
+SEGMENT_SECONDS = 10
 NUM_PHONE_FIELDS = 5  # ids of this, the previous and the next phone; position in this one in percent; its length
 
 _FILES_AT_ONCE = 64
@@ -94,27 +94,27 @@ class SpeechCorpus:
     Raises:
       UserError: `crop_samples` is too large, or not a multiple of `frame_samples` although phones are wanted.
     """
-    stretch_samples, frame_samples = STRETCH_SECONDS * self.sample_rate_hz, self.frame_samples
-    if 2 * crop_samples > stretch_samples:
+    segment_samples, frame_samples = SEGMENT_SECONDS * self.sample_rate_hz, self.frame_samples
+    if 2 * crop_samples > segment_samples:
       raise UserError(
         f"Training needs crops of {crop_samples} samples, including the context of the networks, but at most "
-        f"{stretch_samples // 2} are possible: lower config.data.crop_samples."
+        f"{segment_samples // 2} are possible: lower config.data.crop_samples."
       )
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
-    num_stretches = sum(shard["num_records"] for shard in self._shards("train"))
-    num_crops = (stretch_samples - crop_samples) // crop_samples
+    num_segments = sum(shard["num_records"] for shard in self._shards("train"))
+    num_crops = (segment_samples - crop_samples) // crop_samples
     crop_frames = crop_samples // frame_samples
     if with_phones and crop_samples % frame_samples:
       raise UserError(f"Crops of {crop_samples} samples are not a multiple of {frame_samples}, the frame of phones.")
 
-    def crops(stretch):
-      frames = (stretch_samples - num_crops * crop_samples) // frame_samples
+    def crops(segment):
+      frames = (segment_samples - num_crops * crop_samples) // frame_samples
       frame = tf.random.uniform([], 0, frames, tf.int32, seed=seed)
       offset = frame * frame_samples
-      audio = tf.reshape(stretch["audio"][offset : offset + num_crops * crop_samples], [num_crops, crop_samples])
-      crop = {"audio": audio, "speaker": tf.fill([num_crops], stretch["speaker"])}
+      audio = tf.reshape(segment["audio"][offset : offset + num_crops * crop_samples], [num_crops, crop_samples])
+      crop = {"audio": audio, "speaker": tf.fill([num_crops], segment["speaker"])}
       if with_phones:
-        phones = stretch["phones"][frame : frame + num_crops * crop_frames]
+        phones = segment["phones"][frame : frame + num_crops * crop_frames]
         crop["phones"] = tf.reshape(phones, [num_crops, crop_frames, NUM_PHONE_FIELDS])
       return crop
 
@@ -122,13 +122,13 @@ class SpeechCorpus:
     records = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths), seed=seed)
     num_open = min(len(paths), _FILES_AT_ONCE)
     records = records.interleave(tf.data.TFRecordDataset, cycle_length=num_open)
-    stretches = records.map(_parse).shuffle(min(num_stretches, 512), seed=seed).repeat()
-    examples = stretches.map(crops).unbatch().shuffle(2048, seed=seed)
+    segments = records.map(_parse).shuffle(min(num_segments, 512), seed=seed).repeat()
+    examples = segments.map(crops).unbatch().shuffle(2048, seed=seed)
     batches = examples.batch(batch_size, drop_remainder=True)
     return batches.map(lambda batch: {**batch, "audio": _to_float(batch["audio"])}).prefetch(tf.data.AUTOTUNE)
 
   def clips(self, split: str) -> "_Clips":
-    """The recordings of "validation" or "held_out", or the stretches of "train", in the order they were written.
+    """The recordings of "validation" or "held_out", or the segments of "train", in the order they were written.
 
     The result has a length and reads during iteration, so that a corpus may be larger than memory.
     """
@@ -167,13 +167,13 @@ class _Clips:
 
 
 def to_record(audio: np.ndarray, phones: np.ndarray, speaker: int, name: str) -> bytes:
-  """Serialises a clip or a stretch as a record of a shard.
+  """Serialises a clip or a segment as a record of a shard.
 
   Args:
     audio: float [T] in -1..1.
     phones: [T / frame_samples, NUM_PHONE_FIELDS], or empty.
     speaker: Id of the speaker.
-    name: Name of the recording; empty for a stretch.
+    name: Name of the recording; empty for a segment.
   """
   values = {"audio": to_int16(audio).tobytes(), "phones": phones.astype("<i2").tobytes(), "name": name.encode()}
   feature = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in values.items()}

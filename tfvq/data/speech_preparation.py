@@ -10,14 +10,14 @@ import numpy as np
 import tqdm
 
 from tfvq.data.shards import write_shard
-from tfvq.data.speech_corpus import SPLITS, STRETCH_SECONDS, VERSION, to_record
+from tfvq.data.speech_corpus import SEGMENT_SECONDS, SPLITS, VERSION, to_record
 from tfvq.errors import UserError
 from tfvq.files import write_json
 from tfvq.ops.loudness import FRAMES_PER_SECOND, frame_powers, gain_to_level, is_sounding
 
 _PAUSE_FRAMES = 5  # of silence kept before and after sound: no pause is longer than twice this
 _LEAST_SECONDS = 0.1
-_STRETCH_FRAMES = STRETCH_SECONDS * FRAMES_PER_SECOND
+_SEGMENT_FRAMES = SEGMENT_SECONDS * FRAMES_PER_SECOND
 _SHARD_SAMPLES = 40_960_000  # 82 MB
 
 
@@ -161,26 +161,26 @@ def _frames(audio, sample_rate_hz):
 
 
 def _join(pending, audio, phones, speaker, writer):
-  """Adds the frames of a recording to a speaker's pending ones, and writes the stretches that they fill."""
+  """Adds the frames of a recording to a speaker's pending ones, and writes the segments that they fill."""
   pending.append((audio, phones))
-  if sum(len(part) for part, _ in pending) < _STRETCH_FRAMES:
+  if sum(len(part) for part, _ in pending) < _SEGMENT_FRAMES:
     return
   audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
-  end = len(audio) // _STRETCH_FRAMES * _STRETCH_FRAMES
-  for start in range(0, end, _STRETCH_FRAMES):
-    stretch = slice(start, start + _STRETCH_FRAMES)
-    writer.add(audio[stretch].reshape(-1), phones[stretch], speaker, "")
+  end = len(audio) // _SEGMENT_FRAMES * _SEGMENT_FRAMES
+  for start in range(0, end, _SEGMENT_FRAMES):
+    segment = slice(start, start + _SEGMENT_FRAMES)
+    writer.add(audio[segment].reshape(-1), phones[segment], speaker, "")
   pending[:] = [(audio[end:], phones[end:])]
 
 
 def _fill_up(pending, speaker, writer):
-  """Repeats a speaker's pending frames to fill a last stretch, so that every speaker has one.
+  """Repeats a speaker's pending frames to fill a last segment, so that every speaker has one.
 
   Less than a second is dropped.
   """
   audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
   if len(audio) >= FRAMES_PER_SECOND:
-    frames = np.resize(np.arange(len(audio)), _STRETCH_FRAMES)
+    frames = np.resize(np.arange(len(audio)), _SEGMENT_FRAMES)
     writer.add(audio[frames].reshape(-1), phones[frames], speaker, "")
 
 

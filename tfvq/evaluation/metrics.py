@@ -1,4 +1,4 @@
-"""Metrics of models and codes, measured on data that no training has seen."""
+"""Metrics of models and codes on data that were not used for training."""
 
 import lzma
 from typing import NamedTuple
@@ -9,11 +9,11 @@ import tqdm
 
 
 class Metric(NamedTuple):
-  """A metric in metrics.json, and how it is shown."""
+  """A metric of metrics.json, and how reports show it."""
 
   name: str
   title: str
-  unit: str = ""  # after the value; "%" shows a fraction as a percentage
+  unit: str = ""  # shown after the value; "%" shows a fraction as a percentage
 
   def format(self, value) -> str:
     """A value with its unit."""
@@ -22,7 +22,7 @@ class Metric(NamedTuple):
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f} {self.unit}".rstrip()
 
 
-# What `code_statistics` returns, and what a prior makes of the codes.
+# The metrics that `code_statistics` returns, and that of the prior.
 CODE_METRICS = (
   Metric("codes_used_fraction", "codes in use", "%"),
   Metric("perplexity", "perplexity of the codes"),
@@ -34,16 +34,16 @@ CODE_METRICS = (
 
 
 def to_uint8(images) -> np.ndarray:
-  """Rounds and clips to uint8."""
+  """Rounds and clips values to uint8, same shape."""
   return tf.cast(tf.round(tf.clip_by_value(tf.cast(images, tf.float32), 0.0, 255.0)), tf.uint8).numpy()
 
 
 def psnr_db(batches, reconstruct) -> float:
-  """10 log10(255^2 / mean squared error) in dB, the error over all values of all batches, the output rounded to uint8.
+  """10 log10(255^2 / mean squared error) in dB, over all values of all batches, with reconstructions rounded to uint8.
 
   Args:
     batches: Iterable of uint8 arrays.
-    reconstruct: Function from such an array to its reconstruction.
+    reconstruct: Function from such an array to its reconstruction, in 0..255.
   """
   squared_error, num_values = 0.0, 0
   for batch in batches:
@@ -54,16 +54,15 @@ def psnr_db(batches, reconstruct) -> float:
 
 
 def code_statistics(codes: np.ndarray, num_values: int) -> dict[str, float]:
-  """What can be said of codes by themselves.
+  """Usage statistics of codes, and bits per code of three simple codings.
 
   Args:
     codes: Integers [N, ...] in 0..K-1.
-    num_values: K.
+    num_values: K, at most 65,536.
 
   Returns:
-    `codes_used_fraction` (0..1), `perplexity` (1..K), and bits per code by three simple codings:
-    `uniform_bits_per_code` (log2 K), `order0_bits_per_code` (the entropy of these codes' own histogram) and
-    `xz_bits_per_code` (`xz -9` of the codes as uint16 in raster order).
+    `codes_used_fraction` (0..1), `perplexity` (1..K), `uniform_bits_per_code` (log2 K), `order0_bits_per_code` (the
+    entropy of the histogram of these codes) and `xz_bits_per_code` (`xz -9` of the codes as uint16 in raster order).
   """
   counts = np.bincount(codes.ravel(), minlength=num_values)
   probabilities = counts[counts > 0] / codes.size
@@ -83,7 +82,7 @@ def bits_per_value(model, inputs) -> float:
 
   Args:
     model: A `tfvq.models.AutoregressiveModel`.
-    inputs: Iterable of what its `fit` takes: values, or ((values, condition),).
+    inputs: Iterable of batches as for `fit`: values, or ((values, condition),).
   """
   log_prob = tf.function(model.log_prob, reduce_retracing=True)
   nll_nats, num_values = 0.0, 0

@@ -1,4 +1,4 @@
-"""Sections of a report: images, plots, tables and audio players, all embedded in the page."""
+"""Sections of a report: images, plots, tables and audio players, embedded in the HTML page."""
 
 import base64
 import dataclasses
@@ -14,7 +14,7 @@ with extra("train"):
   import matplotlib
   from PIL import Image
 
-  matplotlib.use("Agg")  # no screen is needed
+  matplotlib.use("Agg")  # needs no display
   import matplotlib.pyplot as plt
 
 
@@ -24,8 +24,8 @@ class Section:
 
   title: str
   image: str = ""  # data URL
-  columns: list[str] = dataclasses.field(default_factory=list)  # of a table
-  rows: list[list] = dataclasses.field(default_factory=list)  # of cells: text, or `Player`
+  columns: list[str] = dataclasses.field(default_factory=list)  # titles of a table's columns
+  rows: list[list] = dataclasses.field(default_factory=list)  # of a table; a cell is text or a `Player`
 
 
 @dataclasses.dataclass
@@ -47,29 +47,29 @@ def image_grid(images: np.ndarray, num_columns: int) -> np.ndarray:
 
 
 def save_image_grid(path, images: np.ndarray, num_columns: int) -> None:
-  """Writes `image_grid` as PNG."""
+  """Writes the result of `image_grid` to a PNG file, atomically."""
   with atomic_write(path) as temporary:
     _to_image(image_grid(images, num_columns)).save(temporary)
 
 
 def image_section(title: str, images: np.ndarray, num_columns: int) -> Section:
-  """A grid of images at twice their size."""
+  """A section with a grid of images, uint8 [N, H, W, C], at twice their size."""
   image = _to_image(image_grid(images, num_columns))
   image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
   return Section(title, image=_data_url("image/png", lambda file: image.save(file, format="PNG")))
 
 
 def usage_section(codes: np.ndarray, num_values: int) -> Section:
-  """How often each code is used."""
+  """A section with a bar chart of how often each code is used, from codes [N, ...] in 0..num_values-1."""
   counts = np.bincount(codes.ravel(), minlength=num_values)
   figure, axes = plt.subplots(figsize=(8, 2.5), layout="constrained")
   axes.bar(np.arange(len(counts)), np.sort(counts)[::-1] / counts.sum(), width=1.0)
   axes.set(xlabel="codes, most used first", ylabel="fraction of positions", yscale="log")
-  return Section("Use of the codebook on held-out data", image=_figure_url(figure))
+  return Section("Codebook usage on held-out data", image=_figure_url(figure))
 
 
 def curves_section(title: str, rows: list[dict[str, float]]) -> Section:
-  """A plot per metric over the steps of training, see `tfvq.training.callbacks.Curves`."""
+  """A section with a plot of each metric over the training steps; rows as in `tfvq.training.callbacks.Curves`."""
   names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("step", "seconds")]
   figure, panels = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), layout="constrained", squeeze=False)
   for axes, name in zip(panels[0], names, strict=True):

@@ -8,16 +8,16 @@ from tfvq.ops.mu_law import mu_law_decode, mu_law_encode
 from tfvq.ops.precision import full_precision
 from tfvq.ops.subbands import join_bands, split_into_bands
 
-_CLIPPED_SHARE = 1e-4  # the few loudest steps of a band, which would take resolution from all others
+_CLIPPED_FRACTION = 1e-4  # of a band's steps: a range for the few loudest ones would cost all others resolution
 
 
 @keras.saving.register_keras_serializable("tfvq")
 class AudioValues(keras.layers.Layer):
-  """Samples, or steps of several critically sampled sub-bands, as integers.
+  """Quantises audio samples, or the steps of critically sampled sub-bands, to integers.
 
   Args:
-    num_bands: N, sub-bands; 1 leaves the audio whole.
-    num_values: K, values of each; up to 256 they are companded by the mu-law, more are linear.
+    num_bands: N, number of sub-bands, >= 1; 1 means no split.
+    num_values: K, number of values of each band, >= 2. Up to 256 values use mu-law companding; more are linear.
     **kwargs: As for `keras.layers.Layer`.
 
   Raises:
@@ -30,7 +30,7 @@ class AudioValues(keras.layers.Layer):
     int32 [B, T / N, N] in 0..K-1.
 
   Training behaviour:
-    Nothing is learned; `adapt` sets the level of each band that its values reach up to.
+    Nothing is trained. `adapt` sets the level of each band: the magnitude that the largest values stand for.
 
   Example:
     >>> values = AudioValues(num_bands=4)(tf.zeros([2, 64]))
@@ -39,7 +39,7 @@ class AudioValues(keras.layers.Layer):
   """
 
   def __init__(self, num_bands: int = 1, num_values: int = 256, **kwargs):
-    # Audio in low precision would be noise, also where networks compute in it.
+    # Audio needs full precision, even if the networks compute in 16 bits.
     dtype = full_precision(keras.config.dtype_policy().variable_dtype)
     super().__init__(**{"dtype": dtype, **kwargs, "trainable": False})
     if num_bands < 1 or num_values < 2:
@@ -50,10 +50,14 @@ class AudioValues(keras.layers.Layer):
     self.built = True
 
   def adapt(self, audio) -> None:
-    """Sets each level to what one in 10,000 steps of audio, float [B, T], exceeds; without sub-bands it stays 1."""
+    """Sets the level of each band to the magnitude that one in 10,000 of its steps exceeds; 1 without sub-bands.
+
+    Args:
+      audio: Float [B, T] in -1..1, T a multiple of N.
+    """
     if self.num_bands > 1:
       bands = split_into_bands(tf.cast(audio, tf.float32), self.num_bands)
-      self.levels.assign(np.maximum(np.quantile(np.abs(bands), 1 - _CLIPPED_SHARE, axis=(0, 1)), 1e-3))
+      self.levels.assign(np.maximum(np.quantile(np.abs(bands), 1 - _CLIPPED_FRACTION, axis=(0, 1)), 1e-3))
 
   def call(self, audio):
     audio = tf.cast(audio, tf.float32)
@@ -81,7 +85,7 @@ class AudioValues(keras.layers.Layer):
     return join_bands(bands) if self.num_bands > 1 else bands[..., 0]
 
   def load_own_variables(self, store):
-    # Files of WaveNets were once saved without this layer: they leave the levels as they are.
+    # Older files of WaveNets lack the levels, which then keep their values.
     if len(store):
       super().load_own_variables(store)
 

@@ -16,13 +16,13 @@ def build_quantizer(settings: Mapping, dim: int, seed: int = 0) -> Quantizer:
   """Builds the quantiser that settings describe.
 
   Args:
-    settings: A mapping with the field `kind` and the fields of this kind, as `tfvq.configs.common.quantizer` has them;
-      others are not read.
+    settings: A mapping with the field `kind` and the fields of this kind, see `tfvq.configs.common.quantizer`. Other
+      fields are ignored.
     dim: D, size of the vectors, >= 1.
-    seed: Seed of the initial weights and of what is drawn in training.
+    seed: Seed of the initial weights and of random draws in training.
 
   Raises:
-    UserError: There is no such kind, or a product has no equal groups.
+    UserError: The kind is unknown, or `num_groups` does not divide D.
     ValueError: A setting is out of its range.
 
   Example:
@@ -31,7 +31,7 @@ def build_quantizer(settings: Mapping, dim: int, seed: int = 0) -> Quantizer:
     TensorShape([2, 50])
   """
   if settings["kind"] not in _KINDS:
-    raise UserError(f"There is no quantiser of kind {settings['kind']!r}; choose {', '.join(_KINDS)}.")
+    raise UserError(f"Unknown kind of quantiser {settings['kind']!r}: choose one of {', '.join(_KINDS)}.")
   return _KINDS[settings["kind"]](settings, dim, seed)
 
 
@@ -49,7 +49,7 @@ def _residual(settings, dim, seed):
 def _product(settings, dim, seed):
   num_groups = settings["num_groups"]
   if num_groups < 1 or dim % num_groups:
-    raise UserError(f"A product of num_groups={num_groups} quantisers cannot split {dim} dimensions: give a divisor.")
+    raise UserError(f"num_groups={num_groups} does not divide the {dim} dimensions of a vector: choose a divisor.")
   return ProductQuantizer([_vector(settings, dim // num_groups, seed + group) for group in range(num_groups)])
 
 

@@ -1,4 +1,4 @@
-"""The output distribution of an autoregressive model over K-way values, one or several per position."""
+"""The output distribution of an autoregressive model over K-way values, one or more per position."""
 
 import keras
 import tensorflow as tf
@@ -12,17 +12,17 @@ from tfvq.ops.values import check_values
 class CategoricalHead(keras.layers.Layer):
   """A K-way softmax for each value of a position, conditioned on the values before it.
 
-  The values of a position may be the red, green and blue of a pixel, or the codes of several latents at one place.
-  Their joint probability given the features h is p(x_1|h) p(x_2|h, x_1) ...
+  The values of a position are, for example, the red, green and blue of a pixel, or the codes of several latents. Their
+  joint probability given the features h is p(x_1|h) p(x_2|h, x_1) ...
 
   Reference: arXiv 1601.06759, section 2.2.
-  Deviation: only this head knows of the order within a position; the layers below see whole positions.
+  Deviation: only this head models the order of the values within a position; the layers before it see whole positions.
 
   Args:
-    num_values: K, number of values a variable can take, >= 2.
-    num_variables: G, variables per position, >= 1.
-    hidden_units: Units of the hidden layer.
-    **kwargs: As for `keras.layers.Layer`. The logits are float32 or more, whatever `dtype`.
+    num_values: K, number of values that a variable can have, >= 2.
+    num_variables: G, number of variables per position, >= 1.
+    hidden_units: Units of the hidden layer of each variable, >= 1.
+    **kwargs: As for `keras.layers.Layer`. The logits are float32 even if `dtype` has 16 bits.
 
   Raises:
     ValueError: A size is out of its range.
@@ -49,7 +49,7 @@ class CategoricalHead(keras.layers.Layer):
     self.hidden_units = hidden_units
     policy = self.dtype_policy
     self.hidden = Dense(num_variables * hidden_units, dtype=policy, name="hidden")
-    # earlier[g](x_g) is what variable g tells the hidden layers of all variables after it.
+    # earlier[g](x_g) is the contribution of variable g to the hidden layers of all variables after it.
     self.earlier = [
       keras.layers.Embedding(num_values, (num_variables - 1 - g) * hidden_units, dtype=policy, name=f"embedding_{g}")
       for g in range(num_variables - 1)
@@ -58,7 +58,7 @@ class CategoricalHead(keras.layers.Layer):
 
   @property
   def noise_shape(self) -> tuple[int, ...]:
-    """Shape of the Gumbel noise that one position's sample takes: (G, K)."""
+    """Shape of the Gumbel noise for a sample of one position: (G, K)."""
     return self.num_variables, self.num_values
 
   @property
@@ -83,12 +83,12 @@ class CategoricalHead(keras.layers.Layer):
     return tf.stack(logits, axis=-2)
 
   def sample(self, features, noise, temperature=1.0) -> tf.Tensor:
-    """Draws the values of a position one after another.
+    """Samples the values of a position one after another.
 
     Args:
       features: Float [..., C].
       noise: Gumbel noise, float [..., G, K].
-      temperature: Divides the logits; 0 takes the most probable value. A scalar, or one for each variable, [G].
+      temperature: Divides the logits, >= 0; 0 takes the most probable value. A scalar, or one for each variable, [G].
 
     Returns:
       Values, int32 [..., G].
@@ -105,7 +105,7 @@ class CategoricalHead(keras.layers.Layer):
     return tf.stack(values, axis=-1)
 
   def log_prob(self, logits, x) -> tf.Tensor:
-    """Log-probability of the values of each position in nats, float [..., G, K], integers [..., G] -> float [...]."""
+    """Log-probability of each position in nats, logits [..., G, K] and integers [..., G] -> float [...]."""
     check_values(tf.convert_to_tensor(x), self.num_values, f"Values of {self.name}")
     return -tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=x, logits=logits), axis=-1)
 
@@ -113,11 +113,14 @@ class CategoricalHead(keras.layers.Layer):
     """Logits of variable g, and the pre-activations of the variables after it.
 
     Args:
-      pending: Pre-activations of the hidden layers of variables g..G-1, [..., (G - g) hidden_units].
+      pending: Pre-activations of the hidden layers of variables g..G-1, float [..., (G - g) hidden_units].
       g: Index of the variable.
+
+    Returns:
+      `(logits [..., K], pre-activations [..., (G - 1 - g) hidden_units])`.
     """
     num_after = self.num_variables - 1 - g
-    # A split, not two slices: strided ones are slow in TFLite.
+    # Not two slices: strided slices are slow in TFLite.
     hidden, rest = tf.split(pending, [self.hidden_units, num_after * self.hidden_units], axis=-1)
     logits = self.outputs[g](tf.nn.relu(hidden))
     return tf.cast(logits, self._output_dtype), rest
@@ -126,7 +129,7 @@ class CategoricalHead(keras.layers.Layer):
     """Adds the contribution of variable g to the pre-activations of the variables after it."""
     if g == self.num_variables - 1:
       return pending
-    # Not the layer's call: it looks for negative values, in three operations.
+    # The layer's `call` would add three operations that look for negative values.
     table = tf.convert_to_tensor(self.earlier[g].embeddings)
     return pending + tf.cast(tf.gather(table, value), pending.dtype)
 

@@ -1,8 +1,9 @@
-"""Causal convolutions over a grid in raster order: PixelCNN's masked convolutions without the masked part.
+"""Causal convolutions over a grid in raster order: PixelCNN's masked convolutions without the masked weights.
 
-A masked k x k kernel is zero below its centre row (vertical stack) or beside and below its centre pixel (horizontal
-stack). These layers keep the other weights only: the same function with fewer products. Each has a second way to run,
-one row or one column at a time, with the inputs it still needs handed from call to call as its `past`.
+PixelCNN masks a k x k kernel to zero below its centre row (vertical stack), or right of and outside its centre row
+(horizontal stack). These layers have only the other weights: the same function with fewer multiplications. For
+generation they also run one row or one pixel at a time. The caller then passes the earlier inputs that are still needed
+from call to call, as `past`.
 """
 
 import keras
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 
 class _CausalConv2D(keras.layers.Layer):
-  """Base of both directions: a kernel [height, width, C, filters] and a bias."""
+  """Base class of both directions: a kernel [height, width, C, filters] and a bias."""
 
   def __init__(self, filters: int, kernel_size: int, **kwargs):
     super().__init__(**kwargs)
@@ -18,7 +19,7 @@ class _CausalConv2D(keras.layers.Layer):
       raise ValueError(f"kernel_size must be odd and positive, but is {kernel_size}.")
     self.filters = filters
     self.kernel_size = kernel_size
-    self.reach = kernel_size // 2  # rows above, or columns to the left, that an output sees
+    self.reach = kernel_size // 2  # how many rows above, or columns to the left, an output depends on
 
   def _add_weights(self, height, width, channels):
     self.kernel = self.add_weight(shape=(height, width, channels, self.filters), name="kernel")
@@ -36,23 +37,23 @@ class _CausalConv2D(keras.layers.Layer):
     return tf.nn.bias_add(y, self._cast(self.bias))
 
   def _cast(self, weight):
-    """Casts a weight to the compute dtype, which Keras does in `call` only."""
+    """Casts a weight to the compute dtype, as Keras does in `call` only."""
     return tf.cast(tf.convert_to_tensor(weight), self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("tfvq")
 class VerticalConv2D(_CausalConv2D):
-  """Sees its own row and `kernel_size // 2` rows above it, across `kernel_size` columns.
+  """A convolution over a pixel's own row and `kernel_size // 2` rows above it, `kernel_size` columns wide.
 
   Reference: arXiv 1606.05328, section 2.2 (vertical stack).
 
   Args:
-    filters: Output channels.
+    filters: Output channels, >= 1.
     kernel_size: Width of the kernel, odd; its height is `kernel_size // 2 + 1`.
     **kwargs: As for `keras.layers.Layer`.
 
   Raises:
-    ValueError: The kernel's size is even.
+    ValueError: The kernel size is even or not positive.
 
   Input shape:
     Float [B, H, W, C].
@@ -76,24 +77,24 @@ class VerticalConv2D(_CausalConv2D):
     return tf.zeros([batch_size, self.reach, width, self.kernel.shape[2]], self.compute_dtype)
 
   def row(self, x, past):
-    """One row: x [B, 1, W, C], past [B, reach, W, C] -> ([B, 1, W, filters], past of the next row)."""
+    """Computes one row: x [B, 1, W, C] and past [B, reach, W, C] -> ([B, 1, W, filters], past of the next row)."""
     x = tf.concat([past, x], axis=1)
     return self._convolve(x, [[0, 0], [0, 0], [self.reach, self.reach], [0, 0]]), x[:, 1:]
 
 
 @keras.saving.register_keras_serializable("tfvq")
 class HorizontalConv2D(_CausalConv2D):
-  """Sees its own pixel and `kernel_size // 2` pixels to the left of it.
+  """A convolution over a pixel and `kernel_size // 2` pixels to the left of it.
 
   Reference: arXiv 1606.05328, section 2.2 (horizontal stack).
 
   Args:
-    filters: Output channels.
-    kernel_size: Width of the uncut kernel, odd.
+    filters: Output channels, >= 1.
+    kernel_size: Width of the kernel before masking, odd; the masked half is left out.
     **kwargs: As for `keras.layers.Layer`.
 
   Raises:
-    ValueError: The kernel's size is even.
+    ValueError: The kernel size is even or not positive.
 
   Input shape:
     Float [B, H, W, C].
@@ -117,7 +118,7 @@ class HorizontalConv2D(_CausalConv2D):
     return tf.zeros([batch_size, self.reach * self.kernel.shape[2]], self.compute_dtype)
 
   def step(self, x, past):
-    """One pixel: x [B, C], past [B, reach * C] -> ([B, filters], past of the next pixel)."""
+    """Computes one pixel: x [B, C] and past [B, reach * C] -> ([B, filters], past of the next pixel)."""
     x = tf.concat([past, x], axis=-1)
     kernel = tf.reshape(self._cast(self.kernel), [-1, self.filters])
     return tf.nn.bias_add(tf.matmul(x, kernel), self._cast(self.bias)), x[:, self.kernel.shape[2] :]

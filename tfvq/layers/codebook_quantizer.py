@@ -1,4 +1,4 @@
-"""The base of quantisers with a learned codebook."""
+"""The base class of quantisers with a learned codebook."""
 
 import keras
 import tensorflow as tf
@@ -10,7 +10,7 @@ from tfvq.ops import cell_margin, kmeans, nearest_code
 class CodebookQuantizer(Quantizer):
   """A quantiser whose code is the index of the nearest of K learned codebook vectors.
 
-  Subclasses supply `_quantize`.
+  Subclasses implement `_quantize`.
 
   Args:
     num_embeddings: K, number of codes, >= 1.
@@ -32,7 +32,7 @@ class CodebookQuantizer(Quantizer):
   def _add_weights(self):
     self._codebook = self.add_weight(
       shape=(self.num_embeddings, self.embedding_dim),
-      # Vectors of length about 1, near what an untrained encoder puts out.
+      # Vectors with a norm of about 1, like the outputs of an untrained encoder.
       initializer=keras.initializers.VarianceScaling(1.0, "fan_out", "uniform", seed=self.seed),
       trainable=self.codebook_is_trainable,
       aggregation="mean" if self.codebook_is_trainable else "only_first_replica",
@@ -49,11 +49,11 @@ class CodebookQuantizer(Quantizer):
     self._codebook.assign(values)
 
   def adapt(self, z_e, num_iterations: int = 10) -> None:
-    """Sets the codebook to the k-means centres of data, as Keras preprocessing layers adapt.
+    """Sets the codebook to the k-means centres of data before training.
 
     Args:
-      z_e: Float [..., D], at least one vector; call it before training, outside any `tf.function`.
-      num_iterations: Rounds of Lloyd's algorithm.
+      z_e: Float [..., D], at least one vector. Must be called outside any `tf.function`.
+      num_iterations: Iterations of Lloyd's algorithm, >= 0.
     """
     vectors = tf.reshape(tf.cast(z_e, self.variable_dtype), [-1, self.embedding_dim])
     self.set_codebook(kmeans(vectors, self.num_embeddings, num_iterations, self.seed))

@@ -1,4 +1,4 @@
-"""Metrics of how much of a codebook is in use, over a window of vectors."""
+"""Metrics of codebook usage over a window of vectors."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("tfvq")
 class CodebookUsage(keras.metrics.Metric):
-  """Perplexity and share of codes in use over the most recent vectors, whatever the batch size.
+  """Perplexity and fraction of codes in use over the most recent vectors, independent of the batch size.
 
-  Two blocks of at least `window` vectors are kept: one being filled, one before it. Both count, so that a result covers
-  between one and two windows once as many vectors have been seen, and all vectors since the last reset before that.
+  The metric counts the codes of two blocks of vectors: the current one, and the one before. A block is full when it has
+  `window` vectors or more. A result covers both blocks, or all vectors since the last reset if there are fewer.
 
   Args:
-    num_embeddings: K, number of codes; or K of each code, where a vector has several.
+    num_embeddings: K, number of codes; a sequence with the number for each code if a vector has several codes.
     window: Vectors per block, >= 1.
     name: Name of the metric.
-    prefix: Put in front of the names of the results.
+    prefix: Prefix of the names of the results.
 
   Example:
     >>> usage = CodebookUsage(num_embeddings=4, window=100)
@@ -46,7 +46,7 @@ class CodebookUsage(keras.metrics.Metric):
     """Adds a batch.
 
     Args:
-      counts: Number of uses of each value, float [K]; of several codes one after another, float [sum of all K].
+      counts: How often each value was used, float [K]; for several codes their counts concatenated, [sum of all K].
       num_nonfinite: Number of vectors that were not finite.
       sample_weight: Not used.
     """
@@ -58,21 +58,21 @@ class CodebookUsage(keras.metrics.Metric):
     self._nonfinite.assign_add(tf.cast(num_nonfinite, tf.float32))
 
   def result(self):
-    """The metrics, each a float32 scalar.
+    """The results by name, float32 scalars.
 
-    `perplexity`: exp of the entropy in nats, 1..K, or 0 before any vector; of several codes, exp of their mean entropy.
-    `codebook_usage`: share of codes in use, 0..1. `nonfinite_vectors`: vectors since the last reset that were not
-    finite, and therefore had no code.
+    `perplexity`: exponential of the entropy in nats, 1..K; for several codes, of their mean entropy; 0 before the first
+    vector. `codebook_usage`: fraction of the codes that occurred, 0..1. `nonfinite_vectors`: number of vectors without
+    a code since the last reset, because they were not finite.
     """
     counts = tf.convert_to_tensor(self._filling) + tf.convert_to_tensor(self._previous)
-    shares = [part / tf.maximum(tf.reduce_sum(part), 1) for part in tf.split(counts, self._sizes)]
-    entropies_nats = [-tf.reduce_sum(tf.math.xlogy(share, share)) for share in shares]
-    figures = {
+    frequencies = [part / tf.maximum(tf.reduce_sum(part), 1) for part in tf.split(counts, self._sizes)]
+    entropies_nats = [-tf.reduce_sum(tf.math.xlogy(part, part)) for part in frequencies]
+    results = {
       "perplexity": tf.where(tf.reduce_sum(counts) > 0, tf.exp(tf.add_n(entropies_nats) / len(self._sizes)), 0.0),
       "codebook_usage": tf.reduce_mean(tf.cast(counts > 0, tf.float32)),
       "nonfinite_vectors": tf.convert_to_tensor(self._nonfinite),
     }
-    return {self.prefix + name: value for name, value in figures.items()}
+    return {self.prefix + name: value for name, value in results.items()}
 
   def get_config(self):
     return {"num_embeddings": self.num_embeddings, "window": self.window, "name": self.name, "prefix": self.prefix}

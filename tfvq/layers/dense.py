@@ -1,4 +1,4 @@
-"""A dense layer whose matrix product may have a lower precision in training."""
+"""A dense layer whose matrix product may use a lower precision in training."""
 
 import keras
 
@@ -7,22 +7,22 @@ from tfvq.ops.matmul import matmul
 
 @keras.saving.register_keras_serializable("tfvq")
 class Dense(keras.layers.Dense):
-  """`keras.layers.Dense` with the product precision that `tfvq.ops.matmul.matmul_precision` sets.
+  """`keras.layers.Dense` with the precision that `tfvq.ops.matmul.matmul_precision` sets.
 
-  It has the name of its parent, by which saved models find its weights.
+  The class has the name of its parent, because saved models find weights by it.
 
   Args:
-    units: D.
+    units: D, number of outputs, >= 1.
     **kwargs: As for `keras.layers.Dense`.
 
   Input shape:
-    Float [..., C], of the layer's compute dtype or that of factors.
+    Float [..., C], of the layer's compute dtype or the dtype that `matmul_precision` sets.
 
   Output shape:
     Float [..., D] of the layer's compute dtype.
 
   Training behaviour:
-    Kernel and bias learn by their gradients.
+    Kernel and bias are trained by their gradients.
 
   Example:
     >>> Dense(8)(tf.zeros([2, 10, 4])).shape

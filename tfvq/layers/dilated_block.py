@@ -10,26 +10,28 @@ from tfvq.ops.matmul import as_factor, matmul
 
 @keras.saving.register_keras_serializable("tfvq")
 class DilatedBlock(keras.layers.Layer):
-  """A causal convolution of two taps, `dilation_rate` steps apart, a gated activation and a residual connection.
+  """A causal convolution with two taps `dilation_rate` steps apart, a gated activation and a residual connection.
 
-  Activations are time-major and flat, [T * B, C], step t of example b in row t B + b: a delay is then a slice of rows,
-  and a convolution one matrix product of [past, present].
+  Activations are time-major and flat, [T * B, C], with step t of example b in row t B + b. A delay is then a slice of
+  rows, and a convolution is one matrix product of [past, present].
 
   Reference: arXiv 1609.03499, sections 2.1, 2.3 and 2.4.
-  Deviation: the skip connection is the gated activation itself: the model projects those of all layers at once.
+  Deviation: the skip connection is the gated activation itself; the model projects the skip connections of all layers
+  at once.
 
   Args:
-    channels: C.
+    channels: C, residual and skip channels, >= 1.
     dilation_rate: Steps between the two taps, >= 1.
-    last: Whether no block follows: the output is then the input, and its projection is left out.
+    last: Whether this is the last block. Only its skip connection is used then: x is returned unchanged, and there is
+      no residual projection.
     **kwargs: As for `keras.layers.Layer`.
 
   Raises:
     ValueError: A size is out of its range.
 
   Input shape:
-    `(x, projected)`: float [T B, C]; the projected condition, which is added to the pre-activations, float
-    [F, 1, B or 1, 2C] with T a multiple of F, each of its frames holding for T / F steps. `batch_size`: B.
+    `(x, projected)`: x, float [T B, C]; the projected condition, which is added to the pre-activations, float
+    [F, 1, B or 1, 2C], where T is a multiple of F and each frame covers T / F steps. `batch_size`: B.
 
   Output shape:
     `(x, skip)`, float [T B, C] each.
@@ -62,17 +64,26 @@ class DilatedBlock(keras.layers.Layer):
     x, projected = inputs
     delay = tf.minimum(self.dilation_rate * batch_size, tf.shape(x)[0])
     present = as_factor(x)
-    # tf.slice and tf.pad: their gradients are several times as fast as those of x[...] and tf.concat.
+    # The gradients of tf.slice and tf.pad are several times as fast as those of x[...] and tf.concat.
     past = tf.pad(tf.slice(present, [0, 0], [tf.shape(x)[0] - delay, self.channels]), [[delay, 0], [0, 0]])
     gates = matmul(tf.concat([past, present], axis=-1), self.conv.kernel, x.dtype)
     frames = tf.reshape(gates, [tf.shape(projected)[0], -1, batch_size, 2 * self.channels])
-    # The bias joins the frames, which are fewer than the steps: its gradient is then a small sum.
+    # There are fewer frames than steps, so the gradient of the bias is cheaper if it is added to the frames.
     projected += tf.cast(self.conv.bias, x.dtype)
     skip = as_factor(gated_activation(tf.reshape(frames + projected, tf.shape(gates))))
     return self._output(x, skip), skip
 
   def step(self, x, past, projected):
-    """One step: x [B, C], x of `dilation_rate` steps before, projected [B or 1, 2C] -> (x, skip), [B, C] each."""
+    """Computes one step.
+
+    Args:
+      x: Input of this step, float [B, C].
+      past: Input of `dilation_rate` steps before, float [B, C].
+      projected: Projected condition of this step, float [B or 1, 2C].
+
+    Returns:
+      `(x, skip)`, float [B, C] each.
+    """
     skip = gated_activation(self.conv(tf.concat([past, x], axis=-1)) + projected)
     return self._output(x, skip), skip
 

@@ -1,4 +1,4 @@
-"""One layer of the gated PixelCNN: a vertical and a horizontal stack, coupled."""
+"""A layer of the gated PixelCNN with a vertical and a horizontal stack."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from tfvq.ops.gated import gated_activation
 
 
 class GatedBlockPast(NamedTuple):
-  """State of a `GatedBlock`: its inputs at earlier rows and columns."""
+  """State of a `GatedBlock` in generation: its inputs of earlier rows and columns."""
 
   vertical: tf.Tensor  # [B, reach, W, C]
   horizontal: tf.Tensor  # [B, reach * C]
@@ -20,16 +20,17 @@ class GatedBlockPast(NamedTuple):
 class GatedBlock(keras.layers.Layer):
   """Gated convolutions of both stacks; the vertical stack feeds the horizontal one.
 
-  The two stacks together see every pixel above and to the left: there is no blind spot.
+  The receptive field of the two stacks together has no blind spot: it covers every pixel above and to the left.
 
   Reference: arXiv 1606.05328, figure 2.
   Deviation: the vertical stack has a residual connection too, and its gated output feeds the horizontal stack. The
-  skip connection is the gated activation itself: the model projects those of all layers at once.
+  skip connection is the gated activation itself; the model projects the skip connections of all layers at once.
 
   Args:
-    filters: C, channels of both stacks.
-    kernel_size: Odd width of the uncut kernels.
-    last: Whether no block follows: the horizontal output is then the input, and its projection is left out.
+    filters: C, channels of both stacks, >= 1.
+    kernel_size: Width of the kernels before masking, odd.
+    last: Whether this is the last block. The horizontal output is not used then: it is returned unchanged, and there is
+      no residual projection.
     **kwargs: As for `keras.layers.Layer`.
 
   Input shape:
@@ -78,7 +79,7 @@ class GatedBlock(keras.layers.Layer):
     return vertical, self._horizontal(horizontal, skip), skip
 
   def project_condition(self, condition):
-    """What a condition adds to the pre-activations of both stacks; zeros if there is none.
+    """Projects a condition to the pre-activations of both stacks; zeros if there is none.
 
     Args:
       condition: Float [B, H or 1, W or 1, E], or None.
@@ -99,18 +100,18 @@ class GatedBlock(keras.layers.Layer):
     return horizontal if self.last else horizontal + self.residual(skip)
 
   def initial_past(self, batch_size, width) -> GatedBlockPast:
-    """The past of the first pixel of the first row."""
+    """The state before the first pixel of the first row, zeros."""
     return GatedBlockPast(
       self.vertical_conv.initial_past(batch_size, width), self.horizontal_conv.initial_past(batch_size)
     )
 
   def row(self, vertical, past, for_vertical, for_horizontal):
-    """One row of the vertical stack.
+    """Computes one row of the vertical stack.
 
     Args:
       vertical: Float [B, 1, W, C].
-      past: `GatedBlockPast.vertical` of the row before.
-      for_vertical: This row of the projected condition, float [B or 1, 1, W or 1, 2C].
+      past: `GatedBlockPast.vertical` after the row before.
+      for_vertical: This row of the condition projected for the vertical stack, float [B or 1, 1, W or 1, 2C].
       for_horizontal: The same for the horizontal stack.
 
     Returns:
@@ -121,12 +122,12 @@ class GatedBlock(keras.layers.Layer):
     return vertical, self.vertical_to_horizontal(vertical) + for_horizontal, past
 
   def step(self, horizontal, past, from_vertical):
-    """One pixel of the horizontal stack.
+    """Computes one pixel of the horizontal stack.
 
     Args:
       horizontal: Float [B, C].
-      past: `GatedBlockPast.horizontal` of the pixel before.
-      from_vertical: This pixel's part of what `row` returned, float [B, 2C].
+      past: `GatedBlockPast.horizontal` after the pixel before.
+      from_vertical: This pixel of the `from_vertical` that `row` returned, float [B, 2C].
 
     Returns:
       `(horizontal [B, C], skip [B, C], past of the next pixel)`.

@@ -1,4 +1,4 @@
-"""Log-mel spectra of audio."""
+"""Log-mel spectrograms of audio."""
 
 import keras
 import numpy as np
@@ -6,32 +6,33 @@ import tensorflow as tf
 
 from tfvq.ops.precision import full_precision
 
-LOWEST_HZ = 40.0  # where the first band begins; the last one ends at half the sample rate
-_FLOOR = 1e-5  # of a mel band's magnitude: some 20 dB below the noise of a quiet studio
+LOWEST_HZ = 40.0  # lower edge of the first band; the upper edge of the last one is half the sample rate
+_FLOOR = 1e-5  # of a band's magnitude: some 20 dB below the noise of a quiet studio
 
 
 @keras.saving.register_keras_serializable("tfvq")
 class LogMel(keras.layers.Layer):
-  """Logarithms of mel band magnitudes, one frame every `hop_samples`.
+  """Logarithms of the magnitudes of mel bands, in frames of `hop_samples`.
 
-  Frame f is centred on the samples that it stands for, f * hop .. (f + 1) * hop - 1, and looks at `window_samples`
-  around them. The transform is made of matrix products, so that it runs wherever those do.
+  The window of frame f has `window_samples` and is centred on the frame's own samples, f * hop .. (f + 1) * hop - 1.
+  The Fourier transform is computed by matrix products, so that it runs on devices without an FFT.
 
   Args:
-    num_bands: Number of mel bands from 40 Hz to half the sample rate.
-    hop_samples: Samples per frame.
-    window_samples: Length of the Hann window, even, >= `hop_samples`; if None, 25 ms, or as many as that needs.
+    num_bands: Number of mel bands from 40 Hz to half the sample rate, >= 1.
+    hop_samples: Samples per frame, >= 1.
+    window_samples: Length of the Hann window, even, >= `hop_samples`; None means 25 ms, or `hop_samples`
+      if that is more.
     sample_rate_hz: Sample rate of the audio.
     **kwargs: As for `keras.layers.Layer`.
 
   Raises:
-    ValueError: The window is odd, or shorter than a hop.
+    ValueError: `window_samples` is odd, or less than `hop_samples`.
 
   Input shape:
     Audio, float [B, T] in -1..1, T a multiple of `hop_samples`.
 
   Output shape:
-    Float [B, T / hop_samples, num_bands], about -1.5 in silence to 2 in loud speech.
+    Float [B, T / hop_samples, num_bands], from about -1.5 in silence to 2 in loud speech.
 
   Example:
     >>> LogMel(num_bands=80, hop_samples=128)(tf.zeros([2, 1280])).shape
@@ -46,20 +47,20 @@ class LogMel(keras.layers.Layer):
     sample_rate_hz: int = 16_000,
     **kwargs,
   ):
-    # Audio in low precision would be noise, also where networks compute in it.
+    # Audio needs full precision, even if the networks compute in 16 bits.
     dtype = full_precision(keras.config.dtype_policy().variable_dtype)
     super().__init__(**{"dtype": dtype, **kwargs, "trainable": False})
     window_samples = window_samples or max(2 * (sample_rate_hz // 80), hop_samples + hop_samples % 2)
     if window_samples < hop_samples or window_samples % 2:
-      raise ValueError(f"window_samples ({window_samples}) must be even, and at least hop_samples ({hop_samples}).")
+      raise ValueError(f"window_samples must be even and at least hop_samples={hop_samples}, not {window_samples}.")
     self.num_bands = num_bands
     self.hop_samples = hop_samples
     self.window_samples = window_samples
     self.sample_rate_hz = sample_rate_hz
-    # A frame is cut out of whole hops, an odd number, so that its own hop is in the middle.
+    # A window is cut out of an odd number of whole hops, with the frame's own hop in the middle.
     self.reach = -(-(window_samples - hop_samples) // (2 * hop_samples))
     fft_size = 2 ** int(np.ceil(np.log2(window_samples)))
-    # Samples of a frame by their distance from its middle, 0.5, 1.5, ...
+    # Distances of the window's samples from its middle: 0.5, 1.5, ...
     distance = np.arange(window_samples // 2) + 0.5
     window = 0.5 + 0.5 * np.cos(2 * np.pi * distance / window_samples)
     self._window = window / (2 * window.sum())
@@ -86,8 +87,9 @@ class LogMel(keras.layers.Layer):
   def _magnitudes(self, frames):
     """Magnitudes of the spectrum, [N, window_samples] -> [N, bins], the even bins before the odd ones.
 
-    Cosines are alike and sines opposite to either side of the middle, and again to either side of a quarter of the
-    transform: folding there leaves products of an eighth of the size.
+    Around the middle of the window the cosines are symmetric and the sines antisymmetric; around a quarter of the
+    transform, each is one or the other, depending on whether the bin is even. Adding and subtracting mirrored samples
+    first makes the matrix products eight times smaller.
     """
     half, quarter = self.window_samples // 2, self._quarter
     before, after = tf.reverse(frames[:, :half], [1]), frames[:, half:]

@@ -15,33 +15,33 @@ _GROUP_BITS = 8
 class LookupFreeQuantizer(ScalarQuantizer):
   """Replaces each channel by its sign: a code is a binary number, and there is no codebook to learn or to search.
 
-  Reference: arXiv 2310.05737, section 3.1.
-  Deviation: the entropy of the codes' mean distribution is computed for groups of 8 bits and added up, an upper bound
-  of that of all bits.
+  Reference: arXiv 2310.05737.
+  Deviation: the entropy of the mean soft code is the sum of the entropies of groups of 8 bits, which is an upper bound.
 
   Args:
     num_bits: Bits of a code, 1 to 24; K = 2^num_bits.
-    embedding_dim: D, size of a vector; None stands for `num_bits`. Where they differ, learned linear maps lead from D
-      to `num_bits` dimensions and back.
+    embedding_dim: D, size of a vector; None means `num_bits`. If they differ, learned linear maps project from D to
+      `num_bits` dimensions and back.
     commitment_cost: Weight of the commitment loss, >= 0.
-    entropy_weight: Weight of the entropy penalty, >= 0: the mean entropy of a vector's soft code, in nats, less
-      `diversity` times the entropy of the mean soft code.
+    entropy_weight: Weight of the entropy penalty, >= 0. The penalty is the mean entropy of the soft codes minus
+      `diversity` times the entropy of the mean soft code, in nats.
     diversity: See `entropy_weight`, >= 0.
-    temperature: Of the soft codes, > 0: the probability of a code is proportional to exp(-squared distance /
-      temperature).
+    temperature: Temperature of the soft codes, > 0: a vector's soft code gives each code a probability proportional to
+      exp(-squared distance / temperature).
     seed: Seed of the initial linear maps.
-    usage_window: Least number of most recent vectors over which perplexity and use are measured, >= 1.
+    usage_window: Perplexity and codebook usage cover at least this many of the most recent vectors, >= 1.
     **kwargs: As for `Quantizer`.
 
   Input shape:
     z_e: Float [..., D]. `mask`: as for `Quantizer`.
 
   Output shape:
-    z_q: Shape and dtype of z_e; -1 or 1 where there are no linear maps, and -1 for 0.
+    z_q: Shape and dtype of z_e; -1 or 1 if there are no linear maps, where a channel of 0 becomes -1.
 
   Training behaviour:
-    Adds the commitment loss and the entropy penalty, which makes single codes sure and all codes equally frequent. The
-    gradient passes the sign unchanged. `adapt` sets the linear maps by the principal components of data.
+    Adds the commitment loss and the entropy penalty, which makes each vector's code certain and all codes equally
+    frequent. The gradient passes straight through the sign. `adapt` initialises the linear maps from the principal
+    components of data.
 
   Raises:
     ValueError: An argument is out of its range.
@@ -94,14 +94,18 @@ class LookupFreeQuantizer(ScalarQuantizer):
   def _channel_losses(self, channels, values, counted):
     count = count_per_replica(counted, channels.dtype)
     commitment = masked_mean(tf.math.squared_difference(channels, values), counted, count)
-    logits = 4 * channels / self.temperature  # of the bits: the difference of two squared distances
-    # Entropies of single bits add up to that of a soft code.
+    # Log-odds of the bits: the squared distances of a channel to 1 and -1 differ by 4 times the channel.
+    logits = 4 * channels / self.temperature
+    # The bits of a soft code are independent, so that their entropies add up.
     entropies = tf.reduce_sum(_binary_entropy(logits), axis=-1, keepdims=True)
     penalty = masked_mean(entropies, counted, count) - self.diversity * self._entropy_of_mean(logits, counted, count)
     return {"commitment": self.commitment_cost * commitment, "entropy": self.entropy_weight * penalty}
 
   def _entropy_of_mean(self, logits, counted, count):
-    """Entropy in nats of the mean soft code of the global batch, scalar; its gradient reaches this replica's part."""
+    """Entropy of the mean soft code of the global batch, a scalar in nats.
+
+    The gradient flows to the vectors of this replica alone.
+    """
     logits = tf.reshape(logits, [-1, self.num_bits])
     counted = tf.reshape(tf.cast(counted, logits.dtype), [-1, 1])
     sums = []

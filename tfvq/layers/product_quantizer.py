@@ -10,15 +10,15 @@ from tfvq.ops.quantize import Quantized
 
 @keras.saving.register_keras_serializable("tfvq")
 class ProductQuantizer(Quantizer):
-  """Splits the channels of each vector into groups, each with a quantiser of its own.
+  """Splits the channels of each vector into groups, and quantises each group with a quantiser of its own.
 
-  G groups of K values tell K^G vectors apart with G K codebook vectors.
+  G groups with K codebook vectors each can represent K^G different vectors.
 
   Reference: Jegou et al., "Product quantization for nearest neighbor search", IEEE TPAMI 33(1), 2011, section II.B.
 
   Args:
-    quantizers: G quantisers, of any kind, whose codes have the same shape. The first takes the first channels.
-    usage_window: Least number of most recent vectors over which perplexity and use are measured, >= 1.
+    quantizers: G quantisers of any kind whose codes have the same shape. The first one takes the first channels.
+    usage_window: Perplexity and codebook usage cover at least this many of the most recent vectors, >= 1.
     **kwargs: As for `Quantizer`.
 
   Input shape:
@@ -28,8 +28,8 @@ class ProductQuantizer(Quantizer):
     z_q: Shape and dtype of z_e. The codes of a vector have the shape (G,), followed by that of a group's codes.
 
   Training behaviour:
-    Each group learns as its quantiser does. Its losses are weighted by its share of the channels, so that a mean over
-    a group's elements becomes a mean over all. `perplexity` is exp of the codes' mean entropy.
+    Each quantiser learns as it does by itself. Its losses are weighted by its fraction of the channels, so that their
+    sum is a mean over all channels. `perplexity` is the exponential of the mean of the groups' entropies.
 
   Raises:
     ValueError: There is no quantiser, or their codes have different shapes.
@@ -45,7 +45,8 @@ class ProductQuantizer(Quantizer):
   def __init__(self, quantizers: list[Quantizer], usage_window: int = 2**17, **kwargs):
     if len({quantizer.code_shape for quantizer in quantizers}) != 1:
       raise ValueError(
-        f"A product needs quantisers whose codes have one shape, not {[each.code_shape for each in quantizers]}."
+        "A product quantiser needs quantisers whose codes have the same shape, not "
+        f"{[each.code_shape for each in quantizers]}."
       )
     sizes = [quantizer.num_values for quantizer in quantizers]
     super().__init__(
@@ -73,7 +74,7 @@ class ProductQuantizer(Quantizer):
 
   @property
   def _axis(self):
-    """The axis of the groups among those of the codes."""
+    """The axis of codes that counts the groups."""
     return -len(self.code_shape)
 
   def _quantize(self, z, counted, training):
@@ -82,8 +83,8 @@ class ProductQuantizer(Quantizer):
       quantized = quantizer._quantize(group, counted, training and quantizer.trainable)
       vectors.append(quantized.z_q)
       codes.append(quantized.codes)
-      share = quantizer.embedding_dim / self.embedding_dim
-      losses |= {f"{name}_{number}": share * loss for name, loss in quantized.losses.items()}
+      weight = quantizer.embedding_dim / self.embedding_dim
+      losses |= {f"{name}_{number}": weight * loss for name, loss in quantized.losses.items()}
     return Quantized(tf.concat(vectors, axis=-1), tf.stack(codes, axis=self._axis), losses)
 
   def _encode(self, z, exact):

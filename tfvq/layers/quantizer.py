@@ -1,4 +1,4 @@
-"""The interface of all quantisers, and what they share."""
+"""The base class of all quantisers."""
 
 import abc
 import re
@@ -15,19 +15,19 @@ from tfvq.ops.values import check_values
 
 
 class Quantizer(keras.layers.Layer, abc.ABC):
-  """Replaces each vector by one of finitely many, which a code identifies.
+  """Replaces each vector by one from a finite set, which one or more integer codes identify.
 
-  A vector has one code or several: the codes of z_e [..., D] are int32 [..., *code_shape]. Whatever `dtype`, a
-  quantiser computes and keeps its weights in float32, or in float64 if asked to. Vectors that are not finite have the
-  code -1 and become the vector of code 0. They have no part in statistics and losses, and no gradient flows to them.
+  The codes of z_e [..., D] are int32 [..., *code_shape]. Weights and computations are float64 if `dtype` is, and
+  float32 for any other `dtype`. A vector with a NaN or an infinity has the code -1 and is replaced by the vector of
+  code 0. It is left out of statistics and losses, and gets no gradient.
 
-  Subclasses supply `_quantize`, `_encode`, `_decode`, `adapt` and `margin`, and `_add_weights` if they have any.
+  Subclasses implement `_quantize`, `_encode`, `_decode`, `adapt` and `margin`, and `_add_weights` if they have weights.
 
   Args:
     embedding_dim: D, size of a vector, >= 1; the last dimension of the input.
-    num_values: K, number of values of a code; a tuple with one for each code where they differ.
+    num_values: K, number of values of a code; a tuple with a number for each code if the numbers differ.
     code_shape: Shape of the codes of one vector.
-    usage_window: Least number of most recent vectors over which perplexity and use are measured, >= 1.
+    usage_window: Perplexity and codebook usage cover at least this many of the most recent vectors, >= 1.
     **kwargs: As for `keras.layers.Layer`.
 
   Input shape:
@@ -38,13 +38,13 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     z_q: Shape and dtype of z_e.
 
   Training behaviour:
-    `call` adds the losses by `add_loss`. With `trainable` set to False, z_q and the losses are those of
+    `call` adds the losses with `add_loss`. With `trainable` set to False, z_q and the losses are those of
     `training=False`. Under a `tf.distribute` strategy, statistics and losses are those of the global batch.
 
   Metrics:
-    `perplexity`, `codebook_usage` and `nonfinite_vectors` of all calls since the last reset, padded positions left out.
-    A layer that was given a name puts it in front, as in `top_perplexity`, and so do all quantisers of a model that has
-    several. A quantiser that is part of another has no metrics.
+    `perplexity`, `codebook_usage` and `nonfinite_vectors` of all calls since the last reset, without padded positions.
+    The name of the layer is their prefix, as in `top_perplexity`, if the layer was given a name or if the model has
+    several quantisers. A quantiser that is part of another one has no metrics.
 
   Raises:
     ValueError: An argument is out of its range, or the input's last dimension is not D.
@@ -71,7 +71,7 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     self.usage = CodebookUsage(self._sizes if code_shape else num_values, usage_window, prefix=prefix)
 
   def _has_automatic_name(self):
-    """Whether Keras chose the name, as it may have for a layer that is loaded."""
+    """Whether the name looks like one that Keras chose; a loaded layer has it in its config."""
     automatic = re.sub("(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
     return re.fullmatch(rf"{automatic}(_\d+)?", self.name)
 
@@ -86,7 +86,7 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     return [] if self._is_part else [self.usage]
 
   def build(self, input_shape):
-    """Adds the weights. Subclasses build themselves: `encode`, `decode` and `adapt` need no call before them."""
+    """Adds the weights. Subclasses call it in `__init__`, so that `encode`, `decode` and `adapt` work before `call`."""
     del input_shape
     if not self.built:
       self._add_weights()
@@ -95,22 +95,22 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     """Adds the weights."""
 
   def _take_parts(self, quantizers):
-    """Makes quantisers parts of this one, which reports the metrics of all of them."""
+    """Marks quantisers as parts of this one, which reports the metrics for all of them."""
     for quantizer in quantizers:
       quantizer._is_part = True
 
   @staticmethod
   def _serialized(quantizers):
-    """Serialises parts for a config."""
+    """Configs of parts."""
     return [keras.saving.serialize_keras_object(quantizer) for quantizer in quantizers]
 
   @staticmethod
   def _deserialized(configs):
-    """Deserialises the parts of a config."""
+    """Parts from their configs."""
     return [keras.saving.deserialize_keras_object(config) for config in configs]
 
   def _add_statistic(self, shape, initializer, name, dtype=None):
-    """Adds a weight without a gradient, to which every replica assigns the same value."""
+    """Adds a weight that is not trained by gradients and that every replica sets to the same value."""
     return self.add_weight(
       shape=shape,
       dtype=dtype,
@@ -121,15 +121,15 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     )
 
   def quantize_vectors(self, z_e, mask=None, training=False) -> Quantized:
-    """Quantises vectors, without metrics; `quantize` would be a method of Keras that lowers a model's precision.
+    """Quantises vectors without updating the metrics; the method `quantize` of Keras layers is another one.
 
     Args:
       z_e: Float [..., D].
       mask: None, or boolean [...], False at padded positions.
-      training: Whether the quantiser learns from the vectors what it learns without gradients.
+      training: Whether to update what is learned without gradients, such as moving averages.
 
     Returns:
-      A `Quantized`. Its losses are as they are added to the model's.
+      A `Quantized`. Its losses already have their weights.
     """
     self._check_dim(z_e.shape)
     z, finite = self._finite_vectors(z_e)
@@ -140,14 +140,20 @@ class Quantizer(keras.layers.Layer, abc.ABC):
 
   @abc.abstractmethod
   def _quantize(self, z, counted, training) -> Quantized:
-    """As `quantize_vectors`, for finite vectors of the layer's own dtype; `counted` [...] marks those that count."""
+    """`quantize_vectors` for finite vectors of the layer's own dtype.
+
+    Args:
+      z: Float [..., D].
+      counted: Boolean [...], False where a vector is left out of statistics and losses.
+      training: As for `quantize_vectors`.
+    """
 
   def encode(self, z_e, exact: bool = True) -> tf.Tensor:
     """Codes of vectors, float [..., D] -> int32 [..., *code_shape].
 
     Args:
       z_e: Float [..., D].
-      exact: As for `tfvq.ops.nearest_code`; if True, a vector that is not finite has the code -1.
+      exact: As for `tfvq.ops.nearest_code`; if True, a vector that is not finite gets the code -1.
     """
     z_e = tf.convert_to_tensor(z_e)
     if not exact:
@@ -157,13 +163,14 @@ class Quantizer(keras.layers.Layer, abc.ABC):
 
   @abc.abstractmethod
   def _encode(self, z, exact) -> tf.Tensor:
-    """As `encode`: of finite vectors of the layer's own dtype."""
+    """`encode` for finite vectors of the layer's own dtype."""
 
   def decode(self, codes) -> tf.Tensor:
     """Vectors of codes, integers [..., *code_shape] in 0..K-1 -> float [..., D].
 
     Raises:
-      ValueError: The shape is not that of codes, or a code is out of its range. Only an eager call checks the range.
+      ValueError: The last dimensions are not `code_shape`, or a code is out of its range. Only an eager call checks the
+        range.
     """
     codes = tf.convert_to_tensor(codes)
     self.check_codes(codes)
@@ -180,26 +187,26 @@ class Quantizer(keras.layers.Layer, abc.ABC):
 
   @abc.abstractmethod
   def _decode(self, codes) -> tf.Tensor:
-    """As `decode`: of int32 codes, without checks."""
+    """`decode` for int32 codes, without checks."""
 
   @abc.abstractmethod
   def adapt(self, z_e) -> None:
-    """Fits the quantiser to data, as Keras preprocessing layers adapt.
+    """Fits the quantiser to data before training, like `adapt` of Keras preprocessing layers.
 
     Args:
-      z_e: Float [..., D], at least one vector; call it before training, outside any `tf.function`.
+      z_e: Float [..., D], at least one vector. Must be called outside any `tf.function`.
     """
 
   @abc.abstractmethod
   def margin(self, z_e) -> np.ndarray:
-    """How far vectors are from changing a code, float [..., D] -> float64 [...].
+    """Size of the smallest error that may change a code of a vector, float [..., D] -> float64 [...].
 
     Args:
       z_e: Finite vectors, float [..., D].
 
     Returns:
-      A bound: an error of a smaller norm changes no code of the vector, even if codes are computed in float32. Negative
-      where rounding alone may change one.
+      A lower bound: an error with a smaller norm changes no code of the vector, even if codes are computed in float32.
+      Negative if rounding alone may change a code.
     """
 
   def call(self, z_e, training=False, mask=None):
@@ -207,43 +214,47 @@ class Quantizer(keras.layers.Layer, abc.ABC):
       z_q, codes, losses = self.quantize_vectors(z_e, mask, training)
     self._measure(codes, mask)
     for loss in losses.values():
-      # Keras adds up losses of this type, whatever the layer's own is.
+      # Keras sums the losses of all layers, which must have one dtype.
       self.add_loss(tf.cast(loss, keras.config.floatx()))
     return z_q
 
   def _measure(self, codes, mask):
-    """Counts the codes of a batch in the metrics."""
+    """Updates the metrics with the codes of a batch."""
     if sum(isinstance(layer, Quantizer) and not layer._is_part for layer in layers_of_call(self)) > 1:
       self.usage.prefix = f"{self.name}_"
     num_codes = len(self._sizes)
     codes = tf.reshape(codes, tf.concat([tf.shape(codes)[: codes.shape.rank - len(self.code_shape)], [num_codes]], 0))
     valid = expand_mask(mask, codes[..., 0])
     num_nonfinite = tf.math.count_nonzero(valid & (codes[..., 0] < 0))
-    # Padded positions become values of no code, which segment sums drop.
+    # Each code has its own range of segments. Segment sums drop negative ones: padded positions and missing codes.
     offsets = tf.constant(np.cumsum([0, *self._sizes[:-1]]), codes.dtype)
     codes = tf.reshape(tf.where(valid[..., tf.newaxis] & (codes >= 0), codes + offsets, -1), [-1])
     counts = tf.math.unsorted_segment_sum(tf.ones_like(codes, tf.float32), codes, sum(self._sizes))
     self.usage.update_state(counts, num_nonfinite)
 
   def _finite_vectors(self, z_e):
-    """The vectors in the layer's own dtype, zeros in place of those that are not finite, and which are finite."""
+    """Casts vectors to the layer's own dtype and replaces those that are not finite by zeros.
+
+    Returns:
+      The vectors, float [..., D], and which were finite, boolean [...].
+    """
     z = tf.cast(z_e, self.variable_dtype)
     finite = is_finite(z)
     return tf.where(finite[..., tf.newaxis], z, 0), finite
 
   def _without_nonfinite(self, codes, finite):
-    """Codes with -1 for the vectors that are not finite."""
+    """Codes, with -1 in place of those of vectors that are not finite."""
     return tf.where(finite[(..., *[tf.newaxis] * len(self.code_shape))], codes, -1)
 
   def _check_dim(self, shape):
     if shape[-1] != self.embedding_dim:
       raise ValueError(
-        f"{self.name}: the input's last dimension is {shape[-1]}; embedding_dim is {self.embedding_dim}."
+        f"{self.name}: the input's last dimension is {shape[-1]}, but embedding_dim is {self.embedding_dim}."
       )
 
   def _check_code_shape(self, shape):
     if tuple(shape) != self.code_shape:
-      raise ValueError(f"{self.name}: the codes of a vector have the shape {self.code_shape}, not {tuple(shape)}.")
+      raise ValueError(f"{self.name}: the codes of a vector must have the shape {self.code_shape}, not {tuple(shape)}.")
 
   def compute_output_shape(self, input_shape):
     self._check_dim(input_shape)

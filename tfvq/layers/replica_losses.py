@@ -1,4 +1,4 @@
-"""Keeps the losses that layers add separate for each replica of a strategy."""
+"""Separates the losses that layers add on different replicas of a strategy."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,12 +10,11 @@ from tfvq.ops.distributed import num_replicas
 
 @contextlib.contextmanager
 def keep_replica_losses(layer: keras.layers.Layer) -> Iterator[None]:
-  """Keeps what this replica has added by `add_loss` while other replicas run inside the block.
+  """Restores the losses that this replica added with `add_loss`, after other replicas have run inside the block.
 
-  The replicas of a `MirroredStrategy` are threads that run one after another and share each layer's list of losses. A
-  reduction over replicas, or an assignment of a mirrored variable, lets the next replica run; its forward pass clears
-  the lists and fills them with losses of its own. Without this block, the losses that this replica added before are
-  gone, and their gradients with them.
+  The replicas of a `MirroredStrategy` are threads that run in turn and share each layer's list of losses. A reduction
+  over replicas, or an assignment to a mirrored variable, lets the next replica run. Its forward pass clears the lists
+  and adds its own losses. Without this block, this replica's losses would be lost, and their gradients with them.
 
   Args:
     layer: The layer whose `call` contains the block.
@@ -23,12 +22,12 @@ def keep_replica_losses(layer: keras.layers.Layer) -> Iterator[None]:
   if num_replicas() == 1:
     yield
     return
-  kept = [(each, list(each._losses)) for each in layers_of_call(layer)]
+  saved = [(each, list(each._losses)) for each in layers_of_call(layer)]
   yield
-  for each, losses in kept:
+  for each, losses in saved:
     each._losses[:] = losses
 
 
 def layers_of_call(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-  """The outermost layer that is being called on this thread, and all layers inside it; for use in `layer.call`."""
+  """The outermost layer being called on this thread, and all layers inside it; for use in `layer.call`."""
   return layer._get_call_context().entry_layer._flatten_layers()

@@ -10,15 +10,15 @@ class ResidualBlock(keras.layers.Layer):
   Reference: arXiv 1711.00937, section 4.1.
 
   Args:
-    hidden_units: Channels of the input and the output.
-    residual_units: Channels between the two convolutions; None means `hidden_units`, as in the paper.
+    hidden_units: Channels of the input and the output, >= 1.
+    residual_units: Channels between the two convolutions, >= 1; None means `hidden_units`, as in the paper.
     **kwargs: As for `keras.layers.Layer`.
 
   Input shape:
     Float [B, H, W, hidden_units].
 
   Output shape:
-    As the input.
+    Float [B, H, W, hidden_units].
 
   Example:
     >>> ResidualBlock(hidden_units=8, residual_units=4)(tf.zeros([2, 5, 5, 8])).shape

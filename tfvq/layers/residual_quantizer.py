@@ -14,21 +14,21 @@ from tfvq.ops.quantize import GRADIENTS, Quantized, with_gradient
 
 @keras.saving.register_keras_serializable("tfvq")
 class ResidualQuantizer(Quantizer):
-  """Quantises each vector, then its residual, and so on: L codes, whose vectors are summed.
+  """Quantises each vector, then its residual, and so on: L codes, whose codebook vectors are summed.
 
-  The first codes are worth most: `decode` takes the codes of the first levels alone, for a lower rate.
+  The first codes carry the most information. For a lower rate, `decode` also takes the codes of the first levels alone.
 
   Reference: arXiv 2107.03312, section III.C.
-  Deviation: dropout leaves out levels in some examples only (`dropout`); the paper does in all.
+  Deviation: only a fraction of the examples has a random number of levels (`dropout`); in the paper all have.
 
   Args:
     quantizers: L vector quantisers, one for each level, with the same K and D and the euclidean metric. Their own
       `gradient` is not used.
-    dropout: Share of training examples, the first dimension of z_e, that are quantised by the first n levels only, n
-      drawn uniformly from 1..L; 0 to 1. Only with dropout are fewer levels trained to be enough.
+    dropout: Fraction of the training examples (the first dimension of z_e) that only the first n levels quantise, with
+      n drawn uniformly from 1..L; in [0, 1]. Use it if codes of fewer levels will be decoded.
     gradient: As for `VectorQuantizer`.
     seed: Seed of the dropout.
-    usage_window: Least number of most recent vectors over which perplexity and use are measured, >= 1.
+    usage_window: Perplexity and codebook usage cover at least this many of the most recent vectors, >= 1.
     **kwargs: As for `Quantizer`.
 
   Input shape:
@@ -38,12 +38,12 @@ class ResidualQuantizer(Quantizer):
     z_q: Shape and dtype of z_e. The codes of a vector have the shape (L,).
 
   Training behaviour:
-    Each level learns as a `VectorQuantizer` does, from the examples that it quantises; the losses of all levels are
-    added up. Levels that are dropped have the code -1 in `quantize_vectors`. `perplexity` is exp of the codes' mean
-    entropy.
+    Each level learns like a `VectorQuantizer` from the examples that it quantises; the losses of all levels are summed.
+    In `quantize_vectors`, dropped levels have the code -1. `perplexity` is the exponential of the mean of the levels'
+    entropies.
 
   Raises:
-    ValueError: There is no level, the levels do not fit together, or an argument is out of its range.
+    ValueError: There is no level, K, D or the metric of the levels differ, or an argument is out of its range.
 
   Example:
     >>> quantizer = ResidualQuantizer([VectorQuantizer(64, 8, seed=seed) for seed in range(3)], dropout=0.5)
@@ -64,9 +64,9 @@ class ResidualQuantizer(Quantizer):
     **kwargs,
   ):
     if len({(level.num_values, level.embedding_dim) for level in quantizers}) != 1:
-      raise ValueError("The levels of a residual quantiser need the same number of codes and the same dimension.")
+      raise ValueError("A residual quantiser needs at least one level, and the same K and D for all levels.")
     if any(level.metric != "euclidean" for level in quantizers):
-      raise ValueError("The levels of a residual quantiser need the euclidean metric: a residual has any length.")
+      raise ValueError("The levels of a residual quantiser need metric='euclidean': the norm of a residual matters.")
     if not 0 <= dropout <= 1:
       raise ValueError(f"dropout must lie in [0, 1], but is {dropout}.")
     check_choice("gradient", gradient, GRADIENTS)
@@ -95,7 +95,7 @@ class ResidualQuantizer(Quantizer):
       residual = residual - level.decode(tf.maximum(level.encode(residual), 0))
 
   def margin(self, z_e):
-    # An error of z_e is an error of every residual while no code changes; so is the rounding of the subtractions.
+    # As long as no code changes, an error of z_e is the error of every residual. Subtractions add rounding errors.
     residual = tf.cast(z_e, self.variable_dtype)
     rounding = len(self.quantizers) * np.finfo(np.float32).eps * tf.norm(residual, axis=-1).numpy()
     margins = []
@@ -119,14 +119,14 @@ class ResidualQuantizer(Quantizer):
     return Quantized(with_gradient(z, e, self.gradient), tf.stack(codes, axis=-1), losses)
 
   def _draw_num_levels(self, z):
-    """For each example of z [B, ..., D] how many levels quantise it, int32 [B, 1, ...]; one number if z is [D]."""
+    """Draws the number of levels for each example of z [B, ..., D], int32 [B, 1, ...], or for z [D], a scalar."""
     rank = z.shape.rank
     batch_size = tf.shape(z)[0] if rank > 1 else 1
     (batch_sizes,) = sum_over_replicas(one_hot_replica(tf.cast(batch_size, tf.float32)))
     batch_sizes = tf.cast(batch_sizes, tf.int32)
     num_updates = tf.convert_to_tensor(self._num_updates)
     self._num_updates.assign_add(1)
-    # The same draws on every replica, each of which takes those of its part of the batch.
+    # Every replica draws for the global batch, and takes the numbers of its own part.
     draws = tf.random.stateless_uniform([tf.reduce_sum(batch_sizes)], [self.seed, num_updates])
     begin = tf.cumsum(batch_sizes, exclusive=True)[replica_id()]
     draws = tf.reshape(draws[begin : begin + batch_size], [-1, *[1] * (rank - 2)] if rank > 1 else [])
@@ -141,10 +141,10 @@ class ResidualQuantizer(Quantizer):
     return tf.stack(codes, axis=-1)
 
   def decode(self, codes) -> tf.Tensor:
-    """Vectors of codes, integers [..., n] of the first n levels, n in 1..L -> float [..., D].
+    """Vectors of codes of the first n levels, integers [..., n], n in 1..L -> float [..., D].
 
     Raises:
-      ValueError: There are no levels, or too many, or a code is out of its range. Only an eager call checks the range.
+      ValueError: n is not in 1..L, or a code is out of its range. Only an eager call checks the range.
     """
     return super().decode(codes)
 
@@ -153,13 +153,13 @@ class ResidualQuantizer(Quantizer):
       codebooks = tf.concat([level.codebook for level in self.quantizers], axis=0)
       offsets = self.num_values * tf.range(tf.shape(codes)[-1])
       return tf.reduce_sum(tf.gather(codebooks, codes + offsets), axis=-2)
-    # Added up in the order of `_quantize`: the same sums to the bit.
+    # In the order of `_quantize`, so that both sums are equal to the bit.
     parts = [level._decode(codes[..., number]) for number, level in enumerate(self.quantizers[: codes.shape[-1]])]
     return functools.reduce(tf.add, parts)
 
   def _check_code_shape(self, shape):
     if shape[0] is not None and not 1 <= shape[0] <= len(self.quantizers):
-      raise ValueError(f"{self.name}: a vector has the codes of 1 to {len(self.quantizers)} levels, not of {shape[0]}.")
+      raise ValueError(f"{self.name}: a vector must have 1 to {len(self.quantizers)} codes, not {shape[0]}.")
 
   def get_config(self):
     return {

@@ -1,4 +1,4 @@
-"""The base of quantisers of single channels."""
+"""The base class of quantisers that quantise each channel by itself."""
 
 import abc
 import math
@@ -11,36 +11,36 @@ from tfvq.layers.quantizer import Quantizer
 from tfvq.ops.nearest_code import is_finite
 from tfvq.ops.quantize import Quantized, with_gradient
 
-_MOST_VALUES = 2**24
+_MAX_VALUES = 2**24
 
 
 class ScalarQuantizer(Quantizer):
   """Quantises each of C channels to a few fixed values in -1..1; one code stands for the values of all channels.
 
-  There is no codebook to learn. Where D is not C, a learned linear map leads from D to C dimensions, and another back.
+  There is no codebook. If D is not C, a learned linear map projects from D to C dimensions, and another one back.
 
-  Subclasses supply `_bounded`, `_digits`, `_channel_margins`, and `_channel_losses` if they have any.
+  Subclasses implement `_bounded`, `_digits`, `_channel_margins`, and `_channel_losses` if they have losses.
 
   Args:
     levels: Number of values of each channel, C integers >= 2 whose product K is at most 2^24.
-    embedding_dim: D; None stands for C, without linear maps.
+    embedding_dim: D, size of a vector; None means C.
     seed: Seed of the initial linear maps.
     **kwargs: As for `Quantizer`.
   """
 
   def __init__(self, levels: tuple[int, ...], embedding_dim: int | None = None, seed: int = 0, **kwargs):
-    if not levels or min(levels) < 2 or math.prod(levels) > _MOST_VALUES:
-      raise ValueError(f"A channel needs 2 levels or more, all channels at most {_MOST_VALUES} codes, not {levels}.")
+    if not levels or min(levels) < 2 or math.prod(levels) > _MAX_VALUES:
+      raise ValueError(f"levels must be integers >= 2 with a product of at most {_MAX_VALUES}, not {tuple(levels)}.")
     super().__init__(embedding_dim or len(levels), num_values=math.prod(levels), **kwargs)
     self.seed = seed
     self._levels = tuple(levels)
-    # The first channel is the code's lowest digit.
+    # A code is a number in mixed radix. The first channel is its lowest digit.
     self._bases = tuple(math.prod(levels[:channel]) for channel in range(len(levels)))
     self.build((None, self.embedding_dim))
 
   @property
   def has_maps(self) -> bool:
-    """Whether linear maps lead from D to C dimensions and back."""
+    """Whether linear maps project from D to C dimensions and back."""
     return self.embedding_dim != len(self._levels)
 
   def _add_weights(self):
@@ -53,13 +53,13 @@ class ScalarQuantizer(Quantizer):
       self._bias_out = self.add_weight(shape=(dim,), initializer="zeros", name="bias_out")
 
   def adapt(self, z_e) -> None:
-    """Sets the linear maps, where there are any, by the principal components of data.
+    """Initialises the linear maps, if there are any, from the principal components of data.
 
-    The map to the channels gives components of variance 1, the one of most variance first. The map back is the best one
-    for the data's own codes.
+    The map to the channels gives the components, scaled to variance 1, in descending order of their original variance.
+    The map back is the least-squares fit from the data's quantised channels to the data.
 
     Args:
-      z_e: Float [..., D], more vectors than channels; call it before training, outside any `tf.function`.
+      z_e: Float [..., D], more vectors than channels. Must be called before training, outside any `tf.function`.
 
     Raises:
       ValueError: There is no finite vector.
@@ -74,7 +74,7 @@ class ScalarQuantizer(Quantizer):
     variances, components = np.linalg.eigh((vectors - mean).T @ (vectors - mean) / len(vectors))
     order = np.argsort(-variances)[: len(self._levels)]
     deviations = np.sqrt(np.maximum(variances[order], 1e-6 * variances.max() + 1e-12))
-    # More channels than dimensions: the further ones are random mixtures of the components.
+    # If there are more channels than dimensions, the remaining ones are random mixtures of the components.
     mixtures = np.random.default_rng(self.seed).normal(size=(len(order), len(self._levels) - len(order)))
     mixtures /= np.linalg.norm(mixtures, axis=0)
     kernel = components[:, order] / deviations @ np.concatenate([np.eye(len(order)), mixtures], axis=1)
@@ -89,7 +89,7 @@ class ScalarQuantizer(Quantizer):
     z = tf.cast(z_e, self.variable_dtype)
     margins = self._channel_margins(np.asarray(self._channels(z), np.float64))
     if self.has_maps:
-      # An error e of the vector moves a channel by at most ||e|| times the norm of the channel's column.
+      # An error e of the vector changes a channel by at most ||e|| times the norm of the channel's column.
       columns = np.linalg.norm(np.asarray(self._kernel_in, np.float64), axis=0)
       sizes = np.linalg.norm(z, axis=-1)[..., np.newaxis] * columns + np.abs(self._bias_in)
       rounding = (self.embedding_dim + 4) * np.finfo(np.float32).eps * sizes
@@ -98,18 +98,18 @@ class ScalarQuantizer(Quantizer):
 
   @abc.abstractmethod
   def _bounded(self, channels) -> tf.Tensor:
-    """What is rounded to the channels' values, [..., C] -> [..., C]."""
+    """The differentiable function of the channels that is rounded to their values, [..., C] -> [..., C]."""
 
   @abc.abstractmethod
   def _digits(self, channels) -> tf.Tensor:
-    """Which value each channel has, [..., C] -> int32 [..., C] in 0..levels-1."""
+    """Index of each channel's value, [..., C] -> int32 [..., C] in 0..levels-1."""
 
   @abc.abstractmethod
   def _channel_margins(self, channels) -> np.ndarray:
-    """How far channels are from changing their value, float64 [..., C] -> float64 [..., C]."""
+    """Size of the smallest error that changes a channel's value, float64 [..., C] -> float64 [..., C]."""
 
   def _channel_losses(self, channels, values, counted) -> dict[str, tf.Tensor]:
-    """Losses of channels and their values, [..., C], where `counted` [...] is True."""
+    """Losses by name, from channels and their values [..., C]; vectors with `counted` [...] False are left out."""
     del channels, values, counted
     return {}
 
@@ -134,7 +134,7 @@ class ScalarQuantizer(Quantizer):
     return tf.reduce_sum(digits * self._bases, axis=-1)
 
   def _values(self, digits):
-    """Values of digits, int32 [..., C] -> float [..., C] in -1..1, evenly spaced."""
+    """Evenly spaced values of digits, int32 [..., C] -> float [..., C] in -1..1."""
     return tf.cast(2 * digits, self.variable_dtype) / (tf.constant(self._levels, self.variable_dtype) - 1) - 1
 
   def _channels(self, z):

@@ -10,23 +10,22 @@ from tfvq.ops.quantize import Quantized, with_gradient
 
 @keras.saving.register_keras_serializable("tfvq")
 class SoftToHardQuantizer(CodebookQuantizer):
-  """Replaces each vector by a mixture of codebook vectors that gets harder during training, and then by the nearest.
+  """In training, replaces each vector by a weighted mean of codebook vectors; otherwise by the nearest one.
 
-  The weight of a codebook vector is proportional to exp(-hardness ||z_e - e||^2). All gradients are those of this
-  function; none is made up.
+  The weight of a codebook vector is proportional to exp(-hardness ||z_e - e||^2). The hardness grows during training,
+  so that the mean approaches the nearest codebook vector. Gradients are exact: there is no straight-through estimator.
 
-  Reference: arXiv 1704.00648, section 3.
-  Deviation: the hardness grows by a constant factor a step; the paper controls it by the gap between soft and hard
-  quantisation. There is no entropy term.
+  Reference: arXiv 1704.00648.
+  Deviation: the hardness grows exponentially with the training steps. There is no entropy term.
 
   Args:
     num_embeddings: K, number of codes, >= 1.
     embedding_dim: D, size of a vector, >= 1; the last dimension of the input.
     initial_hardness: The hardness at the first training step, > 0.
     final_hardness: The hardness from step `annealing_steps` on, at least the first.
-    annealing_steps: Training steps over which the hardness grows, >= 1.
+    annealing_steps: Number of training steps in which the hardness grows, >= 1.
     seed: Seed of the initial codebook.
-    usage_window: Least number of most recent vectors over which perplexity and use are measured, >= 1.
+    usage_window: Perplexity and codebook usage cover at least this many of the most recent vectors, >= 1.
     **kwargs: As for `Quantizer`.
 
   Input shape:
@@ -36,9 +35,9 @@ class SoftToHardQuantizer(CodebookQuantizer):
     z_q: Shape and dtype of z_e.
 
   Training behaviour:
-    `call(training=True)` gives mixtures, through which encoder and codebook learn from the model's loss; there are no
-    other losses. It keeps the weight of every code for every vector in memory. With `training=False`, z_q is the
-    nearest codebook vector, and its gradient is copied straight through.
+    `call(training=True)` returns weighted means, through which the model's loss trains encoder and codebook; no losses
+    are added. It holds a weight for each pair of a vector and a code in memory. With `training=False`, z_q is the
+    nearest codebook vector, with a straight-through gradient.
 
   Raises:
     ValueError: An argument is out of its range, or the input's last dimension is not D.
@@ -65,7 +64,8 @@ class SoftToHardQuantizer(CodebookQuantizer):
     super().__init__(num_embeddings, embedding_dim, seed=seed, usage_window=usage_window, **kwargs)
     if not 0 < initial_hardness <= final_hardness:
       raise ValueError(
-        f"initial_hardness must be positive, and final_hardness no less, not {initial_hardness}, {final_hardness}."
+        "initial_hardness must be positive, and final_hardness at least as large, not "
+        f"{initial_hardness}, {final_hardness}."
       )
     if annealing_steps < 1:
       raise ValueError(f"annealing_steps must be at least 1, but is {annealing_steps}.")
@@ -91,7 +91,7 @@ class SoftToHardQuantizer(CodebookQuantizer):
     codes = nearest_code(tf.stop_gradient(z), tf.stop_gradient(codebook))
     if not training:
       return Quantized(with_gradient(z, tf.gather(codebook, codes), "straight_through"), codes, {})
-    # Squared distances less ||z_e||^2, which is the same for every code.
+    # Squared distances minus ||z_e||^2, which is the same for every code.
     distances = tf.reduce_sum(tf.square(codebook), axis=-1) - 2 * tf.tensordot(z, codebook, [[-1], [-1]])
     weights = tf.nn.softmax(-self.hardness * distances)
     self._num_updates.assign_add(1)

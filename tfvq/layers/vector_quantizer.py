@@ -1,12 +1,12 @@
-"""The vector quantiser: the discrete bottleneck of every system here."""
+"""The vector quantiser of the VQ-VAE."""
 
 import keras
 import tensorflow as tf
 
 from tfvq.layers.codebook_quantizer import CodebookQuantizer
-from tfvq.ops import cell_margin
+from tfvq.ops import cell_margin, nearest_code
 from tfvq.ops.distributed import one_hot_replica, replica_id, sum_over_replicas
-from tfvq.ops.quantize import GRADIENTS, Quantized, quantize, unit_length
+from tfvq.ops.quantize import GRADIENTS, Quantized, latent_losses, unit_length, with_gradient
 
 _METRICS = ("euclidean", "cosine")
 
@@ -15,20 +15,20 @@ _METRICS = ("euclidean", "cosine")
 class VectorQuantizer(CodebookQuantizer):
   """Replaces each vector by the nearest of K learned codebook vectors.
 
-  Reference: arXiv 1711.00937, section 3.1-3.2 and eq. 1-3; moving averages: appendix A.1. The cosine metric: arXiv
-  2110.04627, section 3.2. The rotation gradient: arXiv 2410.06424.
+  Reference: arXiv 1711.00937, sections 3.1 and 3.2, eq. 1-3; moving averages: appendix A.1. The cosine metric: arXiv
+  2110.04627. The rotation gradient: arXiv 2410.06424, section 4. Revival: arXiv 2107.03312, section III.C.
 
   Args:
     num_embeddings: K, number of codes, >= 1.
     embedding_dim: D, size of a vector, >= 1; the last dimension of the input.
     commitment_cost: beta of eq. 3, >= 0; the paper's results hold for 0.1 to 2.
-    decay: Decay of the moving averages that make the codebook, in (0, 1); None learns the codebook by the gradient
+    decay: Decay of the moving averages that the codebook follows, in (0, 1); None trains the codebook by the gradient
       of the codebook loss of eq. 3 instead.
-    revival_threshold: A code whose moving share of use falls below this fraction of the mean share 1/K is dead, and is
-      set to an input vector drawn at random from the batch; 0 leaves dead codes alone. Needs `decay`.
-    usage_window: Least number of most recent vectors over which perplexity and use are measured, >= 1.
+    revival_threshold: A code is dead if its moving usage count is below this fraction of the mean count. It is then
+      set to a random input vector of the batch. In [0, 1); 0 turns revival off. No effect if `decay` is None.
+    usage_window: Perplexity and codebook usage cover at least this many of the most recent vectors, >= 1.
     seed: Seed of the initial codebook and of the revivals.
-    metric: "euclidean", or "cosine": vectors and codebook vectors are divided by their norms first, and z_q has norm 1.
+    metric: "euclidean"; or "cosine", which divides vectors and codebook vectors by their norms, so that z_q has norm 1.
     gradient: How the gradient reaches z_e: "straight_through" or "rotation", see `tfvq.ops.quantize.with_gradient`.
     **kwargs: As for `Quantizer`.
 
@@ -37,14 +37,14 @@ class VectorQuantizer(CodebookQuantizer):
     the last of these dimensions.
 
   Output shape:
-    z_q: Shape and dtype of z_e. A vector that is not finite becomes the first codebook vector.
+    z_q: Shape and dtype of z_e. A vector that is not finite is replaced by the first codebook vector.
 
   Training behaviour:
-    `call(training=True)` updates the moving averages and the codebook from them, revives dead codes, and adds the
-    commitment loss (with `decay=None`, the codebook loss too) by `add_loss`. With `training=False`, or `trainable` set
-    to False, nothing moves, and the losses are still reported. Under a `tf.distribute` strategy the statistics are
-    those of the global batch. Vectors that are not finite have no part in statistics, revival and losses, and no
-    gradient flows to them.
+    `call(training=True)` updates the moving averages and with them the codebook, revives dead codes, and adds the
+    commitment loss with `add_loss`; with `decay=None` the codebook loss too. With `training=False`, or `trainable` set
+    to False, nothing is updated, but the losses are still added. Under a `tf.distribute` strategy the statistics are
+    those of the global batch. Vectors that are not finite are left out of statistics, revival and losses, and get no
+    gradient.
 
   Metrics:
     As for `Quantizer`.
@@ -106,11 +106,11 @@ class VectorQuantizer(CodebookQuantizer):
 
   @property
   def codebook(self) -> tf.Tensor:
-    """The codebook, float [K, D]; with the cosine metric its vectors have norm 1."""
+    """The codebook, float [K, D]; with the cosine metric, its vectors have norm 1."""
     return self._scaled(super().codebook)
 
   def set_codebook(self, values) -> None:
-    """Sets the codebook to `values`, float [K, D]; the moving statistics follow, each code weighing one vector."""
+    """Sets the codebook to `values`, float [K, D], and the moving averages as if each code had been used once."""
     super().set_codebook(values)
     if self.decay is not None:
       self._counts.assign(tf.ones_like(self._counts))
@@ -122,26 +122,29 @@ class VectorQuantizer(CodebookQuantizer):
   def margin(self, z_e):
     if self.metric == "euclidean":
       return super().margin(z_e)
-    # Between codes of norm 1, borders go through the origin: distances to them grow with the vector.
+    # The borders between codes of norm 1 pass through the origin, so a vector's distance to them scales with its norm.
     z = tf.cast(z_e, tf.float64)
     return tf.norm(z, axis=-1).numpy() * cell_margin(unit_length(z), self.codebook)
 
   def _scaled(self, vectors):
-    """Vectors as the metric compares them."""
+    """Vectors as the metric compares them: divided by their norms if it is the cosine."""
     return unit_length(vectors) if self.metric == "cosine" else vectors
 
   def _encode(self, z, exact):
     return super()._encode(self._scaled(z), exact)
 
   def _quantize(self, z, counted, training):
-    z = self._scaled(z)
-    z_q, codes, losses = quantize(z, self.codebook, counted, self.gradient)
+    # As `tfvq.ops.quantize`, for vectors that are known to be finite.
+    z, codebook = self._scaled(z), self.codebook
+    codes = nearest_code(tf.stop_gradient(z), tf.stop_gradient(codebook))
+    e = tf.gather(codebook, codes)
+    losses = latent_losses(z, e, counted)
     weighted = {"commitment": self.commitment_cost * losses["commitment"]}
     if self.decay is None:
       weighted["codebook"] = losses["codebook"]
     elif training:
       self._update_codebook(tf.stop_gradient(z), tf.where(counted, codes, -1))
-    return Quantized(z_q, codes, weighted)
+    return Quantized(with_gradient(z, e, self.gradient), codes, weighted)
 
   def _update_codebook(self, z, codes):
     """Moves the codebook to the moving averages of the vectors of each code, then revives dead codes.
@@ -158,22 +161,22 @@ class VectorQuantizer(CodebookQuantizer):
     sums = self.decay * tf.convert_to_tensor(self._sums) + (1 - self.decay) * sums
     if self.revival_threshold:
       counts, sums = self._revive(counts, sums, vectors, codes >= 0, tf.cast(num_vectors, tf.int32))
-    # A code unused for thousands of steps has statistics too small to divide: it stays where it is.
-    known = (counts > 1e-20)[:, tf.newaxis]
-    codebook = tf.where(known, sums / tf.where(known, counts[:, tf.newaxis], 1), self.codebook)
+    # The averages of a code that was not used for thousands of steps are too small to divide: it keeps its vector.
+    has_count = (counts > 1e-20)[:, tf.newaxis]
+    codebook = tf.where(has_count, sums / tf.where(has_count, counts[:, tf.newaxis], 1), self.codebook)
     self._counts.assign(counts)
     self._sums.assign(sums)
     self._codebook.assign(codebook)
 
   def _revive(self, counts, sums, vectors, valid, num_vectors):
-    """Gives dead codes the statistics of random vectors of the global batch, at the mean weight of a code.
+    """Resets the averages of dead codes to random vectors of the global batch, with the mean count of all codes.
 
     Args:
       counts: Moving counts, float [K].
       sums: Moving sums, float [K, D].
       vectors: This replica's vectors, float [N, D].
       valid: Boolean [N], False where a vector does not count.
-      num_vectors: Valid vectors of every replica, int32 [num_replicas].
+      num_vectors: Number of valid vectors on each replica, int32 [num_replicas].
 
     Returns:
       `(counts, sums)` after the revival, the same on every replica.
@@ -181,14 +184,14 @@ class VectorQuantizer(CodebookQuantizer):
     total, offset = tf.reduce_sum(num_vectors), tf.cumsum(num_vectors, exclusive=True)[replica_id()]
     num_updates = tf.convert_to_tensor(self._num_updates)
     self._num_updates.assign_add(1)
-    # The same draws on every replica; each contributes those that fall into its part of the batch.
+    # Every replica draws the same indices into the global batch, and contributes the vectors of its own part.
     draws = tf.random.stateless_uniform(
       [self.num_embeddings], [self.seed, num_updates], maxval=tf.maximum(total, 1), dtype=tf.int32
     )
     draws -= offset
     here = (draws >= 0) & (draws < num_vectors[replica_id()])
     index = tf.searchsorted(tf.cumsum(tf.cast(valid, tf.int32)), draws + 1)
-    # One vector more, so that there is something to gather in an empty batch.
+    # The extra vector is gathered for an empty batch.
     vectors = tf.concat([vectors, tf.zeros([1, self.embedding_dim], vectors.dtype)], axis=0)
     candidates = tf.where(here[:, tf.newaxis], tf.gather(vectors, tf.where(here, index, 0)), 0)
     (candidates,) = sum_over_replicas(candidates)
@@ -208,7 +211,7 @@ class VectorQuantizer(CodebookQuantizer):
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-  """Checks an argument.
+  """Checks that an argument is one of the choices.
 
   Raises:
     ValueError: The value is not among the choices.

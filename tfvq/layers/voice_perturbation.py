@@ -1,4 +1,4 @@
-"""Augments spectra in training so that they sound like other voices."""
+"""Data augmentation of speech: spectrograms as of other voices."""
 
 import keras
 import numpy as np
@@ -11,34 +11,34 @@ from tfvq.ops.precision import to_full_precision
 
 @keras.saving.register_keras_serializable("tfvq")
 class VoicePerturbation(keras.layers.Layer):
-  """Scales the frequencies of log-mel spectra at random, and raises and lowers broad bands of them.
+  """Scales the frequencies of log-mel spectrograms by random factors, and adds a smooth random offset over the bands.
 
-  A clip is changed in one way over all its frames. An encoder behind this layer cannot tell by how much, so that what
-  it hands on is what does not change: less of the voice, and of the room, than of what is said.
+  All frames of a clip get the same change. It hides the speaker and the room from the encoder, so that the codes carry
+  less of them and more of what is said.
 
   Reference: arXiv 2110.14513 (information perturbation: of formants, pitch and levels).
-  Deviation: spectra are perturbed, not the audio: formants and pitch by the same factor.
+  Deviation: the spectrogram is perturbed instead of the audio, so that formants and pitch change by the same factor.
 
   Args:
-    scale: Frequencies are multiplied by e^u, u uniform in -scale..scale, >= 0.
-    level: Standard deviation of each of the four slowest cosines over the bands that are added, in units of the
-      spectra, >= 0.
+    scale: Frequencies are multiplied by e^u, with u uniform in -scale..scale, >= 0.
+    level: Standard deviation of each of four cosines over the bands (0 to 1.5 periods) that are added, in the units of
+      the spectrogram, >= 0.
     sample_rate_hz: Sample rate of the audio.
-    seed: Seed of the changes.
+    seed: Seed of the random changes; None for a random seed.
     **kwargs: As for `keras.layers.Layer`.
 
   Raises:
-    ValueError: A number is negative.
+    ValueError: `scale` or `level` is negative.
 
   Input shape:
-    Log-mel spectra as `tfvq.layers.LogMel` makes them, float [B, F, num_bands].
+    Log-mel spectrograms as `tfvq.layers.LogMel` makes them, float [B, F, num_bands].
 
   Output shape:
-    The same.
+    Shape and dtype of the input.
 
   Training behaviour:
-    Nothing is learned. Spectra pass unchanged where `training` is false, and where the layer is frozen, as it is when
-    the encoder around it is.
+    Nothing is trained. The output is the input unless `training` and `trainable` are True; freezing the encoder that
+    contains the layer sets the latter to False.
 
   Example:
     >>> spectra = tf.random.normal([2, 50, 80])
@@ -51,7 +51,7 @@ class VoicePerturbation(keras.layers.Layer):
   ):
     super().__init__(**kwargs)
     if scale < 0 or level < 0:
-      raise ValueError(f"scale and level must not be negative, they are {scale} and {level}.")
+      raise ValueError(f"scale and level must not be negative, but are {scale} and {level}.")
     self.scale = scale
     self.level = level
     self.sample_rate_hz = sample_rate_hz
@@ -73,7 +73,7 @@ class VoicePerturbation(keras.layers.Layer):
     return tf.cast(scaled + tf.matmul(levels, tf.constant(cosines, levels.dtype))[:, tf.newaxis], dtype)
 
   def _interpolation(self, num_bands, factors):
-    """Weights of the bands that each band is read from, float [B, 1] -> [B, num_bands, num_bands]."""
+    """Weights that interpolate each band from the bands at scaled frequencies, [B, 1] -> [B, num_bands, num_bands]."""
     ends = 1127 * np.log1p(np.array([LOWEST_HZ, self.sample_rate_hz / 2]) / 700)
     width = (ends[1] - ends[0]) / (num_bands + 1)
     centres_hz = 700 * np.expm1((ends[0] + width * (np.arange(num_bands) + 1)) / 1127)

@@ -1,4 +1,4 @@
-"""The base of all autoencoders: an encoder, a decoder, training and metrics."""
+"""The base class of all autoencoders: encoder, decoder, training and metrics."""
 
 import abc
 
@@ -10,9 +10,9 @@ from tfvq.models.likelihood_model import LikelihoodModel, split_condition
 
 
 class Autoencoder(LikelihoodModel):
-  """An encoder and a decoder with a bottleneck between them, trained on a bound of the data's likelihood.
+  """An encoder and a decoder with a bottleneck between them, trained by a lower bound of the data's log-likelihood.
 
-  Subclasses define `bottleneck`, and `reconstruct` from what it does best.
+  Subclasses implement `bottleneck` and `reconstruct`.
 
   Args:
     encoder: Keras model, data [B, ...] -> z_e.
@@ -20,15 +20,15 @@ class Autoencoder(LikelihoodModel):
     **kwargs: As for `keras.Model`.
 
   Input shape:
-    x: data [B, ...]; or a pair (x, condition) where the decoder has `conditions`, the condition a dict of tensors.
+    x: data [B, ...]; or a pair (x, condition) if the decoder has `conditions`, where condition is a dict of tensors.
 
   Output shape:
-    A dict: "log_prob", log p(x | z) in nats, float [B]; "latent_nats", what the latents cost in the bound of log p(x),
-    float [B]; and "mode", float like x, where the decoder has a mode.
+    A dict: "log_prob", log p(x | z) in nats, float [B]; "latent_nats", float [B], which is subtracted from it in the
+    bound of log p(x); and, if the decoder has a mode, "mode", float of the shape of x.
   """
 
   def __init__(self, encoder, decoder, **kwargs):
-    super().__init__(**{**kwargs, "autocast": False})  # the data stay as they are
+    super().__init__(**{**kwargs, "autocast": False})  # no cast of the data to 16 bits
     self.encoder = encoder
     self.decoder = decoder
     self._psnr_db = PeakSignalToNoiseRatio() if decoder.has_mode else None
@@ -36,7 +36,7 @@ class Autoencoder(LikelihoodModel):
 
   @abc.abstractmethod
   def bottleneck(self, x, training=False) -> tuple[tf.Tensor, tf.Tensor]:
-    """Latents of data and what they cost, [B, ...] -> (z float [B, ...], nats float [B])."""
+    """Latents of data and their cost in the bound, [B, ...] -> (z float [B, ...], nats float [B])."""
 
   def call(self, inputs, training=False):
     x, condition = split_condition(inputs)
@@ -53,26 +53,32 @@ class Autoencoder(LikelihoodModel):
     return -y_pred["log_prob"] / num_values(x)
 
   def update_metrics(self, x, bound_nats, mode):
-    """Counts a batch: data, the bound of their log-likelihood, float [B], and their reconstruction or None."""
+    """Updates the metrics with a batch.
+
+    Args:
+      x: Data, [B, ...].
+      bound_nats: Lower bound of their log-likelihood, float [B].
+      mode: Their reconstruction, float [B, ...], or None if the decoder has no mode.
+    """
     if self._psnr_db is not None:
       self._psnr_db.update_state(x, mode)
     if self._bits_per_dim is not None:
       self._bits_per_dim.update_state(-bound_nats / num_values(x) / np.log(2))
 
   def decode_latents(self, z, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
-    """Data from latents.
+    """Decodes latents.
 
     Args:
       z: Latents, float [B, ...].
       condition: A dict of the tensors named in the decoder's `conditions`, or None.
-      noise: Gumbel noise for a sample, see the decoder's `noise_shape`; None for the decoder's mode.
-      temperature: Of the sample, as for `tfvq.models.sample`.
+      noise: Gumbel noise to draw a sample with, see the decoder's `noise_shape`; None for the decoder's mode.
+      temperature: Temperature of the sample, as for `tfvq.models.sample`.
 
     Returns:
-      The mode, float [B, ...], mostly in 0..255, not rounded; or the sample.
+      The mode, float [B, ...], mostly in 0..255 and not rounded; or the sample, int32 [B, ...].
 
     Raises:
-      ValueError: There is noise where the decoder draws no samples, or none where it has no mode.
+      ValueError: There is noise but the decoder cannot sample, or there is none but the decoder has no mode.
     """
     if noise is None:
       return self.decoder.mode(z, condition)
@@ -101,13 +107,13 @@ class Autoencoder(LikelihoodModel):
 
 @keras.saving.register_keras_serializable("tfvq")
 class PeakSignalToNoiseRatio(keras.metrics.Mean):
-  """10 log10(255^2 / mean squared error) in dB over all values since the last reset."""
+  """10 log10(255^2 / mean squared error) in dB, over all values since the last reset."""
 
   def __init__(self, name: str = "psnr_db", **kwargs):
     super().__init__(name=name, **kwargs)
 
   def update_state(self, x, reconstruction, sample_weight=None):
-    """Adds a batch: data and its reconstruction, same shape, in 0..255."""
+    """Adds a batch of data and its reconstruction, both [B, ...] in 0..255."""
     error = tf.math.squared_difference(tf.cast(x, tf.float32), tf.cast(reconstruction, tf.float32))
     super().update_state(tf.reduce_mean(error, axis=list(range(1, error.shape.rank))), sample_weight)
 
@@ -116,5 +122,5 @@ class PeakSignalToNoiseRatio(keras.metrics.Mean):
 
 
 def num_values(x: tf.Tensor) -> int:
-  """Number of values per example of data [B, ...]."""
+  """Number of values of each example in data [B, ...]."""
   return int(np.prod(x.shape[1:]))

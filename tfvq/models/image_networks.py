@@ -17,7 +17,7 @@ def image_encoder(
   num_downsamplings: int = 2,
   latents_per_position: int = 1,
 ) -> keras.Model:
-  """Strided convolutions 4x4, residual blocks, and a projection to the codebook's dimension.
+  """An encoder of strided 4x4 convolutions, residual blocks, and a projection to the dimension of the codebook.
 
   Reference: arXiv 1711.00937, section 4.1.
 
@@ -25,12 +25,12 @@ def image_encoder(
     image_shape: (height, width, channels); height and width divisible by 2 ** num_downsamplings.
     embedding_dim: D, dimension of the codebook.
     hidden_units: Channels of the residual blocks; 256 in the paper.
-    stem_units: Channels at the highest resolution; None means `hidden_units`, as in the paper. They double until
-      `hidden_units` with every further convolution.
+    stem_units: Channels of the first convolution; each further one has twice as many, up to `hidden_units`. None means
+      `hidden_units`, as in the paper.
     residual_units: Channels inside a residual block; None means `hidden_units`.
-    num_residual_blocks: Residual blocks; 2 in the paper.
-    num_downsamplings: Convolutions of stride 2, >= 0; 2 in the paper, for 4 x 4 pixels per position.
-    latents_per_position: G, latents at each position; the paper's CIFAR-10 model has 10.
+    num_residual_blocks: Number of residual blocks, >= 0; 2 in the paper.
+    num_downsamplings: Number of convolutions with stride 2, >= 0; 2 in the paper, for 4 x 4 pixels per position.
+    latents_per_position: G, number of latents at each position, >= 1; the paper's CIFAR-10 model has 10.
 
   Returns:
     A model: images, uint8 or float [B, H, W, channels] in 0..255 -> z_e, float [B, H / s, W / s, D], or
@@ -43,7 +43,7 @@ def image_encoder(
   inputs = keras.Input(image_shape)
   h = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
   *upper_units, last_units = _units_per_scale(hidden_units, stem_units, num_downsamplings)
-  names = iter(["stem"])  # of the first convolution, by which an export knows it
+  names = iter(["stem"])  # the export finds the first convolution by its name
   for units in upper_units:
     h = keras.layers.Conv2D(units, 4, strides=2, padding="same", activation="relu", name=next(names, None))(h)
   last_stride = 2 if num_downsamplings else 1
@@ -75,19 +75,19 @@ def image_decoder(
   Reference: arXiv 1711.00937, section 4.1.
 
   Args:
-    image_shape: (height, width, channels) of the image to be made.
+    image_shape: (height, width, channels) of the images.
     embedding_dim: D, dimension of the codebook.
-    num_parameters: Parameters of the output distribution per pixel channel.
-    hidden_units: As for `image_encoder`, and so are the arguments after it.
-    stem_units: See there.
-    residual_units: See there.
-    num_residual_blocks: See there.
-    num_downsamplings: See there.
-    latents_per_position: See there.
+    num_parameters: Number of parameters of the output distribution per channel of a pixel.
+    hidden_units: As for `image_encoder`.
+    stem_units: As for `image_encoder`.
+    residual_units: As for `image_encoder`.
+    num_residual_blocks: As for `image_encoder`.
+    num_downsamplings: As for `image_encoder`.
+    latents_per_position: As for `image_encoder`.
 
   Returns:
-    A model: z_q as `image_encoder` returns z_e -> parameters, float [B, H, W, num_parameters * channels], in units
-    in which the pixel values 0..255 are -1..1.
+    A model: z_q, of the shape of `image_encoder`'s z_e -> parameters, float [B, H, W, num_parameters * channels], in
+    units in which the pixel values 0..255 are -1..1.
 
   Raises:
     ValueError: The image size is not divisible by the strides.
@@ -104,7 +104,7 @@ def image_decoder(
   for units in reversed(upper_units):
     h = keras.layers.Conv2DTranspose(units, 4, strides=2, padding="same", activation="relu")(h)
   last_stride = 2 if num_downsamplings else 1
-  # The distribution needs full precision, whatever the other layers compute in.
+  # The output distribution needs full precision, even if the other layers compute in 16 bits.
   dtype = full_precision(keras.config.dtype_policy().compute_dtype)
   channels = num_parameters * image_shape[-1]
   h = keras.layers.Conv2DTranspose(channels, 4, strides=last_stride, padding="same", dtype=dtype)(h)
@@ -112,7 +112,7 @@ def image_decoder(
 
 
 def latent_grid_shape(image_shape: tuple[int, ...], num_downsamplings: int) -> tuple[int, int]:
-  """(H, W) of the codes of an image.
+  """(height, width) of the grid of an image's codes.
 
   Raises:
     ValueError: The image size is not divisible by the strides.

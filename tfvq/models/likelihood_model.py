@@ -1,4 +1,4 @@
-"""The base of all models: `fit`, `evaluate`, `predict` and `export`."""
+"""The base class of all models: `fit`, `evaluate` and `export`."""
 
 import abc
 
@@ -12,10 +12,10 @@ from tfvq.ops.distributed import num_replicas, share_of_loss
 class LikelihoodModel(keras.Model, abc.ABC):
   """A model that minimises the mean of a loss over the examples of the global batch.
 
-  The figures are the same for any number of replicas and for a last batch that they cannot share evenly. Metrics
+  Losses and metrics do not depend on the number of replicas, even if a batch cannot be split evenly among them. Metrics
   without data are left out of the results.
 
-  Subclasses define `example_losses`, `is_flagged` with `check_flagged`, and `input_signature`.
+  Subclasses implement `example_losses`, `is_flagged`, `check_flagged` and `input_signature`.
 
   Args:
     **kwargs: As for `keras.Model`.
@@ -27,22 +27,34 @@ class LikelihoodModel(keras.Model, abc.ABC):
 
   @abc.abstractmethod
   def example_losses(self, x, y_pred, training: bool) -> tf.Tensor:
-    """Updates the metrics with a batch, and returns the loss of each example, float [B]."""
+    """Updates the metrics with a batch.
+
+    Args:
+      x: The inputs, as `call` takes them.
+      y_pred: The outputs of `call`.
+      training: Whether this is a training step.
+
+    Returns:
+      The loss of each example, float [B].
+    """
 
   @abc.abstractmethod
   def is_flagged(self, x) -> tf.Tensor:
-    """Marks the examples of a batch that `check_flagged` counts, boolean [B]."""
+    """Marks invalid (or suspicious) examples of a batch for `check_flagged`, boolean [B]."""
 
   @abc.abstractmethod
   def check_flagged(self, share: float) -> None:
-    """Called after the first batch and with every result: raises or warns by the fraction of marked examples."""
+    """Raises an error, or warns, depending on the fraction of marked examples.
+
+    It is called after the first batch, and whenever the metrics are computed.
+    """
 
   @abc.abstractmethod
   def input_signature(self) -> list:
-    """Shapes and dtypes of the inputs of `call`, as `export` takes them."""
+    """Shapes and dtypes of the inputs of `call`, in the form that `export` takes."""
 
   def fit(self, *args, sample_weight=None, **kwargs):
-    self._refuse_weights(sample_weight)  # which Keras drops where there is no y
+    self._refuse_weights(sample_weight)  # without y, Keras would ignore them
     return super().fit(*args, **kwargs)
 
   def evaluate(self, *args, sample_weight=None, **kwargs):
@@ -51,7 +63,7 @@ class LikelihoodModel(keras.Model, abc.ABC):
 
   def _refuse_weights(self, sample_weight):
     if sample_weight is not None:
-      raise ValueError(f"{self.name} weighs all examples alike: leave out sample_weight and class_weight.")
+      raise ValueError(f"{self.name} does not support weights: leave out sample_weight and class_weight.")
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
     del y
@@ -74,9 +86,9 @@ class LikelihoodModel(keras.Model, abc.ABC):
       self.test_function = self._with_first_check(self.test_function)
 
   def _with_first_check(self, function):
-    """A function of batches that looks at the metrics after the first one.
+    """Wraps the step function so that the metrics are computed, and the marked examples checked, after its first call.
 
-    A compiled step cannot raise errors about data, and a step that looked at the data itself would be slower.
+    A compiled step cannot raise errors about data, and checking each batch outside of it would be slow.
     """
     checked = False
 
@@ -102,7 +114,7 @@ class LikelihoodModel(keras.Model, abc.ABC):
     return {name: value for name, value in results.items() if name not in without_data}
 
   def _get_metrics_result_or_logs(self, logs):
-    # Keras would return the logs of the last step where they name other metrics.
+    # Keras would return the logs of the last step if their names differ from those of the metrics.
     del logs
     return self.get_metrics_result()
 
@@ -112,5 +124,5 @@ class LikelihoodModel(keras.Model, abc.ABC):
 
 
 def split_condition(inputs) -> tuple:
-  """Splits inputs into data and their condition, or None if `inputs` are the data alone."""
+  """Splits inputs into (data, condition); the condition is None if `inputs` are the data alone."""
   return inputs if isinstance(inputs, (tuple, list)) else (inputs, None)

@@ -1,4 +1,4 @@
-"""Distributions of 8-bit data given the decoder's output, p(x | z)."""
+"""Output distributions of decoders, p(x | z), for 8-bit data."""
 
 import keras
 import numpy as np
@@ -9,11 +9,11 @@ _MIN_LOG_SCALE = -7.0
 
 @keras.saving.register_keras_serializable("tfvq")
 class FixedVarianceGaussian:
-  """A Gaussian density of given variance; its negative log-likelihood is a scaled squared error.
+  """A Gaussian with a fixed variance; its negative log-likelihood is a scaled squared error plus a constant.
 
   Args:
-    variance: In units in which the values 0..255 are -1..1, > 0. The data's own variance makes the loss of a
-      decoder that knows nothing 1/2 per value, whatever the data.
+    variance: Variance in units in which the values 0..255 are -1..1, > 0. With the variance of the data, the loss of a
+      decoder that always predicts the mean is 1/2 per value, for any data.
 
   Raises:
     ValueError: The variance is not positive.
@@ -24,7 +24,7 @@ class FixedVarianceGaussian:
   """
 
   num_parameters = 1
-  discrete = False  # a density: no bits per dimension can be told from it
+  discrete = False  # a density, from which bits per dimension cannot be computed
 
   def __init__(self, variance: float = 1.0):
     if variance <= 0:
@@ -32,11 +32,11 @@ class FixedVarianceGaussian:
     self.variance = variance
 
   def log_prob(self, parameters, x):
-    """Log-density in nats up to a constant, per value, [..., C], x float [..., C] in 0..255."""
+    """Log-density per value in nats up to a constant, parameters [..., C], x float [..., C] in 0..255 -> [..., C]."""
     return -0.5 * tf.math.squared_difference(parameters, _to_unit_range(x)) / self.variance
 
   def mode(self, parameters):
-    """The most probable values, float [..., C], mostly in 0..255, not rounded."""
+    """The most probable values, float [..., C], mostly in 0..255 and not rounded."""
     return _from_unit_range(parameters)
 
   def get_config(self):
@@ -49,10 +49,10 @@ class FixedVarianceGaussian:
 
 @keras.saving.register_keras_serializable("tfvq")
 class DiscretizedLogistic:
-  """A logistic distribution over the 256 values, its mass in the tails given to 0 and 255.
+  """A logistic distribution over 256 values; the tails belong to 0 and 255.
 
-  Reference: arXiv 1606.04934, section 4 (output distribution).
-  Deviation: the paper does not say which distribution its bits per dimension rest on.
+  Reference: arXiv 1606.04934.
+  Deviation: arXiv 1711.00937 does not say which distribution its bits per dimension are computed with.
 
   Example:
     >>> parameters = tf.zeros([256, 2])  # mean and log-scale of one pixel, the same for each of its values
@@ -65,17 +65,17 @@ class DiscretizedLogistic:
   discrete = True
 
   def log_prob(self, parameters, x):
-    """Log-probability in nats per value, [..., 2C] and x float [..., C] in 0..255 -> [..., C]."""
+    """Log-probability per value in nats, parameters [..., 2C], x float [..., C] in 0..255 -> [..., C]."""
     import tensorflow_probability as tfp  # takes seconds to import: only where it is used
 
     mean, log_scale = tf.split(parameters, 2, axis=-1)
     log_scale = tf.maximum(log_scale, _MIN_LOG_SCALE) + np.log(127.5)
-    # Quantised values are ceilings: the bin of value v is (v - 1, v], hence the shift by half a value.
+    # QuantizedDistribution rounds up: the bin of value v is (v - 1, v]. The shift by half a value centres it on v.
     logistic = tfp.distributions.Logistic(_from_unit_range(mean) - 0.5, tf.exp(log_scale))
     return tfp.distributions.QuantizedDistribution(logistic, low=0.0, high=255.0).log_prob(x)
 
   def mode(self, parameters):
-    """The most probable values, float [..., C], mostly in 0..255, not rounded."""
+    """The most probable values, float [..., C], mostly in 0..255 and not rounded."""
     return _from_unit_range(tf.split(parameters, 2, axis=-1)[0])
 
   def get_config(self):

@@ -1,4 +1,4 @@
-"""The gated PixelCNN: the prior over image codes, and an image model by itself."""
+"""The gated PixelCNN: a prior over image codes, or a model of images."""
 
 from typing import NamedTuple
 
@@ -11,37 +11,40 @@ from tfvq.models.autoregressive import AutoregressiveModel, Condition
 
 
 class PixelCNNState(NamedTuple):
-  """The state of generation."""
+  """The state of generation between two pixels."""
 
-  row: tf.Tensor  # rows begun, int scalar
-  column: tf.Tensor  # pixels of the current row that are done, int scalar
+  row: tf.Tensor  # number of rows begun, int scalar
+  column: tf.Tensor  # number of pixels done in the current row, int scalar
   vertical_past: tuple[tf.Tensor, ...]  # per layer [B, reach, W, C]
   horizontal_past: tuple[tf.Tensor, ...]  # per layer [B, reach * C]
-  from_vertical: tf.Tensor  # [W, layers, B, 2C]: what the vertical stack says of the current row
+  from_vertical: tf.Tensor  # [W, layers, B, 2C], the vertical stack's contribution to the current row
 
 
 @keras.saving.register_keras_serializable("tfvq")
 class PixelCNN(AutoregressiveModel):
-  """Autoregressive model over a grid of K-way values in raster order, with cached generation.
+  """Autoregressive model of a grid of K-way values in raster order, with cached activations in generation.
 
   Reference: arXiv 1606.05328; as the prior over codes: arXiv 1711.00937, section 3.3.
-  Deviation: masks are replaced by a shift of the input and by kernels without their masked part; skip connections of
-  all layers are projected at once; values sharing a position are ordered in the output head only; the vertical stack
-  is told where in the grid it is.
+  Deviation: masks are replaced by a shift of the input and by kernels without the masked weights; skip connections of
+  all layers are projected at once; only the output head orders the values of a position; the vertical stack has a
+  position embedding.
 
   Args:
-    num_values: K, number of values, 0..K-1.
+    num_values: K, number of values, >= 2.
     grid_shape: (H, W), or (H, W, G) for G values per position, such as the colours of a pixel.
-    filters: C, channels of both stacks.
-    num_layers: Gated layers, >= 1.
-    kernel_size: Odd width of the uncut kernels; a layer reaches `kernel_size // 2` pixels further.
-    hidden_units: Units of the output head's hidden layer.
-    ordinal: Whether neighbouring values mean similar things, as 8-bit pixels do; they then enter as numbers beside
-      their embedding.
-    dropout: Share of the skip connections' units dropped in training.
-    num_classes: Conditions on "label", the class of each example, integers [B] in 0..num_classes-1; 0 for none.
-    condition_dim: E: conditions on "local", a map, float [B, H, W, E], in which a height or width of 1 holds for all
-      rows or columns; 0 for none. With `num_classes` too, the embedded class is added to the map.
+    filters: C, channels of both stacks, >= 1.
+    num_layers: Number of gated layers, >= 1.
+    kernel_size: Width of the kernels before masking, odd. Each layer extends the receptive field by `kernel_size // 2`
+      pixels.
+    hidden_units: Units of the output head's hidden layer, >= 1.
+    ordinal: Whether neighbouring values have similar meanings, like those of 8-bit pixels. If so, the network gets them
+      as numbers in addition to their embedding.
+    dropout: Fraction of the skip connections' units that is dropped in training, in [0, 1).
+    num_classes: Number of classes that the model is conditioned on, by the condition "label", integers [B] in
+      0..num_classes-1; 0 for none.
+    condition_dim: E, channels of a map that the model is conditioned on, by the condition "local", float [B, H, W, E];
+      its height or width may be 1, which means the same values for all rows or columns. 0 for none. If there are
+      classes too, their embedding is added to the map.
     **kwargs: As for `keras.Model`.
 
   Input shape:
@@ -105,7 +108,7 @@ class PixelCNN(AutoregressiveModel):
     ]
     self.dropout = keras.layers.Dropout(dropout, dtype=policy)
     self.head = CategoricalHead(num_values, num_variables, hidden_units, dtype=policy, name="head")
-    self._map_dim = condition_dim or (filters if num_classes else 0)  # channels of what the layers are conditioned on
+    self._map_dim = condition_dim or (filters if num_classes else 0)  # channels of the map for the layers
     self.class_embedding = (
       keras.layers.Embedding(num_classes, self._map_dim, dtype=policy, name="class_embedding") if num_classes else None
     )
@@ -144,7 +147,7 @@ class PixelCNN(AutoregressiveModel):
 
   def features(self, x, condition=None, training=False):
     vertical, horizontal = tf.split(self._embed(x), 2, axis=-1)
-    # From here on a position may look at itself: the input has moved on by one row, or one column.
+    # After this shift by one row or one column, layers may use the input at their own position.
     vertical = tf.pad(vertical[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]]) + self._positions()
     horizontal = tf.pad(horizontal[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
     condition_map, skips = self._condition_map(condition), []
@@ -154,16 +157,16 @@ class PixelCNN(AutoregressiveModel):
     return self.dropout(tf.concat(skips, axis=-1), training=training)
 
   def project_condition(self, condition=None) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """What a condition adds to the pre-activations; zeros if there is none.
+    """Projects a condition to the pre-activations of all layers; zeros if there is none.
 
     Returns:
-      For each layer one tensor for the vertical and one for the horizontal stack, [B or 1, H or 1, W or 1, 2C] each.
+      For each layer a tensor for the vertical and one for the horizontal stack, float [B or 1, H or 1, W or 1, 2C].
     """
     condition_map = self._condition_map(condition)
     return [block.project_condition(condition_map) for block in self.blocks]
 
   def initial_state(self, batch_size: int) -> PixelCNNState:
-    """The state before the first row; all zeros."""
+    """The state before the first row, zeros."""
     pasts = [block.initial_past(batch_size, self.width) for block in self.blocks]
     return PixelCNNState(
       row=tf.constant(0),
@@ -174,12 +177,12 @@ class PixelCNN(AutoregressiveModel):
     )
 
   def row(self, x_above, state: PixelCNNState, projected) -> PixelCNNState:
-    """Begins a row: runs the vertical stack once for the whole of it.
+    """Begins a row: runs the vertical stack once for the whole row.
 
     Args:
-      x_above: The row above, integers [B, W, G]; not looked at in the first row.
+      x_above: The values of the row above, integers [B, W, G]; ignored in the first row.
       state: The state after the last pixel of the row above.
-      projected: What `project_condition` gives.
+      projected: Result of `project_condition`.
 
     Returns:
       The state before the row's first pixel.
@@ -205,9 +208,9 @@ class PixelCNN(AutoregressiveModel):
     """Runs the horizontal stack for the next pixel of the row that `row` began.
 
     Args:
-      x_before: The pixel to the left, integers [B, G]; not looked at in the first column.
+      x_before: The values of the pixel to the left, integers [B, G]; ignored in the first column.
       state: The state before this pixel.
-      projected: Not looked at: `row` has added it for the whole row.
+      projected: Ignored, because `row` has already added it.
 
     Returns:
       `(features [B, L C], state after this pixel)`.
@@ -248,11 +251,11 @@ class PixelCNN(AutoregressiveModel):
     return embedded
 
   def _positions(self):
-    """The position embedding, [H, W, C], in the compute dtype, to which Keras casts in `call` only."""
+    """The position embedding, [H, W, C], in the compute dtype; Keras casts weights in `call` only."""
     return tf.cast(tf.convert_to_tensor(self.position_embedding), self.compute_dtype)
 
   def _condition_map(self, condition):
-    """The condition as one map, float [B, H or 1, W or 1, E], or None."""
+    """Combines label and local condition to one map, float [B, H or 1, W or 1, E], or None if there are none."""
     condition = self.checked_condition(condition)
     maps = [tf.cast(condition["local"], self.compute_dtype)] if self.condition_dim else []
     if self.num_classes:

@@ -1,6 +1,6 @@
-"""Ancestral sampling from autoregressive models, one sampler for every model, with the noise as an argument.
+"""Ancestral sampling from any autoregressive model, with the noise as an argument.
 
-Whoever runs the model (Keras, XLA, an exported graph), the same noise gives the same samples, up to rounding.
+The same noise gives the same samples in Keras, XLA and exported graphs, up to rounding.
 """
 
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ from tfvq.models.autoregressive import AutoregressiveModel
 
 
 def gumbel_noise(seed: int, shape, part: int = 0) -> tf.Tensor:
-  """Standard Gumbel noise, float32 of the given shape: argmax(logits + noise) draws from softmax(logits).
+  """Standard Gumbel noise, float32 of the given shape: argmax(logits + noise) is a sample of softmax(logits).
 
-  Each `part` of one seed has noise of its own.
+  Different values of `part` give independent noise for one seed, such as for the parts of a long sequence.
   """
   uniform = tf.random.stateless_uniform(shape, [seed, part], minval=1e-30, maxval=1.0)
   return -tf.math.log(-tf.math.log(uniform))
@@ -28,16 +28,17 @@ def noise_shape(model: AutoregressiveModel, batch_size: int, num_steps: int | No
     num_steps: T, for sequences only.
 
   Raises:
-    ValueError: There is a number of steps for a grid, or none for a sequence.
+    ValueError: `num_steps` is given for a grid, or missing for a sequence.
   """
   if (num_steps is None) == (model.num_position_axes == 1):
-    raise ValueError(f"{model.name} draws {'sequences: give' if num_steps is None else 'grids: leave out'} num_steps.")
+    kind = "sequences: give" if num_steps is None else "grids: leave out"
+    raise ValueError(f"{model.name} samples {kind} num_steps.")
   positions = model.value_shape[:2] if num_steps is None else (num_steps,)
   return (*positions, batch_size, *model.head.noise_shape)
 
 
 def sample(model: AutoregressiveModel, noise, condition=None, temperature=1.0) -> tf.Tensor:
-  """Draws from a model with cached activations; wrap it in `tf.function`, with or without XLA.
+  """Samples from a model, with cached activations; wrap it in `tf.function`, with or without XLA.
 
   Reference: arXiv 1611.09482 (caching in WaveNet); arXiv 1704.06001 (in PixelCNN); arXiv 1711.00937, section 3.3.
 
@@ -45,14 +46,14 @@ def sample(model: AutoregressiveModel, noise, condition=None, temperature=1.0) -
     model: The model.
     noise: Gumbel noise, float [T, B, G, ...] or [H, W, B, G, ...], see `noise_shape`.
     condition: As for `model.log_prob`.
-    temperature: 1 samples the model as it is, less makes likely values likelier, 0 takes the likeliest; a scalar, or
-      one for each of a position's values, [G].
+    temperature: >= 0; 1 samples from the model's distribution, a lower temperature favours probable values, and 0
+      takes the most probable value. A scalar, or one for each value of a position, [G].
 
   Returns:
     Values, int32 [B, *model.value_shape].
 
   Raises:
-    ValueError: The noise has another shape, or the condition other names or shapes.
+    ValueError: The noise has a wrong shape, or the condition has wrong names or shapes.
   """
   noise = _checked_noise(model, noise)
   start = generation_start(model, _sizes(noise)[model.num_position_axes])
@@ -62,25 +63,25 @@ def sample(model: AutoregressiveModel, noise, condition=None, temperature=1.0) -
 
 
 class Generation(NamedTuple):
-  """State of generation and the values drawn last."""
+  """State of a model during generation, and the values drawn last."""
 
-  state: Any  # of the model
+  state: Any  # from the model's `initial_state` or `step`
   x_before: tf.Tensor  # values of the last position, int32 [B, G]
 
 
 def generation_start(model: AutoregressiveModel, batch_size: int) -> Generation:
-  """Generation before the first position."""
+  """The state of generation before the first position."""
   return Generation(model.initial_state(batch_size), tf.zeros([batch_size, model.head.num_variables], tf.int32))
 
 
 def sample_steps(model: AutoregressiveModel, start: Generation, noise, projected, temperature=1.0):
-  """Draws the next steps of sequences, so that long ones can be made in parts.
+  """Samples the next steps of sequences, so that long sequences can be generated in parts.
 
   Args:
     model: A model of sequences.
-    start: `generation_start`, or what this function returned before.
+    start: `generation_start(...)`, or the `Generation` that this function returned for the steps before.
     noise: Gumbel noise of these steps, float [T, B, G, ...].
-    projected: `model.project_condition` of these steps, F frames with T a multiple of F.
+    projected: `model.project_condition` of these steps, with F frames, T a multiple of F.
     temperature: As for `sample`.
 
   Returns:
@@ -91,7 +92,7 @@ def sample_steps(model: AutoregressiveModel, start: Generation, noise, projected
 
 
 def _sample_rows(model, start, noise, projected, temperature):
-  """Draws grids, int32 [H, W, B, G]; each row begins with `model.row`."""
+  """Samples grids, int32 [H, W, B, G], row by row; `model.row` begins each row."""
   height, width, batch_size = _sizes(noise)[:3]
 
   def draw_row(row, generation, rows):
@@ -108,7 +109,7 @@ def _sample_rows(model, start, noise, projected, temperature):
 
 
 def _draw(model, start, noise, projected_at, temperature):
-  """Draws one position after another; `projected_at` gives the projected condition of each."""
+  """Samples position after position; `projected_at(index)` is the projected condition of a position."""
   num_positions, batch_size = _sizes(noise)[:2]
 
   def draw(index, generation, values):
@@ -124,7 +125,7 @@ def _draw(model, start, noise, projected_at, temperature):
 
 
 def sample_naive(model: AutoregressiveModel, noise, condition=None, temperature=1.0) -> tf.Tensor:
-  """The same samples as `sample` by running the whole network once per position: slow, plain, for comparison."""
+  """The same samples as `sample`, by running the whole network once per position; slow, as a reference."""
   noise = _checked_noise(model, noise)
   *positions, batch_size = _sizes(noise)[: model.num_position_axes + 1]
   num_positions = tf.reduce_prod(positions)
@@ -143,7 +144,7 @@ def sample_naive(model: AutoregressiveModel, noise, condition=None, temperature=
 
 
 def _checked_noise(model, noise):
-  """The noise as a tensor; checks its shape as far as it is known."""
+  """Converts the noise to a tensor, and checks the known part of its shape."""
   noise = tf.convert_to_tensor(noise)
   expected = (*model.value_shape[: model.num_position_axes], None, *model.head.noise_shape)
   if not noise.shape.is_compatible_with(expected):
@@ -152,12 +153,12 @@ def _checked_noise(model, noise):
 
 
 def _batch_first(model, values):
-  """Values [positions..., B, G] as the model takes them, [B, *value_shape]."""
+  """Transposes values, [positions..., B, G] -> [B, *value_shape]."""
   num_axes = model.num_position_axes
   values = tf.transpose(values, [num_axes, *range(num_axes), num_axes + 1])
   return values if len(model.value_shape) > num_axes else values[..., 0]
 
 
 def _sizes(x):
-  """The sizes of a tensor's dimensions, each a number where it is known."""
+  """The sizes of a tensor's dimensions: numbers where they are known, else scalar tensors."""
   return [tf.shape(x)[axis] if size is None else size for axis, size in enumerate(x.shape)]

@@ -1,4 +1,4 @@
-"""The VQ-VAE of spectra: everything but the decoder of speech, trained on a cheap target."""
+"""The speech VQ-VAE without its decoder, trained to predict spectrograms."""
 
 import keras
 import tensorflow as tf
@@ -13,14 +13,14 @@ from tfvq.ops.values import outside
 
 @keras.saving.register_keras_serializable("tfvq")
 class SpectralVQVAE(LikelihoodModel):
-  """Encoder, quantiser and conditioner; a linear map of the condition predicts the log-mel spectra.
+  """Encoder, quantiser and conditioner, whose output a linear layer maps to the log-mel spectrogram.
 
-  A step of it costs a fiftieth of one with a WaveNet, so that codes can be learned before a decoder listens to them.
+  A training step takes a fiftieth of the time of one with a WaveNet. It is used to learn the codes before the decoder.
 
-  Deviation: the paper trains encoder and quantiser through the WaveNet alone.
+  Deviation: arXiv 1711.00937 trains encoder and quantiser only together with the WaveNet.
 
   Args:
-    encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D], or [B, T / hop, G, D] with G latents a frame.
+    encoder: Keras model, audio float [B, T] -> z_e [B, T / hop, D], or [B, T / hop, G, D] with G latents per frame.
     quantizer: `tfvq.layers.Quantizer` of dimension D.
     conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
     hop_samples: Samples per frame.
@@ -31,11 +31,11 @@ class SpectralVQVAE(LikelihoodModel):
     {"audio": float [B, T] in -1..1, T a multiple of `hop_samples`, "speaker": integers [B]}.
 
   Output shape:
-    Mean squared error of each clip's spectra, float [B].
+    Mean squared error of each clip's predicted spectrogram, float [B].
 
   Training behaviour:
-    `compile(optimizer)` and `fit` minimise that error and the quantiser's loss. Metrics: `mel_error`, `perplexity`,
-    `codebook_usage`. Nothing is quantised while `quantizing` is False.
+    `compile(optimizer)` and `fit` minimise this error and the quantiser's losses. Metrics: `mel_error`, `perplexity`,
+    `codebook_usage`. While `quantizing` is False, the conditioner gets z_e itself and the quantiser is not trainable.
 
   Example:
     >>> model = SpectralVQVAE(log_mel_encoder(embedding_dim=4, hidden_units=8), VectorQuantizer(16, 4),
@@ -52,8 +52,8 @@ class SpectralVQVAE(LikelihoodModel):
     self.hop_samples = hop_samples
     self.sample_rate_hz = sample_rate_hz
     self.num_speakers = num_speakers_of(conditioner)
-    self.quantizing = True
-    # Within a recording no code stands beside silence: so far from a training clip's ends nothing is learned.
+    self._quantizing = True
+    # Training clips are cut out of recordings. Frames whose receptive field extends past the clip are not trained on.
     self.margin_frames = context_of(encoder) + context_of(conditioner)
     self.log_mel = LogMel(
       hop_samples=hop_samples, sample_rate_hz=sample_rate_hz, dtype=full_precision(self.variable_dtype)
@@ -63,29 +63,47 @@ class SpectralVQVAE(LikelihoodModel):
     self._mel_error = keras.metrics.Mean(name="mel_error")
     self.built = True
 
+  @property
+  def quantizing(self) -> bool:
+    """Whether z_e is quantised. Compile the model after a change."""
+    return self._quantizing
+
+  @quantizing.setter
+  def quantizing(self, quantizing: bool):
+    self._quantizing = quantizing
+    # A quantiser that the loss does not depend on has no gradients.
+    self.quantizer.trainable = quantizing
+
   def call(self, inputs, training=False):
     z_q = self.codebook_vectors(inputs["audio"], training)
     return self.mel_error(inputs["audio"], self.condition(z_q, inputs["speaker"], training))
 
   def codebook_vectors(self, audio, training=False) -> tf.Tensor:
-    """Audio, float [B, T] -> z_q, of the shape of z_e, or z_e itself while nothing is quantised."""
+    """Audio, float [B, T] -> z_q, of the shape of z_e; z_e itself if `quantizing` is False."""
     z_e = for_any_batch(lambda audio: self.encoder(audio, training=training), audio)
     return self.quantizer(z_e, training=training) if self.quantizing else z_e
 
   def condition(self, z_q, speaker, training=False) -> tf.Tensor:
-    """The decoder's local condition, z_q as `codebook_vectors` gives it and integers [B] -> float [B, F, E]."""
+    """The decoder's local condition, z_q from `codebook_vectors` and speakers, integers [B] -> float [B, F, E]."""
     return for_any_batch(lambda z_q, speaker: self.conditioner((z_q, speaker), training=training), z_q, speaker)
 
   def mel_error(self, audio, condition) -> tf.Tensor:
-    """Mean squared error of the spectra of audio [B, T] as a condition [B, F, E] predicts them, [B].
+    """Mean squared error of the spectrogram that is predicted from a condition.
+
+    Args:
+      audio: Float [B, T].
+      condition: The result of `condition` for this audio, float [B, F, E].
+
+    Returns:
+      Float [B].
 
     Raises:
-      ValueError: The audio has no frame that is `margin_frames` from both ends.
+      ValueError: The audio is so short that no frame is `margin_frames` away from both ends.
     """
     if condition.shape[1] is not None and condition.shape[1] <= 2 * self.margin_frames:
       raise ValueError(
-        f"A clip of {condition.shape[1]} frames ({audio.shape[1]} samples) has no frame {self.margin_frames} from both "
-        f"its ends, which the networks look at: give at least {2 * self.margin_frames + 1} frames."
+        f"Clips of {condition.shape[1]} frames ({audio.shape[1]} samples) are shorter than the receptive field of the "
+        f"networks: give at least {2 * self.margin_frames + 1} frames."
       )
     inside = slice(self.margin_frames, -self.margin_frames or None)
     log_mel = tf.stop_gradient(self.log_mel(audio))[:, inside]
@@ -93,7 +111,7 @@ class SpectralVQVAE(LikelihoodModel):
     return tf.reduce_mean(tf.math.squared_difference(predicted, log_mel), axis=[1, 2])
 
   def example_losses(self, x, y_pred, training):
-    """Mean squared error of each clip's spectra, float [B]."""
+    """Mean squared error of each clip's predicted spectrogram, float [B]."""
     del x, training
     self._mel_error.update_state(y_pred)
     return y_pred

@@ -1,4 +1,4 @@
-"""The networks around the quantiser of speech: encoders, and the conditioner of the decoder."""
+"""The networks around the quantiser of speech: encoders, and the conditioner for the decoder."""
 
 import keras
 
@@ -7,7 +7,7 @@ from tfvq.layers.voice_perturbation import VoicePerturbation
 
 
 def context_of(network: keras.Model) -> int:
-  """How many outputs on either side of one overlap with its receptive field, for a chain of convolutions."""
+  """Number of outputs on either side of an output that its receptive field reaches, for a chain of convolutions."""
   field, stride = 1, 1
   for layer in network.layers:
     if isinstance(layer, LogMel):
@@ -28,16 +28,16 @@ def num_speakers_of(conditioner: keras.Model) -> int:
 def waveform_encoder(
   embedding_dim: int, strides: tuple[int, ...] = (2,) * 6, hidden_units: int = 256, latents_per_position: int = 1
 ) -> keras.Model:
-  """The encoder on raw audio: strided convolutions of window 2 * stride.
+  """An encoder of raw audio: strided convolutions with kernels of size 2 * stride.
 
-  Reference: arXiv 1711.00937, section 4.3: six of stride 2 and window 4 make 64 samples a code.
-  Deviation: one more, of window 3, after them.
+  Reference: arXiv 1711.00937, section 4.3: six convolutions with stride 2 and kernel size 4, 64 samples per code.
+  Deviation: one more convolution, with kernel size 3, after them.
 
   Args:
-    embedding_dim: D.
-    strides: Stride of each convolution; their product is the number of samples per frame.
-    hidden_units: Channels of every convolution.
-    latents_per_position: G, latents of each frame.
+    embedding_dim: D, dimension of the codebook.
+    strides: Stride of each convolution; their product is `hop`, the number of samples per frame.
+    hidden_units: Channels of the convolutions.
+    latents_per_position: G, number of latents per frame.
 
   Returns:
     A model, audio float [B, T] in -1..1 -> z_e [B, T / hop, D]; [B, T / hop, G, D] if G > 1.
@@ -60,19 +60,18 @@ def log_mel_encoder(
   voice_perturbation: float = 0.0,
   sample_rate_hz: int = 16_000,
 ) -> keras.Model:
-  """The encoder on log-mel spectra: two convolutions over five frames, then residual blocks.
+  """An encoder of log-mel spectrograms: two convolutions over five frames, then residual blocks.
 
-  Deviation: the paper's encoder sees the raw waveform; this one learns in less time.
+  Deviation: the input of the encoder in arXiv 1711.00937 is the raw waveform; this one trains in less time.
 
   Args:
-    embedding_dim: D.
+    embedding_dim: D, dimension of the codebook.
     hop_samples: Samples per frame.
     hidden_units: Channels of the convolutions.
-    num_mel_bands: Bands of the spectra.
-    dilation_rates: One for each residual block.
-    latents_per_position: G, latents of each frame.
-    voice_perturbation: Range of the logarithm of the factor by which frequencies are scaled in training, see
-      `tfvq.layers.VoicePerturbation`; 0 for none.
+    num_mel_bands: Number of mel bands.
+    dilation_rates: Dilation rates of the residual blocks, one for each.
+    latents_per_position: G, number of latents per frame.
+    voice_perturbation: `scale` of `tfvq.layers.VoicePerturbation`, which changes the voices in training; 0 for none.
     sample_rate_hz: Sample rate of the audio.
 
   Returns:
@@ -96,17 +95,17 @@ def conditioner(
   dilation_rates: tuple[int, ...] = (),
   latents_per_position: int = 1,
 ) -> keras.Model:
-  """Three convolutions over codebook vectors and the speaker, then residual blocks: the decoder's local condition.
+  """A network from codebook vectors and the speaker to the decoder's local condition: convolutions, residual blocks.
 
   Args:
-    embedding_dim: D.
+    embedding_dim: D, dimension of the codebook.
     num_speakers: Number of speakers.
-    condition_dim: E, channels of every convolution and of the output.
-    dilation_rates: One for each residual block.
-    latents_per_position: G, latents of each frame.
+    condition_dim: E, channels of all convolutions and of the output.
+    dilation_rates: Dilation rates of the residual blocks, one for each.
+    latents_per_position: G, number of latents per frame.
 
   Returns:
-    A model, (z_q float [B, F, D] or [B, F, G, D], speaker integers [B]) -> float [B, F, E].
+    A model, (z_q float [B, F, D] or, if G > 1, [B, F, G, D]; speaker integers [B]) -> float [B, F, E].
   """
   several = latents_per_position > 1
   z_q = keras.Input((None, latents_per_position, embedding_dim) if several else (None, embedding_dim), name="z_q")
@@ -124,7 +123,7 @@ def conditioner(
 
 
 def _latents(x, embedding_dim, latents_per_position):
-  """Splits the features of frames into latents, [B, F, C] -> [B, F, D] or [B, F, G, D]."""
+  """Projects the features of frames to latents, [B, F, C] -> [B, F, D], or [B, F, G, D] if G > 1."""
   x = keras.layers.Conv1D(latents_per_position * embedding_dim, 1)(x)
   return keras.layers.Reshape((-1, latents_per_position, embedding_dim))(x) if latents_per_position > 1 else x
 
@@ -132,7 +131,8 @@ def _latents(x, embedding_dim, latents_per_position):
 def _dilated_residual(x, dilation_rate):
   """A residual block of a dilated and a pointwise convolution, initialised as the identity.
 
-  ELU, here and around it: of rectified units Muon switches off all within some hundred steps, for good.
+  The activations, here and in the networks, are ELUs because ReLUs die: with Muon, nearly all are zero for every input
+  after some hundred steps.
   """
   channels = x.shape[-1]
   inner = keras.layers.Conv1D(channels, 3, padding="same", dilation_rate=dilation_rate, activation="elu")(x)

@@ -1,4 +1,4 @@
-"""The variational autoencoder with Gaussian latents: the continuous baseline of the paper's likelihood table."""
+"""The variational autoencoder with Gaussian latents, the paper's continuous baseline."""
 
 import keras
 import tensorflow as tf
@@ -17,9 +17,9 @@ class VAE(Autoencoder):
   Reference: arXiv 1711.00937, section 4.1 (the baseline of 4.51 bits/dim); arXiv 1312.6114.
 
   Args:
-    encoder: Keras model, data [B, ...] -> mean and log standard deviation, float [B, ..., 2D].
+    encoder: Keras model, data [B, ...] -> means and log standard deviations of the latents, float [B, ..., 2D].
     decoder: `tfvq.models.Decoder`, the distribution of data given latents [B, ..., D].
-    seed: Seed of the latents drawn in training and evaluation.
+    seed: Seed of the latents that are sampled in training and evaluation.
     **kwargs: As for `keras.Model`.
 
   Training behaviour:
@@ -58,7 +58,7 @@ class VAE(Autoencoder):
     return losses + y_pred["latent_nats"] / num_values(x)
 
   def reconstruct(self, x, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
-    """Data from the mean of their latents; the other arguments and the result are those of `decode_latents`."""
+    """Decodes the mean of the data's latents; other arguments and result as for `decode_latents`."""
     mean, _ = tf.split(self.encoder(x), 2, axis=-1)
     return self.decode_latents(mean, condition, noise, temperature)
 

@@ -21,17 +21,17 @@ class VIMCO(Autoencoder):
   Args:
     encoder: Keras model, data [B, ...] -> logits of the latents, float [B, ..., K].
     decoder: `tfvq.models.Decoder`, the distribution of data given embedded latents [B, ..., D].
-    num_embeddings: K.
-    embedding_dim: D.
-    num_samples: Samples of the latents per datum, >= 2.
-    seed: Seed of these samples.
+    num_embeddings: K, number of values of a latent.
+    embedding_dim: D, size of the vector that embeds a latent for the decoder.
+    num_samples: S, samples of the latents per example, >= 2.
+    seed: Seed of the samples.
     **kwargs: As for `keras.Model`.
 
   Raises:
-    ValueError: There are fewer than two samples.
+    ValueError: `num_samples` is less than 2.
 
   Output shape:
-    A dict, see `Autoencoder`, from the most probable latents of each datum, with what they cost under a uniform prior.
+    A dict, see `Autoencoder`, for the most probable latents of each example and their cost under a uniform prior.
 
   Training behaviour:
     `compile(optimizer)` and `fit` maximise the multi-sample bound
@@ -69,14 +69,14 @@ class VIMCO(Autoencoder):
     return to_full_precision(for_any_batch(lambda x: self.encoder(x, training=training), x))
 
   def _log_prior(self, dtype):
-    """Log-probability of any latents of a datum in nats, float scalar."""
+    """Log-probability of an example's latents under the uniform prior in nats, float scalar."""
     return tf.constant(-np.prod(self.encoder.output_shape[1:-1]) * np.log(self.num_embeddings), dtype)
 
   def _samples(self, x, training):
-    """Draws S latents for each datum.
+    """Samples the latents of each example S times.
 
     Returns:
-      `(embedded latents [S B, ..., D], latent_nats [S, B])`, the latter log q(z | x) - log p(z) in nats.
+      `(embedded latents [S B, ..., D], latent_nats [S, B])`, where latent_nats is log q(z | x) - log p(z).
     """
     logits = self._logits(x, training)
     repeated = tf.repeat(logits[tf.newaxis], self.num_samples, axis=0)
@@ -90,7 +90,7 @@ class VIMCO(Autoencoder):
 
   def example_losses(self, x, y_pred, training):
     """The negative surrogate of each example's bound, in nats per data value, float [B]."""
-    # The bound needs samples, where `call` gives the most probable latents; a graph leaves out what `call` did.
+    # The bound needs samples, but `call` uses the most probable latents. A graph drops the computations of `call`.
     del y_pred
     x, condition = split_condition(x)
     z, latent_nats = self._samples(x, training)
@@ -100,21 +100,21 @@ class VIMCO(Autoencoder):
     latent_nats = tf.cast(latent_nats, log_prob.dtype)
     log_weights = tf.reshape(log_prob, tf.shape(latent_nats)) - latent_nats
     bound, surrogate = vimco_objective(log_weights, latent_nats)
-    # The first sample of each datum stands for all in the PSNR.
+    # The PSNR is computed for the first sample of each example.
     self.update_metrics(x, bound, None if mode is None else mode[: tf.shape(x)[0]])
     return -surrogate / num_values(x)
 
   def encode(self, x) -> tf.Tensor:
-    """Most probable codes, int32 [B, ...]."""
+    """Most probable codes of data, [B, ...] -> int32 [B, ...]."""
     return tf.argmax(self.encoder(x), axis=-1, output_type=tf.int32)
 
   def decode(self, codes, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
-    """Data from codes, int32 [B, ...]; the other arguments and the result are those of `decode_latents`."""
+    """Decodes codes, int32 [B, ...]; other arguments and result as for `decode_latents`."""
     check_values(tf.convert_to_tensor(codes), self.num_embeddings, f"Codes of {self.name}")
     return self.decode_latents(self.embedding(codes), condition, noise, temperature)
 
   def reconstruct(self, x, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
-    """Data from their most probable codes; the other arguments and the result are those of `decode_latents`."""
+    """Decodes the most probable codes of data; other arguments and result as for `decode_latents`."""
     return self.decode(self.encode(x), condition, noise, temperature)
 
   def get_config(self):
@@ -128,7 +128,7 @@ class VIMCO(Autoencoder):
 
 
 def vimco_objective(log_weights: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """The multi-sample bound and a surrogate with its VIMCO gradient.
+  """The multi-sample bound, and a surrogate objective that has the VIMCO gradient.
 
   Reference: arXiv 1602.06725, eq. 9-11.
 
@@ -137,7 +137,7 @@ def vimco_objective(log_weights: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor
     log_q: log q(z_s | x) up to a constant, float [S, B].
 
   Returns:
-    `(bound, surrogate)`, float [B] each; the surrogate's gradient estimates that of the expected bound.
+    `(bound, surrogate)`, float [B] each, in nats; the gradient of the surrogate estimates that of the expected bound.
   """
   num_samples = tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
   log_num = tf.math.log(num_samples)

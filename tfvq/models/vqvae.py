@@ -11,7 +11,7 @@ from tfvq.ops.empty_batch import for_any_batch
 
 @keras.saving.register_keras_serializable("tfvq")
 class VQVAE(Autoencoder):
-  """Encoder, quantiser and decoder, trained together.
+  """An autoencoder with a quantiser between encoder and decoder, trained together.
 
   Reference: arXiv 1711.00937, section 3 and eq. 3.
 
@@ -22,16 +22,16 @@ class VQVAE(Autoencoder):
     **kwargs: As for `keras.Model`.
 
   Input shape:
-    x: what encoder and decoder take: images, uint8 or float [B, H, W, channels] in 0..255, or integers such as other
-    codes; or a pair (x, condition), see `Autoencoder`.
+    x: data that both encoder and decoder take, such as images, uint8 or float [B, H, W, channels] in 0..255, or the
+    codes of another model, integers; or a pair (x, condition), see `Autoencoder`.
 
   Output shape:
     A dict, see `Autoencoder`.
 
   Training behaviour:
     `compile(optimizer)` and `fit` on `x` or `((x, condition),)` minimise eq. 3, with log p(x | z_q) averaged over the
-    values of x. Metrics: `perplexity`, `codebook_usage`, `psnr_db` where the decoder has a mode, and `bits_per_dim`
-    (the bound with a uniform prior over the codes) where the decoder is discrete.
+    values of x. Metrics: `perplexity`, `codebook_usage`; `psnr_db` if the decoder has a mode; `bits_per_dim` (the bound
+    with a uniform prior over the codes) if the decoder's distribution is discrete.
 
   Example:
     >>> network = image_decoder((8, 8, 3), embedding_dim=4, hidden_units=8)
@@ -52,24 +52,24 @@ class VQVAE(Autoencoder):
   def bottleneck(self, x, training=False):
     z_e = for_any_batch(lambda x: self.encoder(x, training=training), x)
     z_q = self.quantizer(z_e, training=training)
-    # The prior is uniform while the autoencoder trains: log K for each of a datum's codes.
+    # The prior is uniform while the autoencoder is trained: each code of an example costs log K nats.
     latent_nats = math.prod(self.encoder.output_shape[1:-1]) * self.quantizer.bits * math.log(2)
     return z_q, tf.fill([tf.shape(x)[0]], latent_nats)
 
   def encode(self, x) -> tf.Tensor:
-    """Codes of data, int32 [B, ..., *quantizer.code_shape]."""
+    """Encodes data, [B, ...] -> codes, int32 [B, ..., *quantizer.code_shape]."""
     return self.quantizer.encode(self.encoder(x))
 
   def decode(self, codes, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
-    """Data from codes, int32 [B, ..., *quantizer.code_shape]; the rest is as for `decode_latents`."""
+    """Decodes codes, int32 [B, ..., *quantizer.code_shape]; other arguments and result as for `decode_latents`."""
     return self.decode_latents(self.quantizer.decode(codes), condition, noise, temperature)
 
   def reconstruct(self, x, condition=None, noise=None, temperature=1.0) -> tf.Tensor:
-    """Data from their own codes; the other arguments and the result are those of `decode_latents`."""
+    """Encodes and decodes data; other arguments and result as for `decode_latents`."""
     return self.decode(self.encode(x), condition, noise, temperature)
 
   def adapt(self, x) -> None:
-    """Fits the quantiser to the encoder's output for `x`, by k-means if it has a codebook; call it before training."""
+    """Fits the quantiser to the encoder's output for data `x`, [B, ...], before training; see `Quantizer.adapt`."""
     self.quantizer.adapt(self.encoder(x))
 
   def get_config(self):

@@ -1,4 +1,4 @@
-"""The WaveNet: the decoder of speech, the prior over its codes, and a model of audio by itself."""
+"""The WaveNet: the decoder of speech, the prior over its codes, or a model of audio."""
 
 from typing import NamedTuple
 
@@ -12,37 +12,37 @@ from tfvq.ops.mu_law import compress, expand
 
 
 class WaveNetState(NamedTuple):
-  """The state of generation."""
+  """The state of generation between two steps."""
 
-  rings: tf.Tensor  # for each layer its last dilation_rate inputs, one layer after another, [sum of the rates, B, C]
-  time: tf.Tensor  # steps done, int scalar
+  rings: tf.Tensor  # ring buffers of each layer's last dilation_rate inputs, concatenated, [sum of the rates, B, C]
+  time: tf.Tensor  # number of steps done, int scalar
 
 
 @keras.saving.register_keras_serializable("tfvq")
 class WaveNet(AutoregressiveModel):
-  """Autoregressive model of a sequence, with cached generation.
+  """Autoregressive model of a sequence, with cached activations in generation.
 
   Reference: arXiv 1609.03499; as decoder and prior: arXiv 1711.00937, sections 4.3 and 3.3.
-  Deviation: skip connections of all layers are projected at once, in the head; values sharing a step are ordered in
-  the head only.
+  Deviation: the head projects the skip connections of all layers at once; only the head orders the values of a step.
 
   Args:
     head: Output distribution: `tfvq.layers.CategoricalHead` or `tfvq.layers.LogisticMixtureHead`. Its `num_variables`
-      G is the number of values per step, its `num_values` K that of what each can be.
-    channels: C, residual and skip channels.
-    dilation_rates: One for each layer, such as (1, 2, 4, 8) * 2.
-    ordinal: Whether neighbouring values mean similar things, as audio does, companded or not; they then enter as
-      numbers, else by an embedding.
-    condition_dim: E: conditions on "local", frames, float [B, F, E] with T a multiple of F, each of them holding for
-      T / F steps; 0 for none.
-    num_speakers: Conditions on "speaker", integers [B] in 0..num_speakers-1; 0 for none.
-    audio_values: `tfvq.layers.AudioValues`, saved with the model: what turns audio into its values and back; None where
-      its values are not audio, or another model holds the layer.
+      is G, the number of values per step; its `num_values` is K, the number of values that each can have.
+    channels: C, residual and skip channels, >= 1.
+    dilation_rates: Dilation rates of the layers, such as (1, 2, 4, 8) * 2.
+    ordinal: Whether neighbouring values have similar meanings, like those of audio, companded or not. If so, the
+      network gets them as numbers, else by an embedding.
+    condition_dim: E, channels of frames that the model is conditioned on, by the condition "local", float [B, F, E],
+      where T is a multiple of F and each frame covers T / F steps. 0 for none.
+    num_speakers: Number of speakers that the model is conditioned on, by the condition "speaker", integers [B] in
+      0..num_speakers-1; 0 for none.
+    audio_values: `tfvq.layers.AudioValues`, which converts audio to the model's values and back, to be saved with the
+      model. None if the values are not audio, or if another model contains the layer.
     **kwargs: As for `keras.Model`.
 
   Input shape:
-    x: integers [B, T, G]; or a pair (x, condition), see `AutoregressiveModel`. The condition may be None, but not under
-    a `tf.distribute` strategy, which takes x alone.
+    x: integers [B, T, G]; or a pair (x, condition), see `AutoregressiveModel`. The condition may be None, except under
+    a `tf.distribute` strategy: give x alone there.
 
   Output shape:
     Parameters of the output distribution, float [B, T, ...].
@@ -73,7 +73,7 @@ class WaveNet(AutoregressiveModel):
   ):
     super().__init__(**kwargs)
     if not dilation_rates:
-      raise ValueError("dilation_rates must name one layer or more.")
+      raise ValueError("dilation_rates is empty: give one rate for each layer.")
     self.head = head
     self.channels = channels
     self.dilation_rates = tuple(dilation_rates)
@@ -118,7 +118,7 @@ class WaveNet(AutoregressiveModel):
 
   @property
   def receptive_field(self) -> int:
-    """Number of previous steps on which the distribution of a step depends."""
+    """Size of the receptive field: the number of previous steps on which the distribution of a step depends."""
     return 1 + sum(self.dilation_rates)
 
   def build(self, input_shape=None):
@@ -130,7 +130,7 @@ class WaveNet(AutoregressiveModel):
       self.local_projection.build((None, self.condition_dim))
     if self.num_speakers:
       self.speaker_embedding.build()
-    if not self.head.built:  # it is where the model is being loaded
+    if not self.head.built:  # a head that is loaded with the model is built already
       self.head.build((None, len(self.blocks) * self.channels))
     self.built = True
 
@@ -143,14 +143,14 @@ class WaveNet(AutoregressiveModel):
     del training
     batch_size, num_steps = tf.shape(x)[0], tf.shape(x)[1]
     x = _time_major(x)
-    # The features stay as the layers have them, and only what they come to is transposed.
+    # Only the result is transposed; the features remain time-major.
     parameters = self.head(self._time_major_features(x, batch_size, condition), x)
     return tf.transpose(tf.reshape(self.head.log_prob(parameters, x), [num_steps, batch_size]))
 
   def _time_major_features(self, x, batch_size, condition):
     """Values [T * B, G] -> features [T * B, L C]."""
     x = self.embed(x)
-    # From here on a step may look at itself: the input has moved on by one step.
+    # After this shift by one step, layers may use the input at their own step.
     x = tf.concat([tf.zeros([batch_size, self.channels], x.dtype), x[:-batch_size]], axis=0)
     skips = []
     for block, projected in zip(self.blocks, self.per_layer(self.project_condition(condition)), strict=True):
@@ -159,7 +159,7 @@ class WaveNet(AutoregressiveModel):
     return tf.concat(skips, axis=-1)
 
   def embed(self, x):
-    """Embeds the values of a step for the first layer, integers [..., G] -> float [..., C]."""
+    """Embeds values for the first layer, integers [..., G] -> float [..., C]."""
     if not self.ordinal:
       rows = x + self.head.num_values * tf.range(self.head.num_variables)
       return tf.reduce_sum(self.embedding(rows), axis=-2)
@@ -167,7 +167,11 @@ class WaveNet(AutoregressiveModel):
     return self.embedding(tf.concat([numbers, expand(numbers), compress(numbers)], axis=-1))
 
   def project_condition(self, condition=None) -> tf.Tensor:
-    """What a condition adds to the pre-activations of all layers, float [F or 1, B or 1, 2 C L]; zeros for none."""
+    """Projects a condition to the pre-activations of all L layers.
+
+    Returns:
+      Float [F or 1, B or 1, 2 C L]; zeros if there is no condition.
+    """
     condition = self.checked_condition(condition)
     projected = tf.zeros([1, 1, 2 * self.channels * len(self.blocks)], self.compute_dtype)
     if self.num_speakers:
@@ -179,21 +183,21 @@ class WaveNet(AutoregressiveModel):
     return projected
 
   def per_layer(self, projected) -> list[tf.Tensor]:
-    """Splits a projected condition by layer, [..., 2 C L] -> L times [..., 2 C]."""
+    """Splits a projected condition into parts for each layer, [..., 2 C L] -> L tensors [..., 2 C]."""
     return tf.split(projected, len(self.blocks), axis=-1)
 
   def initial_state(self, batch_size: int) -> WaveNetState:
-    """The state before the first step."""
+    """The state before the first step, zeros."""
     shape = [sum(self.dilation_rates), batch_size, self.channels]
     return WaveNetState(rings=tf.zeros(shape, self.compute_dtype), time=tf.constant(0))
 
   def step(self, x_before, state: WaveNetState, projected) -> tuple[tf.Tensor, WaveNetState]:
-    """One step of generation.
+    """Computes one step of generation.
 
     Args:
-      x_before: The values of the step before, integers [B, G]; not looked at in the first step.
+      x_before: The values of the step before, integers [B, G]; ignored in the first step.
       state: The state before this step.
-      projected: This step's frame of what `project_condition` gives, float [B or 1, 2 C L].
+      projected: The frame of this step in the result of `project_condition`, float [B or 1, 2 C L].
 
     Returns:
       `(features [B, L C], state after this step)`.
@@ -202,21 +206,21 @@ class WaveNet(AutoregressiveModel):
     places = (np.cumsum(rates) - rates + state.time % rates)[:, tf.newaxis]
     x = self.embed(x_before)
     x = tf.where(state.time > 0, x, tf.zeros_like(x))
-    # All layers' pasts are known before the step begins: one gather and one scatter serve them all.
+    # The past inputs of all layers are known before the step, so that one gather and one scatter are enough.
     features, inputs = self.advance(x, tf.unstack(tf.gather_nd(state.rings, places)), projected)
     rings = tf.tensor_scatter_nd_update(state.rings, places, tf.stack(inputs))
     return features, WaveNetState(rings=rings, time=state.time + 1)
 
   def advance(self, x, pasts, projected):
-    """The layers' part of a step.
+    """Runs the layers for one step, without state.
 
     Args:
-      x: What the first layer sees, float [B, C].
-      pasts: For each layer its input of `dilation_rate` steps before, float [B, C].
+      x: Input of the first layer, float [B, C].
+      pasts: For each layer, its input of `dilation_rate` steps before, float [B, C].
       projected: As for `step`.
 
     Returns:
-      `(features [B, L C], each layer's input)`.
+      `(features [B, L C], list of the layers' inputs, [B, C] each)`.
     """
     inputs, skips = [], []
     for block, past, layer_projected in zip(self.blocks, pasts, self.per_layer(projected), strict=True):

@@ -1,6 +1,6 @@
-"""Pruning of WaveNets: masks of what is kept, and removal of the rest.
+"""Pruning of WaveNets: masks for the weights that are kept, and removal of pruned layers and channels.
 
-References: arXiv 1802.08435 (blocks of weights in recurrent vocoders).
+Reference: arXiv 1802.08435 (pruning of blocks of weights in recurrent vocoders).
 """
 
 import functools
@@ -12,16 +12,16 @@ import numpy as np
 from tfvq.models.wavenet import WaveNet
 
 Mask = tuple[keras.Variable, np.ndarray]
-Importance = Callable[[keras.Variable], np.ndarray]  # of each weight of a variable, >= 0; 0 for a weight of 0
+Importance = Callable[[keras.Variable], np.ndarray]  # variable -> importance of each weight, >= 0; 0 if it is 0
 
 
 def magnitude(variable: keras.Variable) -> np.ndarray:
-  """The importance of weights without known gradients: their magnitude."""
+  """Magnitude of weights, the importance if gradients are not known."""
   return np.abs(np.array(variable))
 
 
 def masks_of(method: str, block_size: int) -> Callable[..., list[Mask]]:
-  """The function that chooses the masks: `block_masks`, `channel_masks` or `layer_masks`."""
+  """The function that computes the masks of a method, "blocks", "channels" or "layers"."""
   if method == "blocks":
     return functools.partial(block_masks, block_size=block_size)
   return {"channels": channel_masks, "layers": layer_masks}[method]
@@ -30,16 +30,16 @@ def masks_of(method: str, block_size: int) -> Callable[..., list[Mask]]:
 def block_masks(
   wavenet: WaveNet, sparsity: float, importance: Importance = magnitude, *, block_size: int
 ) -> list[Mask]:
-  """Keeps the most important blocks of all kernels together.
+  """Masks that keep the most important blocks, ranked over all kernels together.
 
   Args:
     wavenet: The network.
-    sparsity: Share of the blocks to prune, rounded down to whole blocks.
-    importance: Of the weights; that of a block is the norm of its weights'.
-    block_size: Inputs of one output that make a block.
+    sparsity: Fraction of the blocks to prune, rounded down to whole blocks.
+    importance: Importance of the weights; that of a block is the norm of its weights' importances.
+    block_size: Number of consecutive inputs of one output that form a block, >= 1.
 
   Returns:
-    Kernels with masks of zeros and ones.
+    Kernels with their masks of zeros and ones, of the same shape.
   """
   kernels = _kernels(wavenet)
   norms = [_block_norms(importance(kernel), block_size) for kernel in kernels]
@@ -52,10 +52,12 @@ def block_masks(
 
 
 def has_zero_blocks(wavenet: WaveNet, block_size: int, least: float = 0.0) -> bool:
-  """Whether at least half the weights of all kernels are zero, and all zeros in blocks as `block_masks` makes them.
+  """Whether at least half of all kernels' weights are zero, and all zeros are in blocks as `block_masks` makes them.
 
-  Each kernel by itself must have at least the share `least` of zeros. False where the inputs of a kernel are no
-  multiple of the block size.
+  Args:
+    wavenet: The network.
+    block_size: As for `block_masks`. The result is False if it does not divide the number of inputs of every kernel.
+    least: Minimum fraction of zeros in each kernel.
   """
   num_zeros, num_weights = 0, 0
   for kernel in _kernels(wavenet):
@@ -71,7 +73,10 @@ def has_zero_blocks(wavenet: WaveNet, block_size: int, least: float = 0.0) -> bo
 
 
 def channel_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
-  """Keeps the most important channels of the residual stream, and as many gates in each layer."""
+  """Masks that keep the most important channels of the residual stream, and as many gates in each layer.
+
+  Arguments and result are as for `block_masks`.
+  """
   num_dead = min(wavenet.channels - 1, int(sparsity * wavenet.channels))
   stream = _mask_of_lowest(_stream_norms(wavenet, importance), num_dead)
   gates = [_mask_of_lowest(norms, num_dead) for norms in _gate_norms(wavenet, importance)]
@@ -83,7 +88,10 @@ def channel_masks(wavenet: WaveNet, sparsity: float, importance: Importance = ma
 
 
 def layer_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magnitude) -> list[Mask]:
-  """Keeps the layers with the largest weights into later layers and the head."""
+  """Masks that keep the layers with the most important weights into later layers and the head.
+
+  Arguments and result are as for `block_masks`.
+  """
   norms = np.array([np.linalg.norm(norms) for norms in _gate_norms(wavenet, importance)])
   kept = _mask_of_lowest(norms, min(len(norms) - 1, int(sparsity * len(norms))))
   masks = [
@@ -96,7 +104,7 @@ def layer_masks(wavenet: WaveNet, sparsity: float, importance: Importance = magn
 
 
 def remove_pruned(wavenet: WaveNet) -> WaveNet:
-  """A smaller network with the same output: without the layers and channels whose output weights are all zero."""
+  """Copies a network without the layers and channels whose output weights are all zero; its output is the same."""
   channels = wavenet.channels
   gate_norms = _gate_norms(wavenet)
   layers = [layer for layer, norms in enumerate(gate_norms) if norms.any()] or [0]
@@ -136,7 +144,7 @@ def remove_pruned(wavenet: WaveNet) -> WaveNet:
 
 
 def _kernels(wavenet):
-  """The kernels of all products whose inputs are not one-hot."""
+  """The kernels of all matrix products whose inputs are not one-hot."""
   layers = [
     layer for block in wavenet.blocks for layer in ((block.conv,) if block.last else (block.conv, block.residual))
   ]
@@ -144,13 +152,13 @@ def _kernels(wavenet):
 
 
 def _block_norms(kernel, block_size):
-  """Norms of the blocks, [inputs / block_size, outputs]; the last block may be cut short."""
+  """Norms of the blocks, [ceil(inputs / block_size), outputs]; the last blocks may be shorter."""
   padded = np.pad(kernel, [(0, -len(kernel) % block_size), (0, 0)])
   return np.linalg.norm(padded.reshape(-1, block_size, kernel.shape[1]), axis=1)
 
 
 def _gate_norms(wavenet, importance=magnitude):
-  """For each layer the importance of what each of its gates gives to later layers and to the head, [C] each."""
+  """For each layer, the norm of the importances of each gate's weights into later layers and the head, [C]."""
   to_head = np.split(importance(wavenet.head.hidden.kernel), len(wavenet.blocks))
   norms = []
   for block, head in zip(wavenet.blocks, to_head, strict=True):
@@ -160,7 +168,7 @@ def _gate_norms(wavenet, importance=magnitude):
 
 
 def _stream_norms(wavenet, importance=magnitude):
-  """The importance of all that goes into each channel of the residual stream, [C]."""
+  """The norm of the importances of all weights into each channel of the residual stream, [C]."""
   sources = [importance(variable).reshape(-1, wavenet.channels) for variable in wavenet.embedding.variables]
   for block in wavenet.blocks:
     if not block.last:
@@ -169,12 +177,12 @@ def _stream_norms(wavenet, importance=magnitude):
 
 
 def _mask_of_lowest(norms, num):
-  """Ones, and zeros at the `num` lowest, float32."""
+  """A float32 mask with zeros at the `num` lowest norms and ones elsewhere."""
   mask = np.ones(norms.shape, np.float32)
   mask[np.argsort(norms, kind="stable")[:num]] = 0
   return mask
 
 
 def _highest(norms, num):
-  """Places of the `num` highest, in their order."""
+  """Indices of the `num` highest norms, in ascending order."""
   return np.sort(np.argsort(norms, kind="stable")[::-1][:num])

@@ -1,24 +1,24 @@
-"""How far vectors are from changing their code."""
+"""Distances of vectors to the nearest border between codes."""
 
 import numpy as np
 
-_VECTORS_PER_CHUNK = 1024  # whose distances to every codebook vector are in memory at once
+_VECTORS_PER_CHUNK = 1024  # bounds the memory for distances to all codebook vectors
 
 
 def cell_margin(z_e, codebook) -> np.ndarray:
-  """Distance of each vector to the border of its code's cell, less what rounding may add to it.
+  """Distance of each vector to the border of its code's Voronoi cell, minus a bound on rounding errors.
 
-  An error of a smaller norm cannot change the code, even if the look-up compares scores z.e - ||e||^2 / 2 in float32. A
-  look-up that centres the vectors first, or computes close distances exactly, rounds less.
+  An error with a smaller norm cannot change the code, even if the search compares scores z.e - ||e||^2 / 2 in float32.
+  A search that centres the vectors first, or recomputes close distances exactly, has smaller rounding errors.
 
   Args:
     z_e: Finite vectors, float [..., D].
     codebook: Float [K, D]. Equal vectors count as one code.
 
   Returns:
-    Float64 [...]; negative where rounding alone may change the code, infinite where all codes are equal.
+    Float64 [...]; negative if rounding alone may change the code, infinite if all codebook vectors are equal.
   """
-  # Float64 and centred: the products below lose nothing that matters.
+  # In float64 and centred, rounding errors of the products below are negligible.
   codebook = np.asarray(codebook, np.float64)
   centre = codebook.mean(axis=0)
   centred = codebook - centre
@@ -30,12 +30,12 @@ def cell_margin(z_e, codebook) -> np.ndarray:
   margins = np.empty(len(vectors))
   for start in range(0, len(vectors), _VECTORS_PER_CHUNK):
     chunk = np.asarray(vectors[start : start + _VECTORS_PER_CHUNK], np.float64)
-    distances = sizes - 2 * (chunk - centre) @ centred.T  # squared, less what is the same for every code
+    distances = sizes - 2 * (chunk - centre) @ centred.T  # squared, minus a term that is the same for every code
     nearest = np.argmin(distances, axis=-1)
     differences = distances - distances.min(axis=-1, keepdims=True)
     rounding = (chunk.shape[1] + 4) * np.finfo(np.float32).eps * (np.sum(np.square(chunk), axis=-1) + largest)
     between = sizes[nearest, np.newaxis] - 2 * centred[nearest] @ centred.T + sizes  # squared
-    # An error e moves the difference of two squared distances by at most 2 ||e|| times the distance of the codes.
+    # An error e changes the difference of two squared distances by at most 2 ||e|| times the distance of the codes.
     reach = 2 * np.sqrt(np.maximum(between, np.finfo(np.float64).tiny))
     is_same = identities[nearest, np.newaxis] == identities
     borders = np.where(is_same, np.inf, (differences - rounding[:, np.newaxis]) / reach)

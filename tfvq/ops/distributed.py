@@ -1,26 +1,27 @@
-"""Sums over the replicas of a `tf.distribute` strategy; with one replica they have no effect."""
+"""Reductions over the replicas of a `tf.distribute` strategy; they do nothing if there is only one replica."""
 
 import tensorflow as tf
 
 
 def num_replicas() -> int:
-  """Number of replicas in sync that run this code."""
+  """Number of replicas that run this code in sync."""
   context = tf.distribute.get_replica_context()
   return 1 if context is None else context.num_replicas_in_sync
 
 
 def share_of_loss(loss: tf.Tensor, added: tf.Tensor, num_examples: tf.Tensor, training: bool = True) -> tf.Tensor:
-  """Weights a replica's losses by its part of the global batch, because Keras sums the gradients of all replicas.
+  """Weights a replica's loss by its fraction of the global batch, because Keras sums the gradients of all replicas.
 
   Args:
-    loss: Mean over this replica's examples, float scalar.
-    added: Losses that layers have added, float scalar: its mean over the replicas is that of the global batch.
+    loss: Mean loss of this replica's examples, float scalar.
+    added: Sum of the losses that layers added, float scalar. Its mean over the replicas is that of the global batch.
     num_examples: Number of this replica's examples, float scalar; it may differ between replicas, and may be zero.
     training: Whether the gradient is needed.
 
   Returns:
-    The loss and the mean of `added` over the replicas, divided by the number of replicas; Keras's loss metric
-    multiplies by that number. The gradient of `loss` is weighted by the fraction of all examples that this replica has.
+    A scalar. Its value is `loss` plus the mean of `added` over the replicas, divided by the number of replicas, because
+    Keras's loss metric multiplies by that number. In its gradient, `loss` is weighted by this replica's fraction of the
+    examples.
   """
   if num_replicas() == 1:
     return loss + added
@@ -39,7 +40,7 @@ def replica_seed(generator) -> tf.Tensor:
 
 
 def one_hot_replica(value: tf.Tensor) -> tf.Tensor:
-  """A vector [num_replicas] with a scalar at this replica's index; the sum over replicas has the scalars of all."""
+  """A vector [num_replicas] of zeros, with a scalar at this replica's index; its sum over replicas has all scalars."""
   if num_replicas() == 1:
     return value[tf.newaxis]
   replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -52,9 +53,9 @@ def replica_id() -> tf.Tensor | int:
 
 
 def sum_over_replicas(*values: tf.Tensor) -> list[tf.Tensor]:
-  """Sums of tensors of one dtype over all replicas, the same on each.
+  """Sums each tensor over all replicas; all tensors have one dtype.
 
-  They are summed in one reduction: separate ones might start in a different order on each replica, and deadlock.
+  This is one reduction. Several ones could start in a different order on each replica, and deadlock.
   """
   if num_replicas() == 1:
     return list(values)
@@ -66,7 +67,7 @@ def sum_over_replicas(*values: tf.Tensor) -> list[tf.Tensor]:
 def _sum_over_replicas(value):
   context = tf.distribute.get_replica_context()
   if isinstance(context.strategy, tf.distribute.MirroredStrategy) and "CPU" in str(context.devices):
-    # Reduces on one device: collective operations of two strategies in one process would use the same keys.
+    # Not a collective operation: those of two strategies in one process would use the same keys.
     reduce = lambda strategy, values: strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, values, values)
     return context.merge_call(reduce, args=(value,))
   return context.all_reduce(tf.distribute.ReduceOp.SUM, value)

@@ -1,4 +1,4 @@
-"""Runs networks on batches that may be empty, such as a replica's part of a small last batch."""
+"""Runs networks on batches that may be empty: a small last batch can leave a replica without examples."""
 
 import tensorflow as tf
 
@@ -6,12 +6,12 @@ import tensorflow as tf
 def for_any_batch(network, *inputs):
   """Runs a network on a batch that may be empty.
 
-  TensorFlow's oneDNN convolutions return a wrong shape for an empty batch. An empty batch is therefore replaced by one
-  example of zeros, whose output is dropped.
+  TensorFlow's oneDNN convolutions return a wrong shape for an empty batch. So an empty batch is replaced by one example
+  of zeros, and its output is dropped.
 
   Args:
     network: Function of `inputs` that treats each example independently.
-    *inputs: Tensors [B, ...], None, or structures of these; the first is a tensor.
+    *inputs: Tensors [B, ...], None, or nested structures of these; the first one is a tensor.
 
   Returns:
     The network's output, [B, ...].

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def gated_activation(x: tf.Tensor) -> tf.Tensor:
-  """tanh(x_f) * sigmoid(x_g), with x_f and x_g the halves of the last dimension, [..., 2C] -> [..., C].
+  """tanh(x_f) * sigmoid(x_g), where x_f and x_g are the halves of the last dimension, [..., 2C] -> [..., C].
 
   Reference: arXiv 1606.05328, eq. 2.
   """

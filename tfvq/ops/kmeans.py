@@ -1,4 +1,4 @@
-"""k-means, to initialise codebooks from data."""
+"""k-means clustering, which initialises codebooks from data."""
 
 import tensorflow as tf
 
@@ -6,24 +6,24 @@ from tfvq.ops.nearest_code import is_finite, nearest_code
 
 
 @tf.function
-def _lloyd_step(vectors, centres, spare):
-  """One round of Lloyd's algorithm; a centre without vectors moves to its row of `spare`."""
+def _lloyd_step(vectors, centres, replacements):
+  """One iteration of Lloyd's algorithm; a centre without vectors is set to its row of `replacements`."""
   num_centres = centres.shape[0]
   codes = nearest_code(vectors, centres)
   counts = tf.math.unsorted_segment_sum(tf.ones_like(vectors[:, 0]), codes, num_centres)
   sums = tf.math.unsorted_segment_sum(vectors, codes, num_centres)
   used = (counts > 0)[:, tf.newaxis]
-  return tf.where(used, sums / tf.maximum(counts, 1)[:, tf.newaxis], spare)
+  return tf.where(used, sums / tf.maximum(counts, 1)[:, tf.newaxis], replacements)
 
 
 def kmeans(vectors: tf.Tensor, num_centres: int, num_iterations: int = 10, seed: int = 0) -> tf.Tensor:
   """Runs Lloyd's algorithm for k-means, starting from random vectors.
 
   Args:
-    vectors: Float [N, D]; those that are not finite are left out. With fewer vectors than centres, some centres
-      coincide.
-    num_centres: K >= 1.
-    num_iterations: Rounds, >= 0.
+    vectors: Float [N, D]; those that are not finite are ignored. With fewer vectors than centres, some centres are
+      equal.
+    num_centres: K, >= 1.
+    num_iterations: Number of iterations, >= 0.
     seed: Seed of the random choices.
 
   Returns:

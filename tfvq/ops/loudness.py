@@ -2,9 +2,9 @@
 
 import numpy as np
 
-# Root mean square of the sounding parts of audio that the models are trained on: -22 dB of full scale.
+# Models are trained on audio whose parts that are not silent have this root mean square: -22 dB relative to full scale.
 LEVEL = 0.08
-FRAMES_PER_SECOND = 100  # over each of which power is measured
+FRAMES_PER_SECOND = 100  # power is measured in frames of 10 ms
 
 _SILENCE = 1e-4  # power of silence relative to that of the loud frames
 _MIN_POWER = 1e-9
@@ -26,9 +26,10 @@ def frame_powers(audio, sample_rate_hz: int) -> np.ndarray:
 
 
 def is_sounding(powers) -> np.ndarray:
-  """Detects the frames of a recording that are not silence, powers [N] -> bool [N].
+  """Marks the frames of a recording that are not silent, powers [N] -> bool [N].
 
-  They are within 40 dB of the 95th percentile of the powers, or of a tenth of the highest power if that is larger.
+  Their power is at most 40 dB below the 95th percentile of the powers, or below a tenth of the highest power if that is
+  more.
   """
   if not len(powers):
     return np.zeros(0, bool)
@@ -37,6 +38,6 @@ def is_sounding(powers) -> np.ndarray:
 
 
 def gain_to_level(powers) -> float:
-  """The gain that brings a recording to `LEVEL`, from the powers of its frames [N]; 1 for silence."""
+  """The factor that scales a recording to `LEVEL`, from the powers of its frames [N]; 1 for silence."""
   sounding = powers[is_sounding(powers)]
   return float(LEVEL / np.sqrt(np.mean(sounding))) if len(sounding) else 1.0

@@ -1,4 +1,4 @@
-"""Mu-law companding: audio as 256 values, finer near zero.
+"""Mu-law companding: quantises audio to 256 values with smaller steps near zero.
 
 Reference: arXiv 1609.03499, section 2.2 (ITU-T G.711).
 """
@@ -10,19 +10,19 @@ _MU = 255
 
 
 def mu_law_encode(x, num_values: int = 256) -> tf.Tensor:
-  """Audio to values, float [...], clipped to -1..1 -> int32 [...] in 0..num_values-1."""
+  """Quantises audio, float [...], which is clipped to -1..1 -> int32 [...] in 0..num_values-1."""
   companded = compress(tf.clip_by_value(x, -1.0, 1.0))
   values = tf.cast(tf.floor((companded + 1) * (num_values / 2)), tf.int32)
   return tf.minimum(values, num_values - 1)
 
 
 def mu_law_decode(values, num_values: int = 256) -> tf.Tensor:
-  """Values to audio, int [...] in 0..num_values-1 -> float32 [...] in -1..1: the middle of each companded interval."""
+  """The middle of each value's companded interval, integers [...] in 0..num_values-1 -> float32 [...] in -1..1."""
   return expand((tf.cast(values, tf.float32) + 0.5) * (2 / num_values) - 1)
 
 
 def compress(x) -> tf.Tensor:
-  """Mu-law companding, float [...] in -1..1 -> float [...] in -1..1."""
+  """Applies the mu-law, float [...] in -1..1 -> float [...] in -1..1."""
   return tf.sign(x) * tf.math.log(1 + _MU * tf.abs(x)) / np.log1p(_MU)  # ONNX has no log1p
 
 

@@ -5,39 +5,39 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# Size of one float32 table of scores, and its number of codes. Several tables fit into the last-level cache of a server
-# CPU, and the size bounds the memory of a search in a codebook of any size.
+# Size of a table of float32 scores, and its number of codes. Several tables fit into the last-level cache of a server
+# CPU. Their size bounds the memory that a search takes, whatever the size of the codebook.
 _TABLE_BYTES = 8 * 2**20
 _TABLE_CODES = 2048
 
-# The search finds the best group first: maxima of groups are several times as fast as one argmax over all codes.
+# The search finds the best group of codes first: maxima of groups are several times as fast as one argmax.
 _GROUP = 32
 
-# Close calls are settled in batches, by exact distances to the codes with the best scores. A batch has at most this
-# many vectors and scores (one vector may need more scores), and compares this many codes for each vector.
-_SETTLED_ROWS = 64
-_SETTLED_SCORES = 2**20
+# Close calls are settled in batches, by exact distances to the codes with the best scores: at most this many vectors
+# and scores in a batch (but at least one vector), and this many codes for each vector.
+_SETTLE_ROWS = 64
+_SETTLE_SCORES = 2**20
 _CANDIDATES = 64
 
 
 def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor, exact: bool = True) -> tf.Tensor:
   """Returns the index of the codebook vector nearest to each vector, k = argmin_j ||z_e - e_j||.
 
-  The search compares scores, one matrix product per table of some thousand vectors times some thousand codes, so that
-  the extra memory stays below 100 MiB for any number of vectors and codes. Vectors and codebook are centred first.
-  Where the scores of two codes differ by less than rounding can explain, squared differences decide.
+  Scores are computed by matrix products, in tables of about a thousand vectors by about two thousand codes, so that the
+  search takes less than 100 MiB of memory for any number of vectors and codes. Vectors and codebook are centred first.
+  If the scores of two codes differ by less than the rounding error, their exact distances decide.
 
   Reference: arXiv 1711.00937, eq. 1-2.
 
   Args:
-    z_e: Float vectors, [..., D]; any leading dimensions, unknown or zero ones included.
-    codebook: Float codebook, [K, D], K >= 1. A code that is not finite is never the nearest.
-    exact: Whether to settle close calls and to mark vectors that are not finite. Graphs for devices skip this: there, a
-      close call may go either way, and the code of a vector that is not finite is arbitrary.
+    z_e: Vectors, float [..., D], with any leading dimensions, which may be unknown or zero.
+    codebook: Float [K, D], K >= 1. A codebook vector that is not finite is never the nearest.
+    exact: Whether to settle close calls and to mark vectors that are not finite. Graphs for devices set it to False:
+      either of two equally near codes may be the result, and the code of a vector that is not finite is arbitrary.
 
   Returns:
-    Codes, int32 [...], in 0..K-1: the lowest of equally near codes; -1 for a vector that is not finite. The computation
-    is in float32, or in float64 if either argument is float64.
+    Codes, int32 [...] in 0..K-1, the lowest one if several are equally near; -1 for a vector that is not finite. They
+    are computed in float32, or in float64 if either argument is float64.
   """
   z_e, codebook = tf.convert_to_tensor(z_e), tf.convert_to_tensor(codebook)
   dtype = tf.float64 if tf.float64 in (z_e.dtype, codebook.dtype) else tf.float32
@@ -54,11 +54,11 @@ def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor, exact: bool = True) -> tf.
     found = search(vectors)
   else:
     num_vectors = tf.shape(vectors)[0]
-    padding = (rows - num_vectors % rows) % rows  # in ONNX, a negative number has another remainder
-    # Padding with NaN: vectors that are not finite have no close calls to settle.
+    padding = (rows - num_vectors % rows) % rows  # not -num_vectors % rows: ONNX rounds it otherwise
+    # The padding is NaN because close calls of vectors that are not finite are not settled.
     vectors = tf.pad(vectors, [[0, padding], [0, 0]], constant_values=float("nan"))
     chunks = tf.reshape(vectors, [-1, rows, dim])
-    # Two at a time in a graph: one is multiplied while another is searched.
+    # Two at a time in a graph: the product of one chunk overlaps with the search of another.
     iterations = 1 if tf.executing_eagerly() else 2
     spec = _Found(*(tf.TensorSpec([rows], kind) for kind in (tf.int32, tf.bool, tf.bool)))
     found = tf.map_fn(search, chunks, fn_output_signature=spec, parallel_iterations=iterations)
@@ -70,21 +70,23 @@ def nearest_code(z_e: tf.Tensor, codebook: tf.Tensor, exact: bool = True) -> tf.
 
 
 def is_finite(vectors: tf.Tensor) -> tf.Tensor:
-  """Whether a vector's squared norm is a finite number, float [..., D] -> bool [...]."""
-  return tf.reduce_sum(tf.square(vectors), axis=-1) <= vectors.dtype.max
+  """Whether vectors are finite, with finite squared distances to each other, float [..., D] -> bool [...]."""
+  # (|a| + |b|)^2 <= max holds if both squares are at most max / 4. The other half is for rounding.
+  return tf.reduce_sum(tf.square(vectors), axis=-1) <= vectors.dtype.max / 8
 
 
 class _Tables:
-  """A codebook as matrices that turn vectors into scores, the higher the nearer.
+  """A codebook as matrices whose products with vectors are scores; the nearest code has the highest score.
 
   argmin ||z - e||^2 = argmax z.e - ||e||^2 / 2, since ||z||^2 is the same for every code. The second term is multiplied
   by a one that is appended to z.
 
   Attributes:
-    codebook: The codebook, padded with zeros to whole tables, [tables * table_codes, D].
-    centre: Where most codes are, [D], subtracted from vectors and codes: scores keep their digits far from zero.
-    scores: [tables, D + 1, table_codes].
-    longest: Norm of the longest centred code.
+    codebook: The codebook, padded with zeros to whole tables, [num_tables * table_codes, D].
+    centre: A robust mean of the codebook, [D], which is subtracted from vectors and codes. Without this, scores would
+      lose precision far from zero.
+    scores: The matrices, [num_tables, D + 1, table_codes].
+    longest: Norm of the longest centred codebook vector.
     lowest: Score of codes that are never chosen: those that are not finite, and the padding of the last table.
   """
 
@@ -93,7 +95,7 @@ class _Tables:
     finite = is_finite(codebook)[:, tf.newaxis]
     codebook = tf.where(finite, codebook, 0)
     self.centre = _centre(codebook, tf.cast(finite, codebook.dtype))
-    # The lowest float32 itself would become -inf among the bfloat16 parts of `split_matmul`.
+    # The lowest float32 itself would round to -inf in the bfloat16 parts of `split_matmul`.
     self.lowest = tf.constant(codebook.dtype.min / 2, codebook.dtype)
     self.table_codes = min(_TABLE_CODES, -(-num_codes // _GROUP) * _GROUP)
     num_missing = -num_codes % self.table_codes
@@ -110,7 +112,7 @@ class _Tables:
 
 
 def _centre(codebook, weights):
-  """A mean of the codes, [K, D] with weights [K, 1] -> [D], that is robust to outliers."""
+  """A mean of the codes that is robust to outliers, [K, D] with weights [K, 1] -> [D]."""
   mean = tf.reduce_sum(weights * codebook, axis=0) / tf.maximum(tf.reduce_sum(weights), 1)
   squares = tf.reduce_sum(tf.square(codebook - mean), axis=-1, keepdims=True)
   weights = weights * tf.reduce_mean(squares) / (squares + 1e-6 * tf.reduce_mean(squares) + 1e-30)
@@ -118,24 +120,24 @@ def _centre(codebook, weights):
 
 
 class _Found(NamedTuple):
-  """What a search finds for each vector, all [N]."""
+  """Results of a search for N vectors, [N] each."""
 
   codes: tf.Tensor  # int32, the code with the best score
-  is_close: tf.Tensor  # bool, whether rounding may have decided
+  is_close: tf.Tensor  # bool, whether rounding may have changed the code
   finite: tf.Tensor  # bool
 
 
 def _search(vectors, tables, exact):
-  """Codes with the best scores over all tables, [N, D] -> `_Found`; close calls are flagged only if `exact`."""
+  """Finds the codes with the best scores over all tables, [N, D] -> `_Found`; flags close calls only if `exact`."""
   centred = vectors - tables.centre
   extended = _with_one(centred)
   squares = tf.reduce_sum(tf.square(centred), axis=-1)
   norms = tf.sqrt(squares)
 
   def tolerance_of(scores):
-    """Twice the rounding error of a score, given the best one; both are [N]."""
+    """Twice the rounding error of a score, given the best score of each vector, [N] -> [N]."""
     distances = tf.sqrt(tf.maximum(squares - 2 * scores, 0))
-    # Only codes about as near as the best one matter. The triangle inequality bounds their norms.
+    # Only codes about as near as the best one are relevant. The triangle inequality bounds their norms.
     longest = tf.minimum(2 * (norms + distances), tables.longest)
     # The error grows like the square root of the number of terms.
     return 4 * _epsilon(vectors.dtype) * (vectors.shape[1] + 1) ** 0.5 * longest * (norms + longest / 2)
@@ -154,7 +156,7 @@ def _search(vectors, tables, exact):
     if exact:
       threshold = new_best - tolerance_of(new_best)
       was_near = best >= threshold
-      # A clear winner is counted as a code of its group and as a group, or as the best code so far.
+      # A code without rivals counts twice here, in its group and as a group, or once, as the best code so far.
       num_near = sum(
         tf.reduce_sum(tf.cast(found >= threshold[:, tf.newaxis], tf.int32), axis=-1)
         for found in (best_group, group_scores)
@@ -178,25 +180,25 @@ def _with_one(vectors):
 
 
 def _settle(vectors, tables, found):
-  """Decides close calls by exact distances, and marks vectors that are not finite with -1.
+  """Settles close calls by exact distances, and marks vectors that are not finite with -1.
 
   Args:
-    vectors: [N, D].
+    vectors: Float [N, D].
     tables: The codebook.
-    found: What the search found.
+    found: Results of the search.
 
   Returns:
     Codes, int32 [N].
   """
   is_close = tf.cast(found.is_close & found.finite, tf.int32)
   num_codes = tables.num_tables * tables.table_codes
-  num_rows = max(min(_SETTLED_ROWS, _SETTLED_SCORES // num_codes), 1)
+  num_rows = max(min(_SETTLE_ROWS, _SETTLE_SCORES // num_codes), 1)
   if vectors.shape[0] is not None:
     num_rows = min(num_rows, vectors.shape[0])
   num_candidates = min(_CANDIDATES, num_codes)
 
   def settle_rows(codes, is_close):
-    # The first vectors with a close call. Any others among these rows stay as they are.
+    # The first vectors with a close call. If there are fewer of them than rows, the other rows are not changed.
     is_open, rows = tf.math.top_k(is_close, num_rows)
     chosen_vectors = tf.gather(vectors, rows)
     scores = _exact_matmul(_with_one(chosen_vectors - tables.centre), tables.scores)
@@ -207,7 +209,7 @@ def _settle(vectors, tables, found):
     distances = tf.where(candidate_scores > tables.lowest / 2, distances, vectors.dtype.max)
     is_nearest = distances == tf.reduce_min(distances, axis=-1, keepdims=True)
     nearest = tf.reduce_min(tf.where(is_nearest, candidates, tf.int32.max), axis=-1)
-    # Uses additions, because TensorFlow Lite cannot assign single elements.
+    # By additions, because TensorFlow Lite cannot assign single elements.
     change = lambda values: tf.scatter_nd(rows[:, tf.newaxis], values, tf.shape(codes))
     return codes + change(is_open * (nearest - tf.gather(codes, rows))), is_close - change(is_open)
 
@@ -220,7 +222,7 @@ def _epsilon(dtype):
 
 
 def _exact_matmul(a, b):
-  """`a @ b` to float32 accuracy, also where the hardware multiplies float32 with fewer bits (TF32, bfloat16)."""
+  """`a @ b` with float32 accuracy, even if the hardware multiplies float32 with fewer bits (TF32, bfloat16)."""
   if a.dtype != tf.float32 or not (tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")):
     return tf.matmul(a, b)
   return split_matmul(a, b)
@@ -229,8 +231,8 @@ def _exact_matmul(a, b):
 def split_matmul(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
   """float32 `a @ b` from products of bfloat16-representable parts, [M, D] x [D, N] -> [M, N].
 
-  Each factor is the exact sum of three parts of 8 significant bits, whose products are exact in TF32 and bfloat16
-  units with float32 accumulation; the three smallest of the nine products lie below float32's resolution.
+  Each factor is the exact sum of three parts with 8 significant bits. Products of parts are exact on TF32 and bfloat16
+  hardware with float32 accumulation. The three smallest of the nine products are below the resolution of float32.
   """
   a0, a1, a2 = _bfloat16_parts(a)
   b0, b1, b2 = _bfloat16_parts(b)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def full_precision(dtype) -> str:
-  """The name of a dtype, with float32 in place of 16-bit floats."""
+  """The name of a dtype; "float32" for 16-bit floats."""
   name = tf.as_dtype(dtype).name
   return "float32" if name in ("float16", "bfloat16") else name
 

@@ -11,20 +11,20 @@ GRADIENTS = ("straight_through", "rotation")
 
 
 class Quantized(NamedTuple):
-  """What `quantize` and the layers' `quantize_vectors` return."""
+  """The result of `quantize` and of the layers' `quantize_vectors`."""
 
   z_q: tf.Tensor  # [..., D], dtype of z_e
-  codes: tf.Tensor  # int32 [...], or [..., *code_shape] from a layer with several codes for a vector; -1: no code
+  codes: tf.Tensor  # int32 [...]; [..., *code_shape] from a layer with several codes per vector; -1 means no code
   losses: dict[str, tf.Tensor]  # scalars by name
 
 
 def quantize(
   z_e: tf.Tensor, codebook: tf.Tensor, mask: tf.Tensor | None = None, gradient: str = "straight_through"
 ) -> Quantized:
-  """Replaces each vector by its nearest codebook vector, with a gradient as `with_gradient` has it.
+  """Replaces each vector by its nearest codebook vector.
 
-  A vector that is not finite has the code -1. It is ignored in the losses, its z_q is the first codebook vector, and it
-  gets no gradient.
+  A vector that is not finite has the code -1, and its z_q is the first codebook vector. It is left out of the losses
+  and gets no gradient.
 
   Reference: arXiv 1711.00937, eq. 1-3.
   Deviation: the latent losses are means over all elements; the paper sums over D.
@@ -32,50 +32,61 @@ def quantize(
   Args:
     z_e: Encoder outputs, float [..., D].
     codebook: Float [K, D].
-    mask: Boolean, False at padded positions, which are quantised but ignored in the losses. It has the shape of the
+    mask: Boolean, False at padded positions, which are quantised but left out of the losses. It has the shape of the
       codes or of their leading dimensions.
-    gradient: As for `with_gradient`.
+    gradient: How the gradient of z_q reaches z_e: "straight_through" or "rotation", see `with_gradient`.
 
   Returns:
-    A `Quantized` (z_q, codes, losses). Its losses are the latent terms of eq. 3, means over all elements of the global
-    batch that count, zero for an empty one: "codebook", ||sg[z_e] - e||^2, moves the codebook to the encoder's output;
-    "commitment", ||z_e - sg[e]||^2, moves the encoder's output to the codebook.
+    A `Quantized` (z_q, codes, losses). The losses are the latent terms of eq. 3: means over the global batch, or zero
+    if there is nothing to average. "codebook", ||sg[z_e] - e||^2, moves the codebook towards the encoder's output;
+    "commitment", ||z_e - sg[e]||^2, moves the encoder's output towards the codebook.
   """
   codes = nearest_code(tf.stop_gradient(z_e), tf.stop_gradient(codebook))
   finite = codes >= 0
   e = tf.gather(codebook, tf.maximum(codes, 0))
   z = tf.where(finite[..., tf.newaxis], tf.cast(z_e, e.dtype), tf.stop_gradient(e))
-  counted = finite & expand_mask(mask, codes)
-  count = count_per_replica(counted, e.dtype)
-  losses = {
-    "codebook": masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted, count),
-    "commitment": masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted, count),
-  }
+  losses = latent_losses(z, e, finite & expand_mask(mask, codes))
   return Quantized(tf.cast(with_gradient(z, e, gradient), z_e.dtype), codes, losses)
 
 
+def latent_losses(z: tf.Tensor, e: tf.Tensor, counted: tf.Tensor) -> dict[str, tf.Tensor]:
+  """The latent losses that `quantize` returns.
+
+  Args:
+    z: Vectors, float [..., D].
+    e: Their codebook vectors, of the same shape and dtype.
+    counted: Boolean [...], False where a vector is ignored.
+  """
+  count = count_per_replica(counted, e.dtype)
+  return {
+    "codebook": masked_mean(tf.math.squared_difference(tf.stop_gradient(z), e), counted, count),
+    "commitment": masked_mean(tf.math.squared_difference(z, tf.stop_gradient(e)), counted, count),
+  }
+
+
 def with_gradient(z: tf.Tensor, e: tf.Tensor, gradient: str) -> tf.Tensor:
-  """Quantised vectors, to the bit, with a gradient to the vectors that they replace.
+  """Returns quantised vectors unchanged, with a gradient to the vectors that they replace.
 
   Args:
     z: The vectors, float [..., D].
-    e: What replaces them, of the same shape and dtype; no gradient flows to it.
-    gradient: "straight_through": the gradient is copied. "rotation" (arXiv 2410.06424, section 4): e is |e| / |z| times
-      a rotation of z, both taken as constants, and the gradient is that of this linear map. Where z or e is zero, or
-      they point in opposite directions, no rotation is defined; terms that would divide by zero are left out.
+    e: The quantised vectors, of the same shape and dtype; they get no gradient.
+    gradient: "straight_through" copies the gradient. "rotation" (arXiv 2410.06424, section 4) writes e as |e| / |z|
+      times a rotation of z, and differentiates this linear map of z with the map itself held constant. If z or e is
+      zero, or they point in opposite directions, the rotation is undefined; terms that would divide by zero are then
+      left out.
 
   Returns:
-    e, [..., D].
+    e, float [..., D].
   """
   e = tf.stop_gradient(e)
   if gradient == "rotation":
     z = _rotated(z, tf.stop_gradient(z), e)
-  # The difference is zero, and carries the gradient.
+  # The difference is zero but has a gradient.
   return e + (z - tf.stop_gradient(z))
 
 
 def _rotated(vectors, z, e):
-  """The linear map that takes z to e by a rotation in their plane and a change of length, applied to `vectors`."""
+  """Applies to `vectors` the linear map that rotates z to the direction of e and scales it to the norm of e."""
   z_unit, e_unit = unit_length(z), unit_length(e)
   bisector = unit_length(z_unit + e_unit)
   dot = lambda a, b: tf.reduce_sum(a * b, axis=-1, keepdims=True)
@@ -89,7 +100,7 @@ def unit_length(vectors: tf.Tensor) -> tf.Tensor:
 
 
 def expand_mask(mask: tf.Tensor | None, codes: tf.Tensor) -> tf.Tensor:
-  """Broadcasts a mask along missing last dimensions to the shape of codes [...]; None gives True everywhere."""
+  """Broadcasts a mask to the shape of codes [...]; it may lack the last dimensions. None means True everywhere."""
   if mask is None:
     return tf.ones_like(codes, tf.bool)
   mask = tf.cast(mask, tf.bool)
@@ -98,18 +109,21 @@ def expand_mask(mask: tf.Tensor | None, codes: tf.Tensor) -> tf.Tensor:
 
 
 def count_per_replica(mask: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-  """How many vectors count, boolean [...] -> scalar: of all replicas together, divided by the number of replicas."""
+  """Number of True values on all replicas divided by the number of replicas, boolean [...] -> scalar of `dtype`."""
   (count,) = sum_over_replicas(tf.reduce_sum(tf.cast(mask, dtype)))
   return count / num_replicas()
 
 
 def masked_mean(values: tf.Tensor, mask: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-  """Mean over all elements of values where they count; zero if none does.
+  """Mean of values where the mask is True; zero if it never is.
 
   Args:
     values: Float [..., D].
     mask: Boolean [...].
-    count: `count_per_replica(mask)`, so that the results of several replicas have as their mean that of the global
-      batch, however many of its vectors each has.
+    count: `count_per_replica(mask)`. With it, the mean of the results over the replicas is the mean over the global
+      batch, even if the replicas have different numbers of vectors.
+
+  Returns:
+    A scalar.
   """
   return tf.math.divide_no_nan(tf.reduce_sum(tf.where(mask, tf.reduce_mean(values, axis=-1), 0)), count)

@@ -1,7 +1,7 @@
 """Sub-bands of audio: a pseudo-quadrature mirror filter bank, critically sampled.
 
-Reference: Nguyen, "Near-perfect-reconstruction pseudo-QMF banks", IEEE Trans. Signal Processing 42 (1994); its use
-with WaveNets: arXiv 1909.01700 (DurIAN, section 2.3).
+Reference: Nguyen, "Near-perfect-reconstruction pseudo-QMF banks", IEEE Trans. Signal Processing 42 (1994); used with an
+autoregressive vocoder: arXiv 1909.01700 (DurIAN).
 """
 
 import functools
@@ -9,14 +9,14 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-CONTEXT_STEPS = 8  # band samples on either side that an audio sample depends on
+CONTEXT_STEPS = 8  # an audio sample depends on this many band samples before and after it
 
 _KAISER_BETA = 9.0
 
 
 @functools.cache
 def filter_bank(num_bands: int) -> tuple[np.ndarray, np.ndarray]:
-  """Impulse responses of analysis and synthesis, float64 [16 num_bands - 1, num_bands] each, for 2 or more bands."""
+  """Impulse responses for analysis and synthesis, float64 [16 num_bands - 1, num_bands] each; num_bands >= 2."""
   num_taps = 2 * CONTEXT_STEPS * num_bands - 1
   time = np.arange(num_taps) - num_taps // 2
   cutoff = (0.566 + 0.008 / num_bands) / num_bands  # of the Nyquist frequency; minimises the round-trip error
@@ -29,9 +29,9 @@ def filter_bank(num_bands: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_into_bands(x, num_bands: int) -> tf.Tensor:
-  """Audio, float [B, T] with T a multiple of `num_bands` -> sub-bands, [B, T / num_bands, num_bands], lowest first."""
+  """Splits audio, float [B, T], T a multiple of N = `num_bands` -> sub-bands, [B, T / N, N], lowest first."""
   analysis, _ = filter_bank(num_bands)
-  # TensorFlow's convolution does not reverse its kernel. The filters are too short for an FFT to be faster.
+  # TensorFlow's convolutions do not reverse the kernel. The filters are so short that an FFT would not be faster.
   kernel = tf.constant(analysis[::-1, np.newaxis], x.dtype)
   reach = len(analysis) // 2
   x = tf.pad(x, [[0, 0], [reach, reach - num_bands + 1]])
@@ -39,13 +39,13 @@ def split_into_bands(x, num_bands: int) -> tf.Tensor:
 
 
 def join_bands(bands) -> tf.Tensor:
-  """Sub-bands, float [B, T / N, N] -> audio, [B, T].
+  """Joins sub-bands, float [B, T / N, N] -> audio, [B, T].
 
-  The error of splitting and joining is at least 58 dB below the audio, for two to sixteen bands.
+  For two to sixteen bands, the error of splitting and joining is at least 58 dB below the audio.
   """
   num_bands = bands.shape[-1]
   _, synthesis = filter_bank(num_bands)
-  # Each output sample is a weighted sum of the band samples around it; upsampling would only add zeros.
+  # Each output sample is a weighted sum of the band samples around it, so that no zeros need to be inserted.
   centre = len(synthesis) // 2
   kernel = np.zeros([2 * CONTEXT_STEPS + 1, num_bands, num_bands])  # [band time, band, phase of the output]
   for offset in range(-CONTEXT_STEPS, CONTEXT_STEPS + 1):

@@ -1,18 +1,19 @@
-"""Range checks of integer inputs."""
+"""Range checks of integers."""
 
 import tensorflow as tf
 
 
 def check_values(values: tf.Tensor, num_values: int, name: str) -> None:
-  """Checks that integers are in their range, in eager mode only.
+  """Checks in eager mode that integers are in their range.
 
-  In a graph, an invalid label of a cross-entropy raises an `InvalidArgumentError` on a CPU, and gives NaN under XLA and
-  on a GPU. An invalid index of an embedding may be clipped or wrapped silently.
+  In a graph, the result depends on the device. A label of a cross-entropy that is out of range raises an
+  `InvalidArgumentError` on a CPU, and gives NaN under XLA and on a GPU. An index of an embedding may be silently
+  clipped or wrapped.
 
   Args:
     values: Integers [...]; a symbolic tensor is not checked.
     num_values: K, the number of values.
-    name: Plural noun for the values, with which the error begins.
+    name: Plural noun for the values, at the beginning of the error message.
 
   Raises:
     ValueError: A value is not in 0..K-1.
@@ -25,6 +26,6 @@ def check_values(values: tf.Tensor, num_values: int, name: str) -> None:
 
 
 def outside(values: tf.Tensor, num_values: int) -> tf.Tensor:
-  """Which examples have a value outside 0..num_values-1, integers [B, ...] -> boolean [B]."""
+  """Whether an example has a value outside 0..num_values-1, integers [B, ...] -> boolean [B]."""
   values = tf.convert_to_tensor(values)
   return tf.reduce_any((values < 0) | (values >= num_values), axis=list(range(1, values.shape.rank)))

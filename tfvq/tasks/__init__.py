@@ -1,4 +1,4 @@
-"""Systems: what differs between images, speech and WaveNets, each in a file that a config names."""
+"""Tasks: the code that differs between systems of images, speech and WaveNets, in a file that the config names."""
 
 import importlib
 import importlib.util
@@ -40,7 +40,7 @@ def find_task(name: str) -> type:
 def validate(config: ConfigDict) -> None:
   """Checks a config before anything starts, so that no run fails hours later because of a wrong value.
 
-  What all configs have is checked first, and before TensorFlow is imported, which takes seconds.
+  Fields that all configs have are checked first, before TensorFlow is imported, which takes seconds.
 
   Raises:
     UserError: A field is missing or has a value that cannot work; the message names the field.
@@ -55,7 +55,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _load_file(path):
-  """A module from a file, loaded once."""
+  """Loads a module from a file, once."""
   path = pathlib.Path(path).resolve()
   name = f"tfvq_task_{path.stem}_{zlib.crc32(str(path).encode())}"
   if name not in sys.modules:

@@ -99,7 +99,7 @@ class AutoencoderTask(PriorTask):
     return int(np.max(self.manifest["features"]["codes"]["num_values"]))
 
   def with_autoencoder(self, path):
-    """The same task with the autoencoder of another file, such as a pruned or a released one, for export.
+    """This task with the autoencoder of another file, such as a pruned or a released one, for export.
 
     Raises:
       UserError: The file is missing or damaged, or its model has other codes.
@@ -135,7 +135,7 @@ class AutoencoderTask(PriorTask):
 
 
 def _has_same_codebook(model, autoencoder):
-  """Whether two autoencoders are of one kind and have one codebook, up to the rounding in a released one."""
+  """Whether two autoencoders have the same class and the same codebook, up to the rounding of released models."""
   if type(model) is not type(autoencoder):
     return False
   quantizers = model.quantizer, autoencoder.quantizer

@@ -1,4 +1,4 @@
-"""What all systems of sound share: their corpus."""
+"""The base class of systems of audio, which have a corpus of recordings."""
 
 import functools
 
@@ -16,7 +16,7 @@ from tfvq.tasks.prior_task import PriorTask
 
 
 class CorpusTask(PriorTask):
-  """Systems whose data are recordings; the config's `data` is `tfvq.configs.common.speech_data`."""
+  """A task whose data are recordings; the config's `data` is `tfvq.configs.common.speech_data`."""
 
   rules = CORPUS_RULES | Rules(choices={"data.source": tuple(sorted(SOURCES))})
 
@@ -56,7 +56,7 @@ class CorpusTask(PriorTask):
     return player(AudioReader(path, rate_hz).read(), rate_hz)
 
   def adapt_levels(self, audio_values: AudioValues) -> None:
-    """Sets the levels by ten minutes from all over the training data."""
+    """Sets the levels of the bands from ten minutes of audio, spread over the training data."""
     crop_samples = self.corpus.sample_rate_hz // audio_values.num_bands * audio_values.num_bands
     audio_values.adapt(next(iter(self.corpus.train(600, crop_samples, self.config.seed)))["audio"])
 
@@ -79,9 +79,9 @@ def build_wavenet(config, num_values: int, num_variables: int, **arguments) -> m
 
   Args:
     config: The settings.
-    num_values: K, values of each variable.
-    num_variables: G, variables of a step.
-    **arguments: What it is conditioned on, and other arguments of `WaveNet`.
+    num_values: K, number of values of each variable.
+    num_variables: G, number of variables per step.
+    **arguments: Sizes of the conditions, and other arguments of `WaveNet`.
   """
   if config.distribution == "logistic_mixture":
     head = LogisticMixtureHead(num_values, num_variables, hidden_units=config.hidden_units)

@@ -1,4 +1,4 @@
-"""Systems of images: frames, photographs, CIFAR-10, ImageNet, and PixelCNN on pixels. They differ in their data."""
+"""Systems of images: frames, photographs, CIFAR-10, ImageNet, and a PixelCNN of pixels. They differ in their data."""
 
 import functools
 
@@ -186,14 +186,14 @@ class ImageTask(AutoencoderTask):
 
   @property
   def _prior_source(self):
-    """What the prior models: codes, or images."""
+    """The data of the prior: codes, or images."""
     return self.codes if self.has_codes else self.source
 
   def prior_batches(self, batch_size, step):
     return self._prior_source.train(batch_size, self.config.seed, step).map(self._prior_inputs)
 
   def _prior_inputs(self, batch):
-    """A batch as the prior's `fit` takes it: values, or ((values, condition),)."""
+    """Converts a batch for the prior's `fit`: to values, or ((values, condition),)."""
     x = batch["codes"] if "codes" in batch else batch["image"]
     return ((x, {"label": batch["label"]}),) if self.config.prior.class_conditional else x
 

@@ -25,12 +25,12 @@ class PriorTask(Task):
 
   @property
   def data_folder(self) -> pathlib.Path:
-    """Where collected data are kept."""
+    """Folder for collected data."""
     return self.workdir.folder("data")
 
   @abc.abstractmethod
   def prepare_data(self) -> dict:
-    """Collects or fetches the data; returns facts worth keeping."""
+    """Collects or downloads the data; returns facts for the report."""
 
   @abc.abstractmethod
   def build_prior(self) -> keras.Model:

@@ -13,7 +13,7 @@ from tfvq.training.pruning import Pruning, apply_masks
 from tfvq.training.training import train
 
 PRUNING_METRICS = (
-  Metric("nats_of_dense", "... decoder trained on as long as the pruned one", "nats"),
+  Metric("nats_of_dense", "... decoder fine-tuned for as many steps, not pruned", "nats"),
   Metric("nats_of_pruned", "... decoder pruned", "nats"),
   Metric("decoder_weights_of_dense", "weights of the decoder"),
   Metric("decoder_weights_of_pruned", "... pruned"),
@@ -30,14 +30,14 @@ class PrunableTask(AutoencoderTask):
 
   @abc.abstractmethod
   def freeze_codes(self, model, frozen: bool = True) -> None:
-    """Stops or resumes the training of what the codes depend on."""
+    """Freezes the layers that the codes depend on, or unfreezes them."""
 
   @abc.abstractmethod
   def loss_nats(self, model) -> float:
-    """The held-out loss of an autoencoder in nats, by which the pruned one is compared."""
+    """The held-out loss of an autoencoder in nats, to compare the pruned one with others."""
 
   def prune_stage(self, facts: dict) -> None:
-    """Fine-tunes the trained autoencoder twice, once while its decoder is pruned, and compares."""
+    """Fine-tunes the trained autoencoder twice, with and without pruning its decoder, and compares the losses."""
     folder = self.workdir.folder("prune")
     pruning, settings = self.config.pruning, self.config.train.prune.copy_and_resolve_references()
     settings.initial_weights = str(self.autoencoder_path)

@@ -1,4 +1,4 @@
-"""Speech: waveform -> codes -> waveform by a WaveNet conditioned on the speaker, and a WaveNet prior over the codes."""
+"""Speech: waveform -> codes -> waveform by a WaveNet conditioned on the speaker; a WaveNet prior over the codes."""
 
 import collections
 
@@ -34,9 +34,9 @@ class SpeechTask(CorpusTask, PrunableTask):
     *CODE_METRICS,
     Metric("kilobits_per_second", "bit rate", "kbit/s"),
     Metric("nats_per_sample", "nats per sample, given the codes"),
-    Metric("gain_nats", "... more without codes"),
-    Metric("gain_over_shuffled_nats", "... more with shuffled codes"),
-    Metric("gain_of_speaker_nats", "... more with another speaker"),
+    Metric("gain_nats", "... increase without codes"),
+    Metric("gain_over_shuffled_nats", "... increase with shuffled codes"),
+    Metric("gain_of_speaker_nats", "... increase with another speaker"),
     *PRUNING_METRICS,
   )
 
@@ -93,7 +93,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     return facts
 
   def _has_window(self, split, window):
-    """Whether the recordings of one speaker have as many frames as a window of the prior."""
+    """Whether the recordings of some speaker have enough frames for a window of the prior."""
     frames = collections.Counter()
     for clip in self.corpus.clips(split):
       frames[clip.speaker] += -(-len(clip.audio) // self.hop_samples)
@@ -108,15 +108,15 @@ class SpeechTask(CorpusTask, PrunableTask):
     return model
 
   def autoencoder_batches(self, model, batch_size, step):
-    # Frames of the margin at either end are seen and not learned from.
+    # The frames of the margins are only context.
     crop_samples = self.config.data.crop_samples + 2 * model.margin_frames * self.hop_samples
-    # Another seed at another step: a resumed run goes on with other crops.
+    # The seed depends on the step, so that a resumed run continues with other crops.
     return self.corpus.train(batch_size, crop_samples, self.config.seed + step)
 
   def prepare_autoencoder(self, model, train_part):
-    """Trains all but the decoder on the spectra, if the config has settings for it; the decoder then hears fixed codes.
+    """Trains all parts but the decoder to predict spectrograms, and then freezes the codes, if the config says so.
 
-    The gradients of a WaveNet in its first thousands of steps would undo what the spectra taught.
+    In its first thousands of steps, the gradients of a WaveNet would make the codes worse.
     """
     self.adapt_levels(model.decoder.audio_values)
     if "spectral" in self.config.train:
@@ -127,14 +127,14 @@ class SpeechTask(CorpusTask, PrunableTask):
       model.quantizer.adapt(model.encoder(self._codebook_audio()))
 
   def _prepare_spectral(self, model, train_part):
-    """Trains without the quantiser for a while: a codebook set to the output of an untrained encoder collapses."""
+    """Trains some steps without the quantiser, because a codebook fitted to an untrained encoder collapses."""
     model.quantizing = False
     train_part("unquantized", model, self.config.train.unquantized)
     model.quantizing = True
     model.quantizer.adapt(model.encoder(self._codebook_audio()))
 
   def _codebook_audio(self):
-    """Audio whose codes are the first codebook, [B, T]."""
+    """Audio that the codebook is fitted to, float [B, T]."""
     return next(iter(self.corpus.train(128, 16 * self.hop_samples, self.config.seed)))["audio"]
 
   def freeze_codes(self, model, frozen=True):
@@ -168,7 +168,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     return ((codes, {"speaker": batch["speaker"]}),)
 
   def write_samples(self, folder):
-    """Writes speech from the prior, held-out recordings, what their codes give, and the same in other voices."""
+    """Writes samples from the prior, and held-out recordings with reconstructions in their own and in other voices."""
     codec = SpeechCodec(self.autoencoder, self.corpus.speakers, self.config.samples.temperature)
     rate_hz = self.corpus.sample_rate_hz
     for name, sound in self._prior_samples(codec).items():
@@ -188,7 +188,7 @@ class SpeechTask(CorpusTask, PrunableTask):
       write_wav(folder / f"{index:02d}-conversion.wav", [spoken[len(clips) + index, :length]], rate_hz)
 
   def _prior_samples(self, codec):
-    """Unconditional speech of each speaker in turn."""
+    """Samples of speech by name, for each speaker in turn."""
     num = self.config.samples.num
     speakers = np.arange(num, dtype=np.int32) % self.num_speakers
     noise_shape = models.noise_shape(self.prior, num, self.config.prior.window_frames)
@@ -224,9 +224,9 @@ class SpeechTask(CorpusTask, PrunableTask):
     samples = [[path.stem.removeprefix("prior-"), self.player(path)] for path in sorted(folder.glob("prior-*.wav"))]
     quality = self.workdir.path / "quality.json"
     tables = read_json(quality)["tables"] if quality.exists() else [_not_measured(self.workdir.path)]
-    columns = ["recording not trained on", "original", "from its codes", "another voice", "in that voice"]
+    columns = ["held-out recording", "original", "from its codes", "another voice", "in that voice"]
     return [
-      sections.Section("Recordings through their codes", columns=columns, rows=spoken),
+      sections.Section("Reconstructions", columns=columns, rows=spoken),
       *(sections.Section(**table) for table in tables),
       sections.Section(
         f"Samples from the prior, temperature {self.config.samples.prior_temperature}; the decoder's: "
@@ -312,7 +312,7 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0, sample_rate_hz:
 
 
 def _not_measured(workdir):
-  """What stands in a report for the table of figures that other programs measure."""
+  """The text that replaces tables of metrics in the report if the external programs were not run."""
   commands = (
     f"python -m benchmarks.speech_clips --workdir={workdir} --out=clips",
     f"python benchmarks/speech_quality.py clips --out={workdir}/quality.json    # in an environment of its own",

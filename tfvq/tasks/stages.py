@@ -17,7 +17,7 @@ from tfvq.training.workdir import Workdir
 
 
 def make_task(config: ConfigDict, path, command: str = "") -> Task:
-  """The task that a config names, in the workdir `path`, which is created if it does not exist.
+  """Makes the task that a config names, in the workdir `path`, which is created if it does not exist.
 
   Raises:
     UserError: There is no such task, or the workdir was made with another config.
@@ -26,7 +26,7 @@ def make_task(config: ConfigDict, path, command: str = "") -> Task:
 
 
 def open_task(path) -> Task:
-  """The task whose workdir this is.
+  """Makes the task of an existing workdir.
 
   Raises:
     UserError: It is not the folder of a run, or it was made by another version.
@@ -44,9 +44,10 @@ def open_task(path) -> Task:
 
 
 def run_stages(task: Task, chosen: str) -> None:
-  """Runs one stage, or all that are not optional and not done yet, in order.
+  """Runs one stage, or all stages that are not optional and not done yet, in order.
 
-  Every stage starts with the config's random seed and dtype policy, so that it does the same alone as with the others.
+  Every stage starts with the config's random seed and dtype policy, so that its results do not depend on the stages
+  before it in the same process.
 
   Raises:
     UserError: The system has no such stage, its input is missing, or it failed in a way that the user can fix.
@@ -57,14 +58,14 @@ def run_stages(task: Task, chosen: str) -> None:
   workdir = task.workdir
   stages = [stage for stage in task.stages if stage.name == chosen or (chosen == "all" and not stage.optional)]
   if any(stage.trains and not workdir.is_done(stage.name) for stage in stages):
-    _ = task.strategy  # some can be made only before TensorFlow has run anything
+    _ = task.strategy  # some strategies must be created before TensorFlow runs anything
   start_xla()
   with contextlib.ExitStack() as stack:
     for stage in stages:
       if workdir.is_done(stage.name):
         print(f"{stage.name}: done already, skipped (delete {workdir.folder(stage.name)} to do it again)")
         continue
-      stack.enter_context(workdir.held())  # to the last stage, so that no other process comes in between
+      stack.enter_context(workdir.held())  # until the last stage, so that no other process runs stages in between
       _require_inputs(task, stage)
       _refuse_stale(task, stage)
       with _settings(task.config), workdir.running(stage.name) as facts:
@@ -86,7 +87,7 @@ def _settings(config):
 
 
 def _require_inputs(task, stage):
-  """Requires all stages whose output a stage needs; the first one that is missing is named."""
+  """Checks that the stages whose output a stage reads are done; the error names the first one that is not."""
   needed = set(stage.reads)
   for earlier in reversed(task.stages):
     if earlier.name in needed:
@@ -97,7 +98,7 @@ def _require_inputs(task, stage):
 
 
 def _refuse_stale(task, stage):
-  """Refuses to run a stage again while stages are done that read what it made before."""
+  """Raises an error if a stage would run again although stages that read its earlier output are done."""
   dependent = {stage.name}
   for later in task.stages:
     if dependent & set(later.reads):

@@ -1,4 +1,4 @@
-"""What a task is: all that one kind of system brings, from its data to what is exported of it."""
+"""The base class of tasks: the code of one kind of system, from its data to its exported functions."""
 
 import abc
 import functools
@@ -25,25 +25,25 @@ from tfvq.training.workdir import Workdir
 
 
 class Stage(NamedTuple):
-  """A step of a system's work: reads its input from the workdir and writes its output there."""
+  """A step of a run, which reads its input from the workdir and writes its output there."""
 
   name: str
-  run: Callable[[dict], None]  # takes a dict to which it adds facts worth keeping, such as "num_parameters"
+  run: Callable[[dict], None]  # its argument is a dict, to which it adds facts such as "num_parameters"
   reads: tuple[str, ...] = ()  # stages whose output it reads
   trains: bool = False
-  optional: bool = False  # it runs only when it is named
+  optional: bool = False  # runs only if --stage names it
 
 
 class Task(abc.ABC):
-  """One kind of system at work in a workdir.
+  """A run of one kind of system in a workdir.
 
-  A subclass says what its stages are, what it measures, what its report shows and what is exported of it. Nothing
-  outside of its file knows of it: a config names the class in its field `task`, see `tfvq.tasks.find_task`.
+  A subclass defines the stages, the metrics, the sections of the report and what is exported. No other code refers to
+  it: a config names the class in its field `task`, see `tfvq.tasks.find_task`.
 
   Args:
     config: The config, checked by `validate`.
-    workdir: Where everything is kept.
-    command: The command that made the run, for its report.
+    workdir: The folder of all files.
+    command: The command that started the run, for its report.
   """
 
   rules: ClassVar[Rules] = Rules()
@@ -59,7 +59,7 @@ class Task(abc.ABC):
 
   @classmethod
   def validate(cls, config: ConfigDict) -> None:
-    """Checks a config of this kind of system; subclasses add what `rules` cannot say.
+    """Checks a config of this kind of system; subclasses add checks that `rules` cannot express.
 
     Raises:
       UserError: A field is missing or has a value that cannot work; the message names the field.
@@ -81,15 +81,15 @@ class Task(abc.ABC):
     """Metrics of the trained models on a split."""
 
   def report_sections(self) -> list[Section]:
-    """What the report shows beside metrics and curves."""
+    """Sections of the report in addition to metrics and curves."""
     return []
 
   def device_endpoints(self) -> list[Endpoint]:
-    """Functions that devices need, exported to TFLite and ONNX; none if nothing is exported."""
+    """Functions for devices, exported to TFLite and ONNX; empty if nothing is exported."""
     return []
 
   def server_endpoints(self) -> list[Endpoint]:
-    """Further functions that are exported to ONNX only."""
+    """Other functions, which are exported to ONNX only."""
     return []
 
   def signatures(self) -> dict[str, Signature]:
@@ -97,15 +97,15 @@ class Task(abc.ABC):
     return {}
 
   def export_facts(self) -> dict:
-    """What export.json says about the models as a whole."""
+    """Facts about the models for export.json."""
     return {}
 
   def codec_facts(self) -> dict | None:
-    """What codec.json says, if the TFLite files are a codec that `export.device` runs, else None."""
+    """The contents of codec.json, if the TFLite files are a codec for `export.device`, else None."""
     return None
 
   def with_autoencoder(self, path) -> Self:
-    """The same task with another autoencoder, for export.
+    """This task with another autoencoder, for export.
 
     Raises:
       UserError: The file does not fit, or this system has no autoencoder.
@@ -117,7 +117,7 @@ class Task(abc.ABC):
     """The distribution strategy of training.
 
     Raises:
-      UserError: There is no such device, or its replicas cannot share the batches of a stage.
+      UserError: There is no such device, or the number of replicas does not divide the batch size of a stage.
     """
     strategy = make_strategy(self.config.strategy)
     optional = [stage.name for stage in self.stages if stage.optional]
@@ -127,13 +127,13 @@ class Task(abc.ABC):
     return strategy
 
   def train_model(self, name: str, build: Callable[[], keras.Model], batches, facts: dict, **options) -> keras.Model:
-    """Trains a model in the folder of a stage, by the settings `config.train[name]`.
+    """Trains a model in the folder of a stage, with the settings `config.train[name]`.
 
     Args:
       name: The stage.
-      build: Makes the model.
+      build: Function that makes the model.
       batches: See `tfvq.training.training.train`.
-      facts: The stage's facts, to which seconds and number of parameters are added.
+      facts: The facts of the stage, to which seconds and number of parameters are added.
       **options: Further arguments of `train`.
     """
     settings, folder = self.config.train[name], self.workdir.folder(name)
@@ -142,7 +142,7 @@ class Task(abc.ABC):
     return model
 
   def evaluation_stage(self, facts: dict) -> None:
-    """The stage `evaluation`: measures every split, writes metrics.json and the report."""
+    """The stage `evaluation`: measures every split, and writes metrics.json and the report."""
     began_at = time.monotonic()
     metrics = {split: self.measure(split) for split in self.evaluation_splits}
     for stage in self.stages:
@@ -155,14 +155,14 @@ class Task(abc.ABC):
     self.write_report()
 
   def add_metrics(self, metrics: dict[str, float]) -> None:
-    """Adds what an optional stage measured to the metrics and the report of a finished run."""
+    """Adds the metrics of an optional stage to those of a finished run, and to its report."""
     path = self.workdir.path / "metrics.json"
     if path.exists():
       write_json(path, {**read_json(path), **metrics})
       self.write_report()
 
   def write_report(self) -> None:
-    """Writes report.html from metrics.json and what the stages wrote."""
+    """Writes report.html from metrics.json and the files of the stages."""
     write_report(
       self.workdir,
       self.metrics,
@@ -172,7 +172,7 @@ class Task(abc.ABC):
     )
 
   def _curves(self):
-    """The curves of every training, with those of the parts that were trained first."""
+    """Sections with the curves of every trained model, and of parts that were trained before it."""
     shown = []
     for stage in self.stages:
       if stage.trains and not stage.optional:

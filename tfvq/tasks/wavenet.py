@@ -1,4 +1,4 @@
-"""WaveNet by itself: speech of many speakers without text, speech from phones, piano music."""
+"""WaveNets of audio: speech of several speakers without text, speech from phones, piano music."""
 
 import functools
 
@@ -21,10 +21,10 @@ _MAX_MEASURED_SECONDS = 4  # of each recording
 
 
 class WaveNetTask(CorpusTask):
-  """WaveNets of sound; the config has `data`, `phones` and `prior`, which is the WaveNet.
+  """WaveNets of audio; the config has `data`, `phones` and `prior`, which has the settings of the WaveNet.
 
-  It is conditioned on the speaker where there are several, and with `phones` on what is said, as in text-to-speech: the
-  phone, the ones before and after it, how much of it is over, and its length.
+  It is conditioned on the speaker if there are several. With `phones` it is also conditioned on the text, as in
+  text-to-speech: on the current phone, those before and after it, the position in the phone, and its length.
   """
 
   rules = WAVENET_RULES | CorpusTask.rules
@@ -59,14 +59,14 @@ class WaveNetTask(CorpusTask):
 
   @functools.cached_property
   def _levels(self) -> np.ndarray:
-    """Levels of the bands of the training data, float32 [num_bands]."""
+    """Levels of the bands in the training data, float32 [num_bands]."""
     audio_values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
     self.adapt_levels(audio_values)
     return np.array(audio_values.levels)
 
   @property
   def audio_values(self) -> AudioValues:
-    """A new layer that turns audio into what the WaveNet models; the model of a strategy needs one of its own."""
+    """Makes a layer that converts audio to the values of the WaveNet; a model under a strategy needs a new one."""
     audio_values = AudioValues(self.config.prior.num_bands, self.config.prior.num_values)
     audio_values.levels.assign(self._levels)
     return audio_values
@@ -88,16 +88,16 @@ class WaveNetTask(CorpusTask):
       self.config.seed + step,
       with_phones=self.config.phones,
     )
-    audio_values = self.audio_values  # not within the map, where TensorFlow would only note down how to make it
+    audio_values = self.audio_values  # not inside the map, where its creation would be traced
     return batches.map(lambda batch: self._inputs(audio_values(batch["audio"]), batch))
 
   def _inputs(self, values, batch):
-    """A batch as the WaveNet's `fit` takes it: the values, or a pair with their condition."""
+    """Converts a batch for the WaveNet's `fit`: to values, or ((values, condition),)."""
     condition = self._condition(batch)
     return ((values, condition),) if condition else values
 
   def _condition(self, batch):
-    """The condition of {"speaker": [B], "phones": [B, F, 5]}, as `WaveNet` takes it."""
+    """Converts {"speaker": [B], "phones": [B, F, 5]} to the condition of the WaveNet."""
     condition = {}
     if self.num_speakers > 1:
       condition["speaker"] = batch["speaker"]
@@ -111,7 +111,7 @@ class WaveNetTask(CorpusTask):
     return condition or None
 
   def write_samples(self, folder):
-    """Sound of each speaker in turn; from phones, what held-out recordings say."""
+    """Writes samples for each speaker in turn; with phones, those of held-out recordings."""
     num, rate_hz = self.config.samples.num, self.corpus.sample_rate_hz
     batch = {"speaker": tf.range(num) % self.num_speakers}
     names = [self.corpus.speakers[speaker] for speaker in batch["speaker"].numpy()]
@@ -129,13 +129,13 @@ class WaveNetTask(CorpusTask):
       write_wav(folder / f"{index:02d}-{name.replace('/', '-')}.wav", [sound[:length]], rate_hz)
 
   def _spoken_clips(self):
-    """Held-out recordings whose phones are to be spoken."""
+    """Held-out recordings whose phones condition the samples."""
     return self.corpus.clips_of_length("held_out", 2, self.config.samples.num)
 
   def _sample(self, model, condition, num, num_samples):
-    """Sound, float32 [num, T], T at least `num_samples`.
+    """Samples audio, float32 [num, T], T at least `num_samples`.
 
-    It is made a second at a time: neither the noise nor the compiled loop grows with its length.
+    It is sampled in parts of one second, so that noise and compiled loop have a fixed size.
     """
     frames, num_bands = FRAMES_PER_SECOND, self.config.prior.num_bands
     steps = self.corpus.sample_rate_hz // num_bands
@@ -172,7 +172,7 @@ class WaveNetTask(CorpusTask):
     rows = [[path.stem, self.player(path)] for path in paths]
     columns = ["sample", "sound"]
     if self.config.phones:
-      columns.append("recording of the same phones, not trained on")
+      columns.append("held-out recording of the same phones")
       recorded = [sections.player(clip.audio, self.corpus.sample_rate_hz) for clip in self._spoken_clips()]
       rows = [[*row, original] for row, original in zip(rows, recorded, strict=True)]
     title = f"Samples, temperature {', '.join(map(str, self.config.samples.temperature))}"

@@ -1,1 +1,1 @@
-"""One way to train, sample and measure every system."""
+"""Training of all systems, and the workdir of a run."""

@@ -1,4 +1,4 @@
-"""Callbacks of training: checkpoints, curves, a progress bar, and an end when the loss is not finite."""
+"""Callbacks of training: checkpoints, curves, a progress bar, and termination if the loss is not finite."""
 
 import csv
 import time
@@ -81,7 +81,7 @@ class Curves(keras.callbacks.Callback):
       self._write_row()
 
   def _write_row(self):
-    # Not the logs: these are of one step, include metrics without data, and differ between replicas.
+    # The logs would be those of one step, with metrics that have no data, and different on each replica.
     metrics = {name: float(value) for name, value in self.model.get_metrics_result().items()}
     self.rows.append({"step": steps_done(self.model), "seconds": self.seconds, **metrics})
     names = dict.fromkeys(name for row in self.rows for name in row)
@@ -141,7 +141,7 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class TerminateOnNonFiniteLoss(keras.callbacks.Callback):
-  """Ends training with a `UserError` when the loss is not finite; put it before `Checkpoint`.
+  """Stops training with a `UserError` if the loss is not finite; must come before `Checkpoint`.
 
   Args:
     checkpoint_path: The file of the last good checkpoint.

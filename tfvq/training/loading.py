@@ -1,4 +1,4 @@
-"""Loads trained models and weights; errors name the cause, and suggest deleting a file only if it is damaged."""
+"""Loads trained models and weights. Errors name the cause, and suggest deleting a file only if it is damaged."""
 
 import contextlib
 import lzma
@@ -14,7 +14,7 @@ from tfvq.errors import UserError
 
 
 def load_model(path) -> keras.Model:
-  """Loads a model of this package from a `.keras` file; it computes in float32, whatever it was trained in.
+  """Loads a model of this package from a `.keras` file, to compute in float32 whatever dtype it was trained with.
 
   Raises:
     UserError: There is no such file, it is damaged, it is not a model of this package, or memory is too small.
@@ -28,7 +28,7 @@ def load_model(path) -> keras.Model:
 
 
 def load_weights(model: keras.Model, path) -> None:
-  """Loads what `Checkpoint` saved into a model of the same architecture, its optimiser included if it has one.
+  """Loads a checkpoint into a model of the same architecture, and into its optimiser if it has one.
 
   Raises:
     UserError: There is no such file, it is damaged, it does not fit the model, or memory is too small.
@@ -40,7 +40,7 @@ def load_weights(model: keras.Model, path) -> None:
 
 @contextlib.contextmanager
 def _reading(path, missing):
-  """Turns every error while a file is loaded into a `UserError`."""
+  """Converts any error while a file is loaded to a `UserError`."""
   try:
     if not path.is_file():
       raise UserError(missing)
@@ -54,7 +54,7 @@ def _reading(path, missing):
 
 
 def _cause(path, error):
-  """Why a file could not be loaded, in a sentence."""
+  """The reason why a file could not be loaded, as a sentence."""
   if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
     return f"There is not enough memory to load {path}: end other programs, or use a machine with more memory."
   if isinstance(error, OSError) and error.errno is not None:
@@ -66,7 +66,7 @@ def _cause(path, error):
 
 
 def _damage(path):
-  """The damage of a Keras file, which is a zip file; empty if all checksums match."""
+  """Describes the damage of a Keras file, which is a zip file; empty if all checksums match."""
   try:
     with zipfile.ZipFile(path) as file:
       altered = file.testzip()

@@ -27,8 +27,8 @@ class ConvMuon(keras.optimizers.Muon):
 class PruningMuon(ConvMuon):
   """`ConvMuon` for a network that is being pruned: it ignores the gradients of weights that are zero.
 
-  Otherwise the orthogonalised updates would hardly move the other weights. It also keeps running means of the squared
-  gradients, see `second_moments`.
+  With these gradients, the orthogonalised updates of the other weights would be too small. It also keeps running means
+  of the squared gradients, see `second_moments`.
   """
 
   def build(self, variables):

@@ -1,6 +1,6 @@
 """Pruning of WaveNets during further training: blocks of weights, whole channels, or whole layers.
 
-References: arXiv 1710.01878 (the cubic schedule); LeCun et al., "Optimal Brain Damage", 1989 (what a weight is worth).
+References: arXiv 1710.01878 (the cubic schedule); LeCun et al., "Optimal Brain Damage", 1989 (the saliency).
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from tfvq.models.wavenet_pruning import Importance, Mask, magnitude
 from tfvq.training.callbacks import steps_done
 from tfvq.training.muon import PruningMuon
 
-_EVERY_STEPS = 10  # between two choices of what to prune
+_EVERY_STEPS = 10  # steps between two updates of the masks
 
 
 class Pruning(keras.callbacks.Callback):
-  """Sets more and more of a WaveNet's weights to zero, and keeps them there.
+  """Sets more and more of a WaveNet's weights to zero, and keeps them at zero.
 
-  After `t` steps the sparsity is s (1 - (1 - t / R)^3), and s from R steps on. It is exact after every step, whatever
-  the optimiser did. The weights with the lowest `saliency` are pruned first.
+  After `t` steps the sparsity is s (1 - (1 - t / R)^3), and s from R steps on. The masks are applied after every step
+  of the optimiser. The weights with the lowest `saliency` are pruned first.
 
   Args:
-    wavenet: The network, a part of the model that is trained or the whole of it.
-    choose: `wavenet`, a sparsity and an importance -> what is to be kept, see `block_masks`.
-    sparsity: s, share of blocks, channels or layers that are pruned, 0 to less than 1.
+    wavenet: The network: the trained model, or a part of it.
+    choose: Function from `wavenet`, a sparsity and an importance to masks, such as `block_masks`.
+    sparsity: s, the final fraction of blocks, channels or layers that are pruned, in [0, 1).
     ramp_steps: R, >= 1.
 
   Raises:
@@ -41,7 +41,7 @@ class Pruning(keras.callbacks.Callback):
   def on_train_begin(self, logs=None):
     del logs
     self.model.optimizer.build(self.model.trainable_variables)
-    # A resumed training goes on with what was chosen last: so many weights are zero, and zeros are chosen first.
+    # A resumed training run finds the same masks again: weights that are zero already are pruned first.
     step = steps_done(self.model)
     self._choose_at(step if step >= self._ramp_steps else step // _EVERY_STEPS * _EVERY_STEPS)
 
@@ -65,12 +65,13 @@ def apply_masks(masks: list[Mask]) -> None:
 
 
 def saliency(optimizer: keras.optimizers.Optimizer) -> Importance:
-  """The importance |w| sqrt(E[g^2]), the mean being the optimiser's running one.
+  """The importance |w| sqrt(E[g^2]) of weights w, with the optimiser's running mean of the squared gradients g.
 
-  With E[g^2] for the curvature, half its square is what the loss rises by where a weight is set to zero.
+  If E[g^2] approximates the curvature, half the square of the importance is the increase of the loss if the weight is
+  set to zero.
 
   Raises:
-    UserError: The optimiser keeps no second moments, or would let what is pruned spoil its updates.
+    UserError: The optimiser keeps no second moments, or its updates would depend on pruned weights.
   """
   if isinstance(optimizer, PruningMuon):
     second_moments = optimizer.second_moments

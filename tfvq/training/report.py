@@ -19,11 +19,11 @@ _TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
 def write_report(
   workdir: Workdir, metrics: tuple[Metric, ...], sections: list[Section], *, command: str, config: str
 ) -> None:
-  """Writes `report.html` of a workdir whose `metrics.json` is written.
+  """Writes `report.html` of a workdir that has `metrics.json`.
 
   Args:
     workdir: The workdir.
-    metrics: How metrics are shown.
+    metrics: Titles and units of the metrics.
     sections: Pictures, plots and tables, in order.
     command: The command that made the run.
     config: The config as text.
@@ -60,7 +60,7 @@ def print_summary(workdir: Workdir, metrics: tuple[Metric, ...]) -> None:
 
 
 def _describe(stage, workdir):
-  """The facts of a stage beside its seconds, as text."""
+  """The facts of a stage, without its seconds, as text."""
   facts = workdir.facts(stage) if workdir.is_done(stage) else {}
 
   def words(value):
@@ -74,7 +74,7 @@ def _describe(stage, workdir):
 
 
 def _columns(measured):
-  """The splits that were measured."""
+  """Names of the splits that were measured."""
   return ["held_out", *(key for key, value in measured.items() if isinstance(value, dict) and key != "seconds")]
 
 

@@ -1,4 +1,4 @@
-"""Distribution strategies: how many devices train together."""
+"""Distribution strategies: training on several devices."""
 
 import os
 
@@ -8,7 +8,7 @@ from tfvq.errors import UserError
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-  """The distribution strategy of that name, see `tfvq.configs.common.run_settings`.
+  """Makes the distribution strategy with a name, see `tfvq.configs.common.run_settings`.
 
   Raises:
     UserError: It is for TPUs, and there is none.
@@ -32,9 +32,9 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
 
 def _strategy_of_cores():
-  """A replica for each core of the CPU, on one thread: no operation waits for another thread to do its part of it.
+  """A strategy with a replica of one thread on each core of the CPU, so that operations do not wait for other threads.
 
-  It can be made only before TensorFlow has run anything.
+  It must be created before TensorFlow runs anything.
   """
   num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -45,10 +45,10 @@ def _strategy_of_cores():
 
 
 def check_batch_size(batch_size: int, title: str, strategy: tf.distribute.Strategy) -> None:
-  """Checks that the replicas of a strategy can share the batches of a training.
+  """Checks that batches can be divided evenly among the replicas of a strategy.
 
   Raises:
-    UserError: Their number does not divide `batch_size`.
+    UserError: The number of replicas does not divide `batch_size`.
   """
   num_replicas = strategy.num_replicas_in_sync
   if batch_size % num_replicas:

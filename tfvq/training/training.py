@@ -1,4 +1,4 @@
-"""One way to train every model: resumption, callbacks, errors."""
+"""The training loop of all models, with resumption, callbacks and errors."""
 
 import pathlib
 from collections.abc import Callable
@@ -31,21 +31,22 @@ def train(
 
   Args:
     build_model: Makes the model.
-    batches: Endless batches for the `fit` of a given model, of a given size, from a given step on.
+    batches: Function from a model, a batch size and a step to endless batches for its `fit` from that step on.
     settings: See `tfvq.configs.common.training`.
-    folder: Where `checkpoint.keras` and `curves.csv` are kept.
-    title: What the progress bar calls it.
+    folder: Folder for `checkpoint.keras` and `curves.csv`.
+    title: Name of the model in the progress bar.
     strategy: Distribution strategy.
-    prepare: What is done to the model before its first step, such as setting its codebook to the data; left out if
-      there are initial weights. Its second argument trains a part of the model in the same way, in a folder of its own:
-      `train_part(name, part, settings, prepare)`.
-    extra_callbacks: Called with the model, gives callbacks that come before those that watch and save.
+    prepare: Function that prepares the model before its first step, such as by fitting its codebook to data. It is not
+      called if there are initial weights. Its second argument, `train_part(name, part, settings, prepare)`, trains a
+      part of the model in the same way, in a folder of its own.
+    extra_callbacks: Function from the model to callbacks, which are called before those of this function.
 
   Returns:
-    The trained model, and the seconds spent training, parts and interrupted runs included.
+    The trained model, and the seconds spent training, including its parts and interrupted runs.
 
   Raises:
-    UserError: The replicas cannot share a batch, the loss is no longer finite, or a file cannot be written.
+    UserError: The number of replicas does not divide the batch size, the loss is not finite, or a file cannot be
+      written.
   """
   checkpoint_path = folder / "checkpoint.keras"
   check_batch_size(settings.batch_size, title, strategy)
@@ -82,7 +83,7 @@ def train(
       if checkpoint.model:  # training had begun
         checkpoint.save()
       step = steps_done(model)
-      raise UserError(f"Stopped at step {step} of {settings.steps}: the same command goes on from there.") from stop
+      raise UserError(f"Stopped at step {step} of {settings.steps}: give the same command again to continue.") from stop
     finally:
       progress.close()
   return model, sum(read_seconds(path) for path in folder.rglob("curves.csv"))

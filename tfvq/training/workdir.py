@@ -1,4 +1,4 @@
-"""The working directory: contains all files of a run, and records which stages are done."""
+"""The working directory, which contains all files of a run and records which stages are done."""
 
 import contextlib
 import json
@@ -30,12 +30,12 @@ class Workdir:
 
   Raises:
     UserError: The folder was made with another config, cannot be written, or its config would change while another
-      process runs stages. Fields that only stages that have not begun read may differ.
+      process runs stages. Fields may differ if only stages that have not begun read them.
   """
 
   def __init__(self, path, config: dict):
     self.path = pathlib.Path(path)
-    self._config = json.loads(json.dumps(config))  # tuples become lists, as they will be read
+    self._config = json.loads(json.dumps(config))  # tuples become lists, as in the config that is read
     self._is_held = self._has_lock = False
     if self._must_write_config():
       with self.held():
