@@ -158,9 +158,9 @@ def test_tones_keep_their_frequency_from_reader_to_corpus_to_writer(rate_hz, tmp
     assert written_rate_hz == rate_hz
     peak = np.argmax(np.abs(np.fft.rfft(audio * np.hanning(len(audio)))))
     assert abs(peak * rate_hz / len(audio) - int(clip.name[4:])) <= 2
-  stretches = list(corpus.clips("train"))
-  assert {len(clip.audio) for clip in stretches} == {10 * rate_hz}
-  assert corpus.seconds("train") == 10 * len(stretches)
+  segments = list(corpus.clips("train"))
+  assert {len(clip.audio) for clip in segments} == {10 * rate_hz}
+  assert corpus.seconds("train") == 10 * len(segments)
   assert next(iter(corpus.train(2, rate_hz // 4, seed=0)))["audio"].shape == (2, rate_hz // 4)
 
 

@@ -15,7 +15,7 @@ PARTS = ("encoder", "condition", "step", "synthesis")  # one file each
 
 _SIGNATURE = "serving_default"
 _LEVEL = 0.08  # root mean square of the speech that models are trained on, without silence
-_FRAMES_PER_SECOND = 100  # over each of which power is measured
+_FRAMES_PER_SECOND = 100  # power is measured in frames of 10 ms
 
 
 class CodecError(ValueError):

@@ -135,7 +135,7 @@ class WaveNetTask(CorpusTask):
   def _sample(self, model, condition, num, num_samples):
     """Samples audio, float32 [num, T], T at least `num_samples`.
 
-    It is sampled in parts of one second, so that noise and compiled loop have a fixed size.
+    It is sampled in parts of about one second, so that noise and compiled loop have a fixed size.
     """
     frames, num_bands = FRAMES_PER_SECOND, self.config.prior.num_bands
     steps = self.corpus.sample_rate_hz // num_bands
