@@ -32,7 +32,6 @@ from tfvq.training.pruning import apply_masks
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a speech run.")
 _MODEL = flags.DEFINE_string("model", "", "Model to time instead of the run's own, as for tfvq-export.")
 _SECONDS = flags.DEFINE_float("seconds", 4.0, "Duration of the speech for the codec.")
-_SAMPLE_RATE_HZ = 16_000
 _STEPS_PER_FRAME = 64
 
 
@@ -60,7 +59,8 @@ def _time_trained():
   for mode in ("none", "dynamic"):
     call = functools.partial(tflite.Runner(tflite.write(endpoint, mode)), **inputs)
     functions[f"{title}, {num_steps} steps and their audio in one call, {mode}"] = call
-  _report(medians(functions), dict.fromkeys(functions, num_steps * decoder.head.num_variables))
+  num_samples = dict.fromkeys(functions, num_steps * decoder.head.num_variables)
+  _report(medians(functions), num_samples, task.autoencoder.sample_rate_hz)
 
 
 def _networks():
@@ -98,11 +98,11 @@ def _time_steps(networks):
   _report(seconds, {name: num_samples for name, (_, num_samples) in functions.items()})
 
 
-def _report(seconds, num_samples):
+def _report(seconds, num_samples, sample_rate_hz=16_000):
   """Prints the time per sample of each function, given its number of samples per call."""
   for name, value in seconds.items():
     microseconds = 1e6 * value / num_samples[name]
-    print(f"{name}: {microseconds:.1f} us a sample, {1e6 / _SAMPLE_RATE_HZ / microseconds:.2f} times real time")
+    print(f"{name}: {microseconds:.1f} us a sample, {1e6 / sample_rate_hz / microseconds:.2f} times real time")
 
 
 def _network(channels, dilation_rates, num_bands=1, hidden_units=64, pruned=None):
@@ -143,7 +143,7 @@ def _loop(model, wavenet):
 def _time_codec():
   """Times the codec that the package ships."""
   codec, rng = SpeechCodec(), np.random.default_rng(0)
-  audio = (0.1 * rng.normal(size=int(_SECONDS.value * _SAMPLE_RATE_HZ))).astype(np.float32)
+  audio = (0.1 * rng.normal(size=int(_SECONDS.value * codec.sample_rate_hz))).astype(np.float32)
   codes = codec.encode(audio)
   encoder = codec.model("encoder")
   at_once = codec.facts["encoder_frames"] * codec.hop_samples
@@ -158,7 +158,7 @@ def _time_codec():
     }
   )
   for name, num_samples in lengths.items():
-    print(f"codec, {name}: {num_samples / _SAMPLE_RATE_HZ / seconds[name]:.1f} times real time")
+    print(f"codec, {name}: {num_samples / codec.sample_rate_hz / seconds[name]:.1f} times real time")
 
 
 if __name__ == "__main__":

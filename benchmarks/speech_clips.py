@@ -31,7 +31,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 def main(argv):
   from export.device import CodecError
   from export.device import SpeechCodec as DeviceCodec
-  from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav
+  from tfvq.data.audio_files import write_wav
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.release import chosen_temperature, load_released
   from tfvq.tasks.stages import open_task
@@ -42,7 +42,13 @@ def main(argv):
     model, facts = load_released(_MODEL.value)
   else:
     model, facts = task.autoencoder, task.config.samples
-  clips = [clip for clip in task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / SAMPLE_RATE_HZ <= 7]
+  rate_hz = model.sample_rate_hz
+  if task.corpus.sample_rate_hz != rate_hz:
+    raise UserError(
+      f"The corpus of {_WORKDIR.value} has {task.corpus.sample_rate_hz} Hz, but {_MODEL.value} needs {rate_hz} Hz: "
+      "choose another --model."
+    )
+  clips = [clip for clip in task.corpus.clips(_SPLIT.value) if 1.2 <= len(clip.audio) / rate_hz <= 7]
   speakers = task.corpus.speakers
   for name in (_SPEAKER.value, _TARGET.value):
     if name and name not in speakers:
@@ -64,21 +70,23 @@ def main(argv):
   for kind, speaker in voices.items():
     spoken = codec.decode(codes, np.full(len(first), speaker), _SEED.value, temperature)
     for clip, sound in zip(first, spoken, strict=True):
-      write_wav(out / f"tfvq{kind}" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
+      write_wav(out / f"tfvq{kind}" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]], rate_hz)
   if _CODEC.value:
     try:
       exported = DeviceCodec(_CODEC.value)
     except CodecError as error:
       raise UserError(str(error)) from error
+    if exported.sample_rate_hz != rate_hz:
+      raise UserError(f"{_CODEC.value} needs {exported.sample_rate_hz} Hz, not {rate_hz} Hz: choose another --codec.")
     for clip in first:
       own_codes = exported.encode(clip.audio)
       for kind, speaker in voices.items():
         sound = exported.decode(own_codes, speakers[speaker], _SEED.value, temperature)
-        write_wav(out / f"device{kind}" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]])
+        write_wav(out / f"device{kind}" / f"{_name(clip)}.wav", [sound[: len(clip.audio)]], rate_hz)
   second = [clip for clip in clips if clip.speaker == target][: _NUM.value]
   for folder, chosen in (("original", first), ("second", second)):
     for clip in chosen:
-      write_wav(out / folder / f"{_name(clip)}.wav", [clip.audio])
+      write_wav(out / folder / f"{_name(clip)}.wav", [clip.audio], rate_hz)
 
 
 def _name(clip):

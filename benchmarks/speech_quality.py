@@ -100,7 +100,9 @@ def with_interval(values, others=None):
 
 
 def read_folder(folder):
-  return {path.stem: soundfile.read(path, dtype="float32")[0] for path in sorted(folder.glob("*.wav"))}
+  """The clips of a folder by name, resampled to 16 kHz, which the metrics need."""
+  clips = {path.stem: soundfile.read(path, dtype="float32") for path in sorted(folder.glob("*.wav"))}
+  return {name: librosa.resample(audio, orig_sr=rate_hz, target_sr=RATE_HZ) for name, (audio, rate_hz) in clips.items()}
 
 
 def read_transcripts(path):

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.audio_cases import encoded, noise
-from tests.sound import tone
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, resampled, write_wav
+from tests.sound import SAMPLE_RATE_HZ, tone
+from tfvq.data.audio_files import AudioReader, resampled, write_wav
 from tfvq.errors import UserError
 
 RATES_HZ = [8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 192_000]
@@ -52,18 +52,20 @@ def chirp(rate_hz):
 
 
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
-def test_resampled_matches_analytic_signal(rate_hz):
-  np.testing.assert_allclose(resampled(chirp(rate_hz), rate_hz), chirp(SAMPLE_RATE_HZ), atol=1e-4)
+@pytest.mark.parametrize("to_rate_hz", [8000, 16_000, 22_100, 48_000])
+def test_resampled_matches_analytic_signal(rate_hz, to_rate_hz):
+  np.testing.assert_allclose(resampled(chirp(rate_hz), rate_hz, to_rate_hz), chirp(to_rate_hz), atol=1e-4)
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
-def test_reader_adds_no_delay(format, rate_hz):
+@pytest.mark.parametrize("to_rate_hz", [8000, 16_000, 44_100])
+def test_reader_adds_no_delay(format, rate_hz, to_rate_hz):
   if format == "MP3" and rate_hz > 48_000:
     rate_hz = 24_000  # the maximum of MP3 is 48 kHz
-  audio = AudioReader(io.BytesIO(encoded(chirp(rate_hz), rate_hz, format=format))).read()
-  # One sample of delay would make the error 0.6 of the sound.
-  error, power = np.mean(np.square(audio - chirp(SAMPLE_RATE_HZ))), np.mean(np.square(chirp(SAMPLE_RATE_HZ)))
+  audio = AudioReader(io.BytesIO(encoded(chirp(rate_hz), rate_hz, format=format)), to_rate_hz).read()
+  # One sample of delay at 16 kHz would make the error 0.6 of the sound.
+  error, power = np.mean(np.square(audio - chirp(to_rate_hz))), np.mean(np.square(chirp(to_rate_hz)))
   assert np.sqrt(error / power) < (1e-3 if format in ("WAV", "FLAC") else 0.15)
 
 
@@ -90,27 +92,29 @@ def test_reader_uses_one_channel_if_average_cancels(format, second):
 
 
 @functools.cache
-def _reader(format, rate_hz):
-  reader = AudioReader(io.BytesIO(encoded(noise(16 * rate_hz, channels=1), rate_hz, format=format)))
-  return reader, AudioReader(io.BytesIO(encoded(noise(16 * rate_hz, channels=1), rate_hz, format=format))).read()
+def _reader(format, rate_hz, to_rate_hz):
+  file = encoded(noise(16 * rate_hz, channels=1), rate_hz, format=format)
+  return AudioReader(io.BytesIO(file), to_rate_hz), AudioReader(io.BytesIO(file), to_rate_hz).read()
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-  st.lists(st.tuples(st.integers(0, 255_999), st.integers(1, 30_000)), min_size=1, max_size=3),
+  st.lists(st.tuples(st.floats(0, 15.9), st.floats(0, 2)), min_size=1, max_size=3),
   st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]),
   st.sampled_from([16_000, 22_050, 48_000]),
+  st.sampled_from([8000, 16_000, 44_100]),
 )
-def test_read_of_part_matches_read_of_whole(parts, format, rate_hz):
-  reader, whole = _reader(format, rate_hz)
-  for start, length in parts:
+def test_read_of_part_matches_read_of_whole(parts, format, rate_hz, to_rate_hz):
+  reader, whole = _reader(format, rate_hz, to_rate_hz)
+  for begin, seconds in parts:
+    start, length = int(begin * to_rate_hz), 1 + int(seconds * to_rate_hz)
     part = reader.read(start, start + length)
     np.testing.assert_allclose(part, whole[start : start + length], atol=1e-4)
 
 
 def test_two_readers_are_independent(tmp_path):
   for frequency_hz in (440, 1000):
-    write_wav(tmp_path / f"{frequency_hz}.wav", [tone(1.0, frequency_hz=frequency_hz)])
+    write_wav(tmp_path / f"{frequency_hz}.wav", [tone(1.0, frequency_hz=frequency_hz)], SAMPLE_RATE_HZ)
   first, second = AudioReader(tmp_path / "440.wav"), AudioReader(tmp_path / "1000.wav")
   for _ in range(2):
     np.testing.assert_allclose(first.read(), tone(1.0), atol=1e-4)
@@ -154,7 +158,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_written_wav_is_read_back(tmp_path):
-  write_wav(tmp_path / "a.wav", [tone(0.1), np.array([2.0, -2.0])])
+  write_wav(tmp_path / "a.wav", [tone(0.1), np.array([2.0, -2.0])], SAMPLE_RATE_HZ)
   audio = AudioReader(tmp_path / "a.wav").read()
   np.testing.assert_allclose(audio[:-2], tone(0.1), atol=1e-4)
   np.testing.assert_allclose(audio[-2:], [1, -1], atol=1e-4)
@@ -175,7 +179,7 @@ def test_reader_rejects_missing_file(tmp_path):
 
 
 def test_reader_accepts_name_that_is_not_utf_8(tmp_path):
-  write_wav(tmp_path / "a.wav", [tone(0.1)])
+  write_wav(tmp_path / "a.wav", [tone(0.1)], SAMPLE_RATE_HZ)
   path = pathlib.Path(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.wav"))
   (tmp_path / "a.wav").rename(path)
   assert AudioReader(path).num_samples == 1600
@@ -198,6 +202,6 @@ def test_reader_rejects_infinite_channels_of_opposite_sign_without_warning():
 
 
 def test_write_wav_writes_16_bit_mono(tmp_path):
-  write_wav(tmp_path / "a.wav", [tone(0.1)])
+  write_wav(tmp_path / "a.wav", [tone(0.1)], SAMPLE_RATE_HZ)
   with wave.open(str(tmp_path / "a.wav")) as file:
     assert (file.getnchannels(), file.getsampwidth(), file.getframerate(), file.getnframes()) == (1, 2, 16_000, 1600)

@@ -46,15 +46,16 @@ def test_a_tone_lands_in_its_band():
     assert np.argmax(power) == band and np.delete(power, band).max() < 1e-5 * power[band]
 
 
-def test_log_mel_of_a_tone_peaks_at_its_frequency_and_frames_are_centred():
-  layer = LogMel(num_bands=80)
-  time = np.arange(6400) / 16_000
+@pytest.mark.parametrize("rate_hz", [8000, 16_000, 48_000])
+def test_log_mel_of_a_tone_peaks_at_its_frequency_and_frames_are_centred(rate_hz):
+  layer = LogMel(num_bands=80, sample_rate_hz=rate_hz)
+  time = np.arange(6400) / rate_hz
   frames = layer(np.sin(2 * np.pi * 1000 * time)[np.newaxis].astype(np.float32))
   assert frames.shape == (1, 100, 80)
   peak = int(np.argmax(frames[0, 50]))
   mel = lambda hz: 1127 * np.log1p(hz / 700)
-  centre = mel(40) + (peak + 1) * (mel(8000) - mel(40)) / 81
-  assert abs(centre - mel(1000)) < (mel(8000) - mel(40)) / 81
+  width = (mel(rate_hz / 2) - mel(40)) / 81
+  assert abs(mel(40) + (peak + 1) * width - mel(1000)) < width
   click = np.zeros([1, 6400], np.float32)
   click[0, 64 * 30 : 64 * 31] = 0.5
   energy = np.mean(layer(click)[0], axis=-1)
@@ -63,18 +64,29 @@ def test_log_mel_of_a_tone_peaks_at_its_frequency_and_frames_are_centred():
   assert np.all(np.isfinite(layer(np.zeros([1, 640], np.float32))))
 
 
-@pytest.mark.parametrize(("hop_samples", "window_samples"), [(64, 400), (128, 400), (640, 640), (32, 64)])
-def test_log_mel_is_that_of_a_plain_transform(hop_samples, window_samples, rng):
+@pytest.mark.parametrize(
+  ("rate_hz", "hop_samples", "given", "window_samples"),
+  [
+    (16_000, 64, None, 400),
+    (16_000, 128, 400, 400),
+    (16_000, 640, None, 640),
+    (16_000, 32, 64, 64),
+    (8000, 40, None, 200),
+    (44_100, 441, None, 1102),
+    (48_000, 192, None, 1200),
+  ],
+)
+def test_log_mel_is_that_of_a_plain_transform(rate_hz, hop_samples, given, window_samples, rng):
   audio = 0.1 * rng.normal(size=hop_samples * 20)
   fft_size = 2 ** int(np.ceil(np.log2(window_samples)))
   window = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(window_samples) + 0.5) / window_samples)
-  mel = tf.signal.linear_to_mel_weight_matrix(20, fft_size // 2 + 1, 16_000, 40.0, 8000.0).numpy()
+  mel = tf.signal.linear_to_mel_weight_matrix(20, fft_size // 2 + 1, rate_hz, 40.0, rate_hz / 2).numpy()
   expected = []
   for frame in range(5, 15):
     start = frame * hop_samples + hop_samples // 2 - window_samples // 2
     spectrum = np.abs(np.fft.rfft(audio[start : start + window_samples] * window / window.sum(), fft_size))
     expected.append(np.log(np.maximum(spectrum @ mel, 1e-5)) / 4 + 1.4)
-  layer = LogMel(num_bands=20, hop_samples=hop_samples, window_samples=window_samples)
+  layer = LogMel(num_bands=20, hop_samples=hop_samples, window_samples=given, sample_rate_hz=rate_hz)
   np.testing.assert_allclose(layer(audio[np.newaxis].astype(np.float32))[0, 5:15], expected, atol=1e-4)
   with pytest.raises(ValueError, match="even"):
     LogMel(window_samples=401)

@@ -30,7 +30,7 @@ def in_parts(stream, values, size):
 
 def test_both_codecs_describe_the_model_alike(codecs):
   first, second = codecs.values()
-  for name in ("hop_samples", "frame_shape", "num_values", "speakers"):
+  for name in ("sample_rate_hz", "hop_samples", "frame_shape", "num_values", "speakers"):
     assert getattr(first, name) == getattr(second, name)
 
 

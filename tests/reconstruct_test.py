@@ -12,10 +12,10 @@ import soundfile
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from tests.sound import speech_like
+from tests.sound import SAMPLE_RATE_HZ, speech_like
 from tests.tiny import tiny
 from tfvq import release
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader
+from tfvq.data.audio_files import AudioReader
 from tfvq.errors import UserError
 from tfvq.layers import VectorQuantizer
 from tfvq.tasks.stages import make_task

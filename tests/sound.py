@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.speech_sources import Recording
 from tfvq.errors import UserError
+
+SAMPLE_RATE_HZ = 16_000
 
 
 def tone(seconds, rate_hz=SAMPLE_RATE_HZ, frequency_hz=440.0):

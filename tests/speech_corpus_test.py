@@ -4,8 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.sound import fake_recordings, tone
-from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tests.sound import SAMPLE_RATE_HZ, fake_recordings, tone
 from tfvq.data.shards import write_shard
 from tfvq.data.speech_corpus import SpeechCorpus
 from tfvq.data.speech_preparation import prepare_corpus, split_of
@@ -14,7 +13,7 @@ from tfvq.errors import UserError
 
 
 def test_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
-  prepare_corpus(tmp_path, fake_recordings(broken={(3, "bob")}))
+  prepare_corpus(tmp_path, fake_recordings(broken={(3, "bob")}), SAMPLE_RATE_HZ)
   assert "1 of 120 recordings were left out; the first: bob/003: it is broken." in capsys.readouterr().out
   corpus = SpeechCorpus(tmp_path)
   assert corpus.speakers == ["ann", "bob"]
@@ -38,7 +37,7 @@ def test_corpus_is_split_by_sentence_and_read_back(tmp_path, capsys):
 
 
 def test_too_long_crops_are_rejected(tmp_path):
-  prepare_corpus(tmp_path, fake_recordings())
+  prepare_corpus(tmp_path, fake_recordings(), SAMPLE_RATE_HZ)
   corpus = SpeechCorpus(tmp_path)
   assert next(iter(corpus.train(2, 80_000, seed=0)))["audio"].shape == (2, 80_000)
   with pytest.raises(UserError, match="crops of 80001 samples, .* at most 80000 are possible"):
@@ -53,7 +52,7 @@ def test_unwritable_shard_is_reported(tmp_path):
 
 
 def test_damaged_corpus_is_rejected(tmp_path):
-  prepare_corpus(tmp_path, fake_recordings())
+  prepare_corpus(tmp_path, fake_recordings(), SAMPLE_RATE_HZ)
   shard = tmp_path / "train-00000.tfrecord"
   shard.write_bytes(shard.read_bytes()[:-1])
   with pytest.raises(UserError, match="has changed since it was written"):
@@ -64,7 +63,7 @@ def test_damaged_corpus_is_rejected(tmp_path):
 
 
 def test_earlier_version_of_corpus_is_rejected(tmp_path):
-  prepare_corpus(tmp_path / "data", fake_recordings())
+  prepare_corpus(tmp_path / "data", fake_recordings(), SAMPLE_RATE_HZ)
   manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
   (tmp_path / "data" / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
   sentence = f"contains a corpus of version 2, but this program reads version 3: delete {tmp_path}/data and run"
@@ -78,7 +77,7 @@ def test_phones_of_crops_match_their_audio(tmp_path):
   audio = np.concatenate([silence, tone(0.5, frequency_hz=200), silence, tone(0.5, frequency_hz=2000), silence])
   phones = ((0.5, "pau"), (1.0, "low"), (1.5, "pau"), (2.0, "high"), (2.5, "pau"))
   recordings = [Recording(f"{index:03d}", "ann", lambda: (audio, phones)) for index in range(60)]
-  prepare_corpus(tmp_path, recordings)
+  prepare_corpus(tmp_path, recordings, SAMPLE_RATE_HZ)
   corpus = SpeechCorpus(tmp_path)
   assert corpus.phones == ["high", "low", "pau"]
   batch = next(iter(corpus.train(8, 3200, seed=0, with_phones=True)))

@@ -128,7 +128,7 @@ def test_readme_python_runs(tmp_path, monkeypatch):
   blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
   assert len(blocks) == 2
   monkeypatch.chdir(tmp_path)
-  write_wav(tmp_path / "in.wav", [tone(0.5)])
+  write_wav(tmp_path / "in.wav", [tone(0.5)], 16_000)
   for block in blocks:
     exec(compile(block, "README.md", "exec"), {})
   assert AudioReader(tmp_path / "out.wav").num_samples == 63 * 128  # whole frames

@@ -48,7 +48,7 @@ def fit(folder, settings, build=Line, strategy=None, **arguments):
   source = ArraySource({"train": {"x": np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)}})
   return train(
     build,
-    lambda batch_size, step: source.train(batch_size, 0, step).map(lambda batch: batch["x"]),
+    lambda model, batch_size, step: source.train(batch_size, 0, step).map(lambda batch: batch["x"]),
     settings,
     folder,
     title="line",

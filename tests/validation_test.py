@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny import NAMES, config_of, tiny
+from tests.tiny import NAMES, WAVENETS, config_of, tiny
 from tfvq.data.image_sources import open_image_source
 from tfvq.errors import UserError
 from tfvq.tasks import validate
@@ -84,7 +84,11 @@ def test_an_unknown_source_is_refused_before_anything_starts(name, expected):
     ),
     ("tts", {"data.source": "asterisk"}, "config.phones needs a source whose phones are known: .* is asterisk"),
     ("tts", {"data.crop_samples": 8192}, "config.data.crop_samples is 8192; with config.phones it must be a multiple"),
-    ("wavenet", {"prior.num_bands": 3}, "config.prior.num_bands is 3; it must divide both 160"),
+    (
+      "wavenet",
+      {"prior.num_bands": 3},
+      "config.prior.num_bands is 3; it must divide config.data.crop_samples, which is 8192",
+    ),
   ],
 )
 def test_values_that_cannot_work_are_refused_before_anything_starts(name, changes, sentence):
@@ -107,6 +111,7 @@ def test_values_that_cannot_work_are_refused_before_anything_starts(name, change
     ("speech", ("pruning",), "config.pruning is missing"),
     ("wavenet", ("train.prior",), "config.train.prior is missing"),
     ("wavenet", ("data",), "config.data is missing"),
+    ("piano", ("data.sample_rate_hz",), "config.data.sample_rate_hz is missing"),
   ],
 )
 def test_a_config_without_a_section_that_a_stage_reads_is_refused(name, missing, sentence):
@@ -116,6 +121,24 @@ def test_a_config_without_a_section_that_a_stage_reads_is_refused(name, missing,
     del (config[parent] if parent else config)[key]
   with pytest.raises(UserError, match=sentence):
     validate(config)
+
+
+@pytest.mark.parametrize("name", ["speech", *WAVENETS])
+def test_sample_rates_are_multiples_of_100_from_8_to_48_khz(name):
+  config = config_of(name)
+  config.prior.num_bands = 1
+  config.samples.temperature = (1.0,)
+  if name == "speech":
+    config.autoencoder.decoder.num_bands = 1
+
+  for rate_hz in (8000, 12_800, 44_100):
+    config.data.sample_rate_hz, config.data.crop_samples = rate_hz, 128 * rate_hz // 100
+    validate(config)
+  for rate_hz in (-16_000, 7900, 11_025, 22_050, 48_100):
+    config.data.sample_rate_hz = rate_hz
+    sentence = f"^config.data.sample_rate_hz is {rate_hz}; choose a multiple of 100 from 8000 to 48000.$"
+    with pytest.raises(UserError, match=sentence):
+      validate(config)
 
 
 def test_a_speech_config_need_not_be_pruned(tmp_path):

@@ -4,9 +4,9 @@
   tfvq-reconstruct in.mp3 out.wav --speaker=fr
   tfvq-reconstruct - - <in.flac | aplay
 
-The input is a WAV, FLAC, MP3 or Ogg Vorbis file; the output is a WAV file of 16 kHz, mono, 16 bits. A file named - is
-standard input or output. The model can decode to a few speakers; --speaker selects one. The model card is
-tfvq/released/README.md.
+The input is a WAV, FLAC, MP3 or Ogg Vorbis file; the output is a WAV file, mono, 16 bits, at the sample rate of the
+model: 16 kHz for the one in the package. A file named - is standard input or output. The model can decode to a few
+speakers; --speaker selects one. The model card is tfvq/released/README.md.
 """
 
 import io
@@ -44,16 +44,17 @@ def main(argv):
   import numpy as np
   import tqdm
 
-  from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
+  from tfvq.data.audio_files import AudioReader, write_wav
   from tfvq.models.speech_codec import SpeechCodec
   from tfvq.ops.loudness import frame_powers, gain_to_level
   from tfvq.release import chosen_temperature, load_released
 
-  if source == "-" or is_stream(source):
-    reader = AudioReader(_content(source), name="standard input" if source == "-" else source)
-  else:
-    reader = AudioReader(source)
   model, facts = load_released(_MODEL.value)
+  rate_hz = model.sample_rate_hz
+  if source == "-" or is_stream(source):
+    reader = AudioReader(_content(source), rate_hz, name="standard input" if source == "-" else source)
+  else:
+    reader = AudioReader(source, rate_hz)
   speaker = _SPEAKER.value or facts["speakers"][0]
   if speaker not in facts["speakers"]:
     raise UserError(f"The model has no speaker {speaker!r}; choose one of {', '.join(facts['speakers'])}.")
@@ -61,11 +62,11 @@ def main(argv):
   began_at = time.monotonic()
   start_xla()
   codec = SpeechCodec(model, facts["speakers"], temperature)
-  gain = gain_to_level(np.concatenate([frame_powers(part) for part in reader.parts()]))
+  gain = gain_to_level(np.concatenate([frame_powers(part, rate_hz) for part in reader.parts()]))
   encoder = codec.encoder()
   codes = np.concatenate([*(encoder.push(gain * part) for part in reader.parts()), encoder.finish()])
   decoder = codec.decoder(speaker, _SEED.value)
-  with tqdm.tqdm(total=reader.num_samples / SAMPLE_RATE_HZ, desc="speech", unit="s", dynamic_ncols=True) as bar:
+  with tqdm.tqdm(total=reader.num_samples / rate_hz, desc="speech", unit="s", dynamic_ncols=True) as bar:
 
     def speech():
       for start in range(0, len(codes), codec.frames_per_part):
@@ -77,11 +78,11 @@ def main(argv):
       for part in speech():
         part = part[:samples_left]
         samples_left -= len(part)
-        bar.update(round(len(part) / SAMPLE_RATE_HZ, 3))
+        bar.update(round(len(part) / rate_hz, 3))
         yield part / gain
 
-    write_wav(target, parts())
-  seconds, elapsed = reader.num_samples / SAMPLE_RATE_HZ, time.monotonic() - began_at
+    write_wav(target, parts(), rate_hz)
+  seconds, elapsed = reader.num_samples / rate_hz, time.monotonic() - began_at
   kilobits = len(codes) * np.prod(model.encoder.output_shape[2:-1]) * model.quantizer.bits / 1000
   print(
     f"{target}: {seconds:.2f} s of speech in {kilobits:.2f} kbit ({kilobits / seconds:.2f} kbit/s), speaker {speaker}; "

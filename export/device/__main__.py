@@ -3,8 +3,8 @@
   tfvq-codec encode in.wav out.codes
   tfvq-codec decode out.codes out.wav [--speaker NAME]
 
-In a checkout, `python -m export.device` is the same program. WAV files must be 16 kHz, mono, 16 bits.
-A file named - is standard input or output.
+In a checkout, `python -m export.device` is the same program. WAV files must be mono, of 16 bits, and have the sample
+rate of the model: 16 kHz for the one in the package. A file named - is standard input or output.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def _decode(codec, source, target, speaker, seed):
     speech = codes_file.unpack(content, codec.model_id, codec.num_values, codec.hop_samples, codec.frame_shape)
   except CodecError as error:
     raise CodecError(f"{source} cannot be decoded. {error}") from error
-  stream, samples = codec.decoder(speaker, seed), []
+  stream, samples = codec.decoder(speaker or 0, seed), []
   part = max(1, int(_PART_SECONDS * codec.sample_rate_hz) // codec.hop_samples)
   with _Progress("decode", speech.num_samples / codec.sample_rate_hz) as progress:
     for start in range(0, len(speech.codes), part):

@@ -15,7 +15,7 @@ PARTS = ("encoder", "condition", "step", "synthesis")  # one file each
 
 _SIGNATURE = "serving_default"
 _LEVEL = 0.08  # root mean square of the speech that models are trained on, without silence
-_POWER_FRAME = 160  # samples over which power is measured
+_FRAMES_PER_SECOND = 100  # power is measured in frames of 10 ms
 
 
 class CodecError(ValueError):
@@ -163,7 +163,8 @@ class SpeechCodec:
       CodecError: The samples are not finite, or have more than one dimension.
     """
     samples = _checked_samples(samples).astype(np.float64)
-    frames = np.pad(samples, [0, -len(samples) % _POWER_FRAME]).reshape(-1, _POWER_FRAME)
+    frame_samples = self.sample_rate_hz // _FRAMES_PER_SECOND
+    frames = np.pad(samples, [0, -len(samples) % frame_samples]).reshape(-1, frame_samples)
     powers = np.mean(np.square(frames), axis=1)
     if not len(powers):
       return 1.0

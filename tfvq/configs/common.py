@@ -70,6 +70,8 @@ IMAGE_RULES = _QUANTIZER_RULES | Rules(
   at_least={"autoencoder.num_vimco_samples": 2},  # the gradient compares each sample with the others
 )
 GRID_RULES = _QUANTIZER_RULES | Rules(may_be_zero=("prior.dropout",), below={"prior.dropout": 1})
+# A frame of phones and of loudness is 10 ms, and must be whole samples.
+CORPUS_RULES = Rules(choices={"data.sample_rate_hz": range(8000, 48_001, 100)})
 WAVENET_RULES = Rules(
   choices={"prior.distribution": ("categorical", "logistic_mixture")}, at_least={"prior.num_values": 2}
 )
@@ -264,9 +266,10 @@ def speech_data(**changes) -> ConfigDict:
       "name": "vctk",  # tfds: or librispeech
       "splits": (),  # tfds: splits to read; all if empty
       "data_dir": "",  # tfds
-      "sample_rate_hz": 48_000,  # tfds: for data sets that do not declare it
+      "source_sample_rate_hz": 48_000,  # tfds: for data sets that do not declare it
       "folder": "",  # folder: audio files, a sub-folder per speaker
       "cache": "~/.cache/tfvq/debian",
+      "sample_rate_hz": 16_000,  # recordings are resampled to it; a multiple of 100 from 8000 to 48,000
       "crop_samples": 4096,  # length of a training example
     }
   )

@@ -17,13 +17,13 @@ class Rules:
   Every number in a config must be positive and finite; the numbers of `may_be_zero` may also be zero.
 
   Attributes:
-    choices: The allowed values of a field.
+    choices: The allowed values of a field: a tuple, or a range of integers.
     may_be_zero: Fields that may be zero.
     below: A number must be less than this.
     at_least: A number must be at least this.
   """
 
-  choices: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+  choices: Mapping[str, tuple | range] = dataclasses.field(default_factory=dict)
   may_be_zero: tuple[str, ...] = ()
   below: Mapping[str, float] = dataclasses.field(default_factory=dict)
   at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -53,12 +53,19 @@ def check_fields(config: ConfigDict, rules: Rules, sections: tuple[str, ...] = (
       continue
     kind = re.sub(r"^train\.\w+", "train.*", name)
     if kind in rules.choices and value not in rules.choices[kind]:
-      raise UserError(f"config.{name} is {value!r}; choose one of {', '.join(rules.choices[kind])}.")
+      raise UserError(f"config.{name} is {value!r}; choose {_one_of(rules.choices[kind])}.")
     for number in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(number, (int, float)) and not isinstance(number, bool):
         problem = _problem(kind, number, rules)
         if problem:
           raise UserError(f"config.{name} is {value}; it must be {problem}.")
+
+
+def _one_of(choices):
+  """The words for one of the choices."""
+  if isinstance(choices, range):
+    return f"a multiple of {choices.step} from {choices[0]} to {choices[-1]}"
+  return f"one of {', '.join(choices)}"
 
 
 def _problem(kind, number, rules):

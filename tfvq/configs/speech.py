@@ -10,7 +10,9 @@ the system of the paper: the encoder's input is the raw waveform, the WaveNet ge
 and the data are VCTK; it needs an accelerator. Both have a bit rate of 2.25 kbit/s. The paper reports no metrics of
 quality; docs/RESULTS.md has those of `small`. Other data: --config.data.source=fillets|festvox_ru|espeak|tfds|folder.
 For codes that carry less of the voice, for speaker conversion: --config.autoencoder.voice_perturbation=0.25
---config.autoencoder.latents_per_position=1.
+--config.autoencoder.latents_per_position=1. For another sample rate, 8 to 48 kHz: --config.data.sample_rate_hz=48000;
+strides and crops are in samples, so that frames of 8 ms then need --config.autoencoder.strides="(2,2,2,2,2,2,2,3)", and
+crops of the same duration --config.data.crop_samples=12288.
 """
 
 from ml_collections import ConfigDict

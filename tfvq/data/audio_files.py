@@ -1,4 +1,4 @@
-"""Reads audio files as 16 kHz mono, and writes WAV files."""
+"""Reads audio files as mono of a given sample rate, and writes WAV files."""
 
 import functools
 import os
@@ -16,7 +16,6 @@ from tfvq.files import atomic_write
 with extra("speech"):
   import soxr
 
-SAMPLE_RATE_HZ = 16_000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 _RATES_HZ = (1000, 768_000)
@@ -33,15 +32,16 @@ _MIN_POWER_RATIO = 0.01  # of the averaged channels to the single ones
 class AudioReader:
   """A WAV, FLAC, MP3 or Ogg file of any number of channels and a sample rate of 1 to 768 kHz.
 
-  Channels are averaged and the audio is resampled. If averaging would cancel nearly all sound, as with two channels of
-  opposite sign, the first channel with sound is used instead. This is decided once per file, from the first ten seconds
-  that are not digital silence within its first minute.
+  Channels are averaged and the audio is resampled to `sample_rate_hz`. If averaging would cancel nearly all sound, as
+  with two channels of opposite sign, the first channel with sound is used instead. This is decided once per file, from
+  the first ten seconds that are not digital silence within its first minute.
 
   A part can be read without loading the rest, so that a long file needs no more memory than a short one. Readers share
   no state: several threads may each use their own.
 
   Args:
     source: The path of a file, or an open binary file that can seek.
+    sample_rate_hz: Sample rate to read it at.
     name: Name of an open file in error messages.
     backend: "soundfile", or "tensorflow_io", which also reads remote paths such as gs:// but loads whole files.
 
@@ -50,7 +50,7 @@ class AudioReader:
     ValueError: There is no such backend.
   """
 
-  def __init__(self, source, name: str = "standard input", backend: str = "soundfile"):
+  def __init__(self, source, sample_rate_hz: int = 16_000, name: str = "standard input", backend: str = "soundfile"):
     if backend not in ("soundfile", "tensorflow_io"):
       raise ValueError(f"There is no backend {backend!r}: choose soundfile or tensorflow_io.")
     if backend == "tensorflow_io":
@@ -60,6 +60,7 @@ class AudioReader:
     else:
       open_file, decoder = _open_file, SoundfileDecoder
     is_path = isinstance(source, str | os.PathLike)
+    self.sample_rate_hz = sample_rate_hz
     self.name = os.fspath(source) if is_path else name
     self._decoder = decoder(open_file(source) if is_path else source, self.name)
     if not self._decoder.num_frames:
@@ -71,11 +72,11 @@ class AudioReader:
 
   @property
   def num_samples(self) -> int:
-    """Length in samples at 16 kHz."""
-    return max(1, self._decoder.num_frames * SAMPLE_RATE_HZ // self._decoder.rate_hz)
+    """Length in samples at `sample_rate_hz`."""
+    return max(1, self._decoder.num_frames * self.sample_rate_hz // self._decoder.rate_hz)
 
   def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Samples `start` to `stop` (16 kHz; the end if None), float32 [T].
+    """Samples `start` to `stop` at `sample_rate_hz` (to the end if None), float32 [T].
 
     They are in -1..1, except that samples stored as floats may exceed it.
 
@@ -83,18 +84,18 @@ class AudioReader:
       UserError: They cannot be decoded, or are not all finite numbers.
     """
     stop = self.num_samples if stop is None else min(stop, self.num_samples)
-    rate_hz = self._decoder.rate_hz
+    rate_hz, to_rate_hz = self._decoder.rate_hz, self.sample_rate_hz
     # Parts begin at whole seconds, where samples of both rates coincide, and one second before if they are resampled.
-    first_second = max(0, start // SAMPLE_RATE_HZ - (rate_hz != SAMPLE_RATE_HZ))
-    file_stop = int(np.ceil((stop / SAMPLE_RATE_HZ + _MARGIN_SECONDS) * rate_hz))
+    first_second = max(0, start // to_rate_hz - (rate_hz != to_rate_hz))
+    file_stop = int(np.ceil((stop / to_rate_hz + _MARGIN_SECONDS) * rate_hz))
     samples = self._read_mono(first_second * rate_hz, min(file_stop, self._decoder.num_frames))
-    offset = first_second * SAMPLE_RATE_HZ
-    samples = resampled(samples, rate_hz)[start - offset : stop - offset]
+    offset = first_second * to_rate_hz
+    samples = resampled(samples, rate_hz, to_rate_hz)[start - offset : stop - offset]
     return np.pad(samples, [0, stop - start - len(samples)])
 
   def parts(self) -> Iterator[np.ndarray]:
     """All samples, ten seconds at a time, float32 [T] each; raises the errors of `read`."""
-    part_samples = _PART_SECONDS * SAMPLE_RATE_HZ
+    part_samples = _PART_SECONDS * self.sample_rate_hz
     for start in range(0, self.num_samples, part_samples):
       yield self.read(start, start + part_samples)
 
@@ -141,30 +142,31 @@ def _open_file(path):
     raise UserError(f"{path} could not be read ({error.strerror}).") from error
 
 
-def write_wav(path, parts) -> None:
-  """Writes a 16-bit mono WAV file at 16 kHz, atomically.
+def write_wav(path, parts, sample_rate_hz: int) -> None:
+  """Writes a 16-bit mono WAV file, atomically.
 
   Args:
     path: The file.
     parts: Iterable of float arrays [T] in -1..1, one after another.
+    sample_rate_hz: Their sample rate.
   """
   with atomic_write(path) as temporary:
-    write_wav_to(str(temporary), parts)
+    write_wav_to(str(temporary), parts, sample_rate_hz)
 
 
-def write_wav_to(file, parts) -> None:
+def write_wav_to(file, parts, sample_rate_hz: int) -> None:
   """Writes the same as `write_wav`, but not atomically, to a path or an open binary file."""
   with wave.open(file, "wb") as file:
     file.setnchannels(1)
     file.setsampwidth(2)
-    file.setframerate(SAMPLE_RATE_HZ)
+    file.setframerate(sample_rate_hz)
     for part in parts:
       file.writeframes(to_int16(part).tobytes())
 
 
-def resampled(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-  """Resamples audio to 16 kHz, float32 [T] -> float32 [T * 16000 / rate_hz], without delay."""
-  return samples if rate_hz == SAMPLE_RATE_HZ else soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+def resampled(samples: np.ndarray, rate_hz: int, to_rate_hz: int) -> np.ndarray:
+  """Resamples audio without delay, float32 [T] -> float32 [T * to_rate_hz / rate_hz]."""
+  return samples if rate_hz == to_rate_hz else soxr.resample(samples, rate_hz, to_rate_hz, quality="HQ")
 
 
 def to_int16(samples) -> np.ndarray:

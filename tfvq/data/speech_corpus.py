@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, to_int16
+from tfvq.data.audio_files import to_int16
 from tfvq.data.shards import check_shards
 from tfvq.errors import UserError
 from tfvq.files import read_json
-from tfvq.ops.loudness import FRAME_SAMPLES
+from tfvq.ops.loudness import FRAMES_PER_SECOND
 
 SPLITS = ("train", "validation", "held_out")
 VERSION = 3  # of the records and of the manifest; before 3, recordings could be swapped
-SEGMENT_SAMPLES = 10 * SAMPLE_RATE_HZ
+SEGMENT_SECONDS = 10
 NUM_PHONE_FIELDS = 5  # ids of this, the previous and the next phone; position in this one in percent; its length
 
 _FILES_AT_ONCE = 64
@@ -31,7 +31,7 @@ class Clip(NamedTuple):
   name: str
   speaker: int
   audio: np.ndarray  # float32 [T] in -1..1
-  phones: np.ndarray  # int32 [T / 160, NUM_PHONE_FIELDS]; empty, [0, NUM_PHONE_FIELDS], if unknown
+  phones: np.ndarray  # int32 [T / frame_samples, NUM_PHONE_FIELDS]; empty, [0, NUM_PHONE_FIELDS], if unknown
 
 
 class SpeechCorpus:
@@ -60,45 +60,57 @@ class SpeechCorpus:
     return self._manifest["speakers"]
 
   @property
+  def sample_rate_hz(self) -> int:
+    """Sample rate of the audio, a multiple of 100."""
+    return self._manifest["sample_rate_hz"]
+
+  @property
+  def frame_samples(self) -> int:
+    """Samples of a frame of phones, 10 ms."""
+    return self.sample_rate_hz // FRAMES_PER_SECOND
+
+  @property
   def phones(self) -> list[str]:
     """Names of the phones, in the order of their ids; empty if they are unknown."""
     return self._manifest["phones"]
 
   def seconds(self, split: str) -> float:
     """Duration of a split's audio."""
-    return sum(shard["num_samples"] for shard in self._shards(split)) / SAMPLE_RATE_HZ
+    return sum(shard["num_samples"] for shard in self._shards(split)) / self.sample_rate_hz
 
   def train(self, batch_size: int, crop_samples: int, seed: int, with_phones: bool = False) -> tf.data.Dataset:
     """Endless random crops of the split "train".
 
     Args:
       batch_size: B.
-      crop_samples: T; a multiple of 160 if `with_phones`.
+      crop_samples: T; a multiple of `frame_samples` if `with_phones`.
       seed: Seed of the crops and of their order.
       with_phones: Whether to return phones too; the corpus must have them.
 
     Returns:
-      Batches {"audio": float32 [B, T], "speaker": int32 [B]}, and "phones", int32 [B, T / 160, 5], if `with_phones`.
+      Batches {"audio": float32 [B, T], "speaker": int32 [B]}, and "phones", int32 [B, T / frame_samples, 5], if
+      `with_phones`.
 
     Raises:
-      UserError: `crop_samples` is too large, or not a multiple of 160 although phones are wanted.
+      UserError: `crop_samples` is too large, or not a multiple of `frame_samples` although phones are wanted.
     """
-    if 2 * crop_samples > SEGMENT_SAMPLES:
+    segment_samples, frame_samples = SEGMENT_SECONDS * self.sample_rate_hz, self.frame_samples
+    if 2 * crop_samples > segment_samples:
       raise UserError(
         f"Training needs crops of {crop_samples} samples, including the context of the networks, but at most "
-        f"{SEGMENT_SAMPLES // 2} are possible: lower config.data.crop_samples."
+        f"{segment_samples // 2} are possible: lower config.data.crop_samples."
       )
     paths = [str(self._folder / shard["file"]) for shard in self._shards("train")]
     num_segments = sum(shard["num_records"] for shard in self._shards("train"))
-    num_crops = (SEGMENT_SAMPLES - crop_samples) // crop_samples
-    crop_frames = crop_samples // FRAME_SAMPLES
-    if with_phones and crop_samples % FRAME_SAMPLES:
-      raise UserError(f"Crops of {crop_samples} samples are not a multiple of {FRAME_SAMPLES}, the frame of phones.")
+    num_crops = (segment_samples - crop_samples) // crop_samples
+    crop_frames = crop_samples // frame_samples
+    if with_phones and crop_samples % frame_samples:
+      raise UserError(f"Crops of {crop_samples} samples are not a multiple of {frame_samples}, the frame of phones.")
 
     def crops(segment):
-      frames = (SEGMENT_SAMPLES - num_crops * crop_samples) // FRAME_SAMPLES
+      frames = (segment_samples - num_crops * crop_samples) // frame_samples
       frame = tf.random.uniform([], 0, frames, tf.int32, seed=seed)
-      offset = frame * FRAME_SAMPLES
+      offset = frame * frame_samples
       audio = tf.reshape(segment["audio"][offset : offset + num_crops * crop_samples], [num_crops, crop_samples])
       crop = {"audio": audio, "speaker": tf.fill([num_crops], segment["speaker"])}
       if with_phones:
@@ -130,7 +142,7 @@ class SpeechCorpus:
     for clip in self.clips(split):
       found = nearest.setdefault(clip.speaker, [])
       found.append(clip)
-      found.sort(key=lambda clip: abs(len(clip.audio) / SAMPLE_RATE_HZ - seconds))
+      found.sort(key=lambda clip: abs(len(clip.audio) / self.sample_rate_hz - seconds))
       del found[num:]
     in_turn = itertools.zip_longest(*(nearest[speaker] for speaker in sorted(nearest)))
     return [clip for row in in_turn for clip in row if clip is not None][:num]
@@ -159,7 +171,7 @@ def to_record(audio: np.ndarray, phones: np.ndarray, speaker: int, name: str) ->
 
   Args:
     audio: float [T] in -1..1.
-    phones: [T / 160, NUM_PHONE_FIELDS], or empty.
+    phones: [T / frame_samples, NUM_PHONE_FIELDS], or empty.
     speaker: Id of the speaker.
     name: Name of the recording; empty for a segment.
   """

@@ -9,19 +9,19 @@ import pathlib
 import numpy as np
 import tqdm
 
-from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.data.shards import write_shard
-from tfvq.data.speech_corpus import SEGMENT_SAMPLES, SPLITS, VERSION, to_record
+from tfvq.data.speech_corpus import SEGMENT_SECONDS, SPLITS, VERSION, to_record
 from tfvq.errors import UserError
 from tfvq.files import write_json
-from tfvq.ops.loudness import FRAME_SAMPLES, frame_powers, gain_to_level, is_sounding
+from tfvq.ops.loudness import FRAMES_PER_SECOND, frame_powers, gain_to_level, is_sounding
 
 _PAUSE_FRAMES = 5  # of silence kept before and after sound: no pause is longer than twice this
-_LEAST_SAMPLES = SAMPLE_RATE_HZ // 10
-_SHARD_SAMPLES = 256 * SEGMENT_SAMPLES
+_LEAST_SECONDS = 0.1
+_SEGMENT_FRAMES = SEGMENT_SECONDS * FRAMES_PER_SECOND
+_SHARD_SAMPLES = 40_960_000  # 82 MB
 
 
-def prepare_corpus(folder, recordings) -> None:
+def prepare_corpus(folder, recordings, sample_rate_hz: int) -> None:
   """Reads, prepares and writes recordings.
 
   Recordings that cannot be read are left out, reported, and listed in the manifest, which is written last.
@@ -29,6 +29,7 @@ def prepare_corpus(folder, recordings) -> None:
   Args:
     folder: Folder to write.
     recordings: `tfvq.data.speech_sources.Recording`s, a sized iterable.
+    sample_rate_hz: Their sample rate, a multiple of 100.
 
   Raises:
     UserError: No recording can be read, a split is empty, or the folder cannot be written.
@@ -39,7 +40,7 @@ def prepare_corpus(folder, recordings) -> None:
   joined = collections.defaultdict(list)
   skipped, labelled = [], None  # the first recording decides whether the corpus has phones
   progress = tqdm.tqdm(total=len(recordings), desc="recordings", unit="recording", dynamic_ncols=True)
-  for recording, audio, said, kept, error in _read(recordings):
+  for recording, audio, said, kept, error in _read(recordings, sample_rate_hz):
     progress.update()
     if error:
       skipped.append(f"{recording.name}: {error}")
@@ -54,7 +55,7 @@ def prepare_corpus(folder, recordings) -> None:
     speaker = speakers.index(recording.speaker)
     frames = phone_frames(said, len(kept), phones)[kept]
     if split == "train":
-      _join(joined[speaker], audio, frames, speaker, writers[split])
+      _join(joined[speaker], _frames(audio, sample_rate_hz), frames, speaker, writers[split])
     else:
       writers[split].add(audio, frames, speaker, recording.name)
   progress.close()
@@ -71,7 +72,7 @@ def prepare_corpus(folder, recordings) -> None:
         f"There are too few recordings: none of the {len(recordings)} is in the split {split!r}; give 60 or more, or "
         "cut long ones into sentences."
       )
-  manifest = {"version": VERSION, "sample_rate_hz": SAMPLE_RATE_HZ, "speakers": speakers, "phones": phones}
+  manifest = {"version": VERSION, "sample_rate_hz": sample_rate_hz, "speakers": speakers, "phones": phones}
   write_json(folder / "manifest.json", {**manifest, "skipped": skipped, "shards": shards})
 
 
@@ -81,9 +82,9 @@ def split_of(sentence: str) -> str:
   return "held_out" if place < 2 else "validation" if place == 2 else "train"
 
 
-def frames_to_keep(audio: np.ndarray) -> np.ndarray:
-  """Which frames of 160 samples to keep, float [T] -> bool [N]: cuts silences to 0.1 s, and to 0.05 s at the ends."""
-  sounding = is_sounding(frame_powers(_frames(audio).reshape(-1)))
+def frames_to_keep(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+  """Which frames of 10 ms to keep, float [T] -> bool [N]: cuts silences to 0.1 s, and to 0.05 s at the ends."""
+  sounding = is_sounding(frame_powers(_frames(audio, sample_rate_hz).reshape(-1), sample_rate_hz))
   if not len(sounding):
     return sounding
   return np.convolve(sounding, np.ones(2 * _PAUSE_FRAMES + 1), mode="full")[_PAUSE_FRAMES:-_PAUSE_FRAMES] > 0
@@ -94,7 +95,7 @@ def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
 
   Args:
     phones: Pairs (end in seconds, name), one after another; the last one lasts to the end of the recording.
-    num_frames: N, frames of 160 samples.
+    num_frames: N, frames of 10 ms.
     names: Names of the known phones; new ones are appended.
 
   Returns:
@@ -105,7 +106,7 @@ def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
     return np.zeros([num_frames, 0], np.int32)
   names += sorted({name for _, name in phones} - set(names))
   ids = np.array([names.index(name) for _, name in phones])
-  ends = np.array([round(end * SAMPLE_RATE_HZ / FRAME_SAMPLES) for end, _ in phones])
+  ends = np.array([round(end * FRAMES_PER_SECOND) for end, _ in phones])
   begins, ends = np.concatenate([[0], ends[:-1]]), np.concatenate([ends[:-1], [max(num_frames, ends[-1])]])
   place = np.minimum(np.searchsorted(ends, np.arange(num_frames), side="right"), len(ids) - 1)
   lengths = np.maximum(ends - begins, 1)[place]
@@ -114,13 +115,13 @@ def phone_frames(phones, num_frames: int, names: list[str]) -> np.ndarray:
   return np.stack([*neighbours, position, lengths], axis=1).astype(np.int32)
 
 
-def level(audio: np.ndarray) -> np.ndarray:
+def level(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
   """Scales audio, float [T] -> float32 [T], to the common level, or lower if samples would clip."""
   largest = np.max(np.abs(audio), initial=0.0)
-  return (audio * min(gain_to_level(frame_powers(audio)), 0.98 / max(largest, 1e-6))).astype(np.float32)
+  return (audio * min(gain_to_level(frame_powers(audio, sample_rate_hz)), 0.98 / max(largest, 1e-6))).astype(np.float32)
 
 
-def _read(recordings):
+def _read(recordings, sample_rate_hz):
   """Reads and prepares recordings, several at a time, in order.
 
   Yields:
@@ -131,7 +132,7 @@ def _read(recordings):
   executor = concurrent.futures.ThreadPoolExecutor(num_threads)
   try:
     for recording in recordings:
-      pending.append((recording, executor.submit(_read_one, recording)))
+      pending.append((recording, executor.submit(_read_one, recording, sample_rate_hz)))
       if len(pending) > 2 * num_threads:  # bounds the memory
         recording, future = pending.popleft()
         yield recording, *future.result()
@@ -142,44 +143,45 @@ def _read(recordings):
     executor.shutdown(cancel_futures=True)
 
 
-def _read_one(recording):
+def _read_one(recording, sample_rate_hz):
   try:
     audio, phones = recording.read()
   except UserError as error:
     return np.zeros(0, np.float32), (), np.zeros(0, bool), str(error)
-  kept = frames_to_keep(audio)
-  audio = level(_frames(audio)[kept].reshape(-1))
-  return audio, phones, kept, "" if len(audio) >= _LEAST_SAMPLES else "it is shorter than 0.1 s, or silent"
+  kept = frames_to_keep(audio, sample_rate_hz)
+  audio = level(_frames(audio, sample_rate_hz)[kept].reshape(-1), sample_rate_hz)
+  is_long = len(audio) >= _LEAST_SECONDS * sample_rate_hz
+  return audio, phones, kept, "" if is_long else "it is shorter than 0.1 s, or silent"
 
 
-def _frames(audio):
-  """Audio [T] -> frames [T // 160, 160]; the remainder is dropped."""
-  return audio[: len(audio) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+def _frames(audio, sample_rate_hz):
+  """Audio [T] -> frames of 10 ms, [N, S]; the remainder is dropped."""
+  frame_samples = sample_rate_hz // FRAMES_PER_SECOND
+  return audio[: len(audio) // frame_samples * frame_samples].reshape(-1, frame_samples)
 
 
 def _join(pending, audio, phones, speaker, writer):
-  """Adds a recording to a speaker's pending audio, and writes the segments that it fills."""
+  """Adds the frames of a recording to a speaker's pending ones, and writes the segments that they fill."""
   pending.append((audio, phones))
-  if sum(len(part) for part, _ in pending) < SEGMENT_SAMPLES:
+  if sum(len(part) for part, _ in pending) < _SEGMENT_FRAMES:
     return
   audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
-  num_frames, num_segments = SEGMENT_SAMPLES // FRAME_SAMPLES, len(audio) // SEGMENT_SAMPLES
-  for index in range(num_segments):
-    segment = audio[index * SEGMENT_SAMPLES : (index + 1) * SEGMENT_SAMPLES]
-    writer.add(segment, phones[index * num_frames : (index + 1) * num_frames], speaker, "")
-  pending[:] = [(audio[num_segments * SEGMENT_SAMPLES :], phones[num_segments * num_frames :])]
+  end = len(audio) // _SEGMENT_FRAMES * _SEGMENT_FRAMES
+  for start in range(0, end, _SEGMENT_FRAMES):
+    segment = slice(start, start + _SEGMENT_FRAMES)
+    writer.add(audio[segment].reshape(-1), phones[segment], speaker, "")
+  pending[:] = [(audio[end:], phones[end:])]
 
 
 def _fill_up(pending, speaker, writer):
-  """Repeats a speaker's pending audio to fill a last segment, so that every speaker has one.
+  """Repeats a speaker's pending frames to fill a last segment, so that every speaker has one.
 
   Less than a second is dropped.
   """
   audio, phones = (np.concatenate(parts) for parts in zip(*pending, strict=True))
-  if len(audio) >= SAMPLE_RATE_HZ:
-    num_frames = SEGMENT_SAMPLES // FRAME_SAMPLES
-    frames = np.resize(np.arange(len(phones)), num_frames)
-    writer.add(_frames(audio)[frames].reshape(-1), phones[frames], speaker, "")
+  if len(audio) >= FRAMES_PER_SECOND:
+    frames = np.resize(np.arange(len(audio)), _SEGMENT_FRAMES)
+    writer.add(audio[frames].reshape(-1), phones[frames], speaker, "")
 
 
 class _Shards:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, SUFFIXES, AudioReader, resampled
+from tfvq.data.audio_files import SUFFIXES, AudioReader, resampled
 from tfvq.data.debian import unpacked
 from tfvq.data.espeak import espeak, sentences
 from tfvq.data.piano import find_scores, play
@@ -22,8 +22,8 @@ class Recording(NamedTuple):
 
   name: str
   speaker: str
-  # Returns the audio, float32 [T] in -1..1 at 16 kHz, and (end in seconds, name) of each phone, () if they are unknown.
-  # Raises UserError.
+  # Returns the audio, float32 [T] in -1..1 at the config's `data.sample_rate_hz`, and (end in seconds, name) of each
+  # phone, () if they are unknown. Raises UserError.
   read: Callable[[], tuple[np.ndarray, tuple[tuple[float, str], ...]]]
   sentence: str = ""  # if several speakers say the same: recordings of one sentence are in one split
 
@@ -51,6 +51,7 @@ def _languages(data, known):
   return data.languages or known
 
 
+_ASTERISK_RATE_HZ = 16_000  # of G.722
 # One woman speaks English and Spanish.
 _ASTERISK_SPEAKERS = {"en": "en-es", "es": "en-es", "fr": "fr", "it": "it", "ru": "ru"}
 
@@ -61,7 +62,11 @@ def _asterisk(data):
     import G722
 
   def reader(path):
-    return lambda: (np.asarray(G722.G722(SAMPLE_RATE_HZ, 64_000).decode(path.read_bytes()), np.float32) / 32768, ())
+    def read():
+      samples = np.asarray(G722.G722(_ASTERISK_RATE_HZ, 64_000).decode(path.read_bytes()), np.float32) / 32768
+      return resampled(samples, _ASTERISK_RATE_HZ, data.sample_rate_hz), ()
+
+    return read
 
   recordings = []
   for language in _languages(data, tuple(_ASTERISK_SPEAKERS)):
@@ -84,7 +89,7 @@ def _fillets(data):
       if fish:
         speaker = f"{language}-{'big' if fish[1] == 'v' else 'small'}"
         line = f"{path.parts[-3]}/{path.stem}"
-        recordings.append(Recording(f"{language}/{line}", speaker, _file_reader(path), sentence=line))
+        recordings.append(Recording(f"{language}/{line}", speaker, _file_reader(path, data), sentence=line))
   return recordings
 
 
@@ -92,7 +97,7 @@ def _festvox_ru(data):
   """Russian sentences read by one man, 16 kHz, with their phones (Debian's festvox-ru; free with attribution)."""
   folder = unpacked("festvox-ru", data.cache) / "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
   return [
-    Recording(path.stem, "nsh", _file_reader(path, label_path=folder / "lab" / f"{path.stem}.lab"))
+    Recording(path.stem, "nsh", _file_reader(path, data, label_path=folder / "lab" / f"{path.stem}.lab"))
     for path in sorted((folder / "wav").glob("*.wav"))
   ]
 
@@ -117,7 +122,8 @@ def _folder(data):
     if path.suffix.lower() in SUFFIXES and path.is_file():
       parts = [_readable(part) for part in path.relative_to(folder).with_suffix("").parts]
       speaker = parts[0] if len(parts) > 1 else _readable(folder.resolve().name)
-      recordings.append(Recording("/".join(parts), speaker, _file_reader(path), sentence="/".join(parts[1:] or parts)))
+      sentence = "/".join(parts[1:] or parts)
+      recordings.append(Recording("/".join(parts), speaker, _file_reader(path, data), sentence=sentence))
   if not recordings:
     raise UserError(f"There is no audio file ({', '.join(SUFFIXES)}) below {folder}.")
   return recordings
@@ -135,7 +141,7 @@ def _espeak(data):
   def reader(voice, sentence):
     def read():
       audio, phones = espeak().say(voice, sentence)
-      return resampled(audio, espeak().sample_rate_hz), tuple(phones)
+      return resampled(audio, espeak().sample_rate_hz, data.sample_rate_hz), tuple(phones)
 
     return read
 
@@ -170,16 +176,16 @@ def _tfds(data):
   if "speech" not in features or not speaker_key:
     raise UserError(f"The data set {data.name} does not contain speech with speakers: choose vctk or librispeech.")
   # TFDS's audio features have a sample rate only if the data set declares it.
-  rate_hz = getattr(features["speech"], "sample_rate", None) or data.sample_rate_hz
-  return _TfdsRecordings(builder, splits, speaker_key, rate_hz)
+  rate_hz = getattr(features["speech"], "sample_rate", None) or data.source_sample_rate_hz
+  return _TfdsRecordings(builder, splits, speaker_key, (rate_hz, data.sample_rate_hz))
 
 
 class _TfdsRecordings:
   """The examples of a TFDS set as recordings, read one at a time during iteration."""
 
-  def __init__(self, builder, splits, speaker_key, rate_hz):
+  def __init__(self, builder, splits, speaker_key, rates_hz):
     self._builder, self._splits = builder, splits
-    self._speaker_key, self._rate_hz = speaker_key, rate_hz
+    self._speaker_key, self._rates_hz = speaker_key, rates_hz  # of the data set, and the wanted one
 
   def __len__(self):
     return sum(int(dataset.cardinality()) for dataset in self._datasets())
@@ -190,7 +196,7 @@ class _TfdsRecordings:
     for dataset in self._datasets():
       for example in dataset.as_numpy_iterator():
         audio = example["speech"].astype(np.float32) / 32768
-        read = lambda audio=audio: (resampled(audio, self._rate_hz), ())
+        read = lambda audio=audio: (resampled(audio, *self._rates_hz), ())
         name, speaker = example["id"].decode(), speaker_name(example[self._speaker_key])
         yield Recording(name, speaker, read, sentence=example["text"].decode() if "text" in example else "")
 
@@ -201,13 +207,13 @@ class _TfdsRecordings:
 def _piano(data):
   """Scores, played on a sampled piano."""
   return [
-    Recording(f"{score.parent.name}/{score.stem}", "piano", lambda score=score: (play(score, SAMPLE_RATE_HZ), ()))
+    Recording(f"{score.parent.name}/{score.stem}", "piano", lambda score=score: (play(score, data.sample_rate_hz), ()))
     for score in find_scores(data.composers)
   ]
 
 
-def _file_reader(path, label_path=None):
-  return lambda: (AudioReader(path).read(), _read_phones(label_path) if label_path else ())
+def _file_reader(path, data, label_path=None):
+  return lambda: (AudioReader(path, data.sample_rate_hz).read(), _read_phones(label_path) if label_path else ())
 
 
 SOURCES = {

@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq import models
-from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.endpoints.endpoint import LOOK_UP, Endpoint, floats, integers
 from tfvq.endpoints.fast_wavenet import SpeechSteps
 from tfvq.endpoints.wavenet import layer_inputs, step_endpoint, step_examples
@@ -16,7 +15,7 @@ from tfvq.ops.subbands import CONTEXT_STEPS
 ENCODER_FRAMES = 25  # frames per call of the encoder: 0.2 s at 125 frames a second
 CONDITION_FRAMES = 25
 _STEPS_AT_ONCE = 4
-_EXCERPT_SAMPLES = 4 * SAMPLE_RATE_HZ  # of each recording that makes examples for the decoder
+_EXCERPT_SECONDS = 4  # of each recording that makes examples for the decoder
 _FIRST = (".*log_mel.*", ".*stem.*")  # the encoder's first operations
 _CONVOLUTIONS = (".*conv.*",)  # of the conditioner, each of which multiplies the rounding errors of those before it
 
@@ -154,10 +153,11 @@ def _with_context(model, codes):
   return np.pad(codes, [(model.decoder.context_frames,) * 2, *[(0, 0)] * (codes.ndim - 1)], mode="edge")
 
 
-def _loudest_excerpt(audio):
+def _loudest_excerpt(audio, sample_rate_hz):
   """Some seconds around the loudest sample, so that few examples are silence."""
-  start = max(0, int(np.argmax(np.abs(audio))) - _EXCERPT_SAMPLES // 2)
-  return audio[start : start + _EXCERPT_SAMPLES]
+  length = _EXCERPT_SECONDS * sample_rate_hz
+  start = max(0, int(np.argmax(np.abs(audio))) - length // 2)
+  return audio[start : start + length]
 
 
 def _projected_of(model, codec, audio, speaker):
@@ -171,7 +171,7 @@ def _decoder_examples(model, corpus, codec, split, num_steps=100):
   wavenet = model.decoder.wavenet
   temperature = np.ones([wavenet.head.num_variables], np.float32)
   for number, clip in enumerate(corpus.clips(split)):
-    audio = _loudest_excerpt(clip.audio)
+    audio = _loudest_excerpt(clip.audio, model.sample_rate_hz)
     audio = audio[: len(audio) // model.hop_samples * model.hop_samples]
     projected = _projected_of(model, codec, audio, clip.speaker)
     inputs = layer_inputs(wavenet, wavenet.audio_values(audio[np.newaxis])[0], projected)
@@ -185,7 +185,7 @@ def _spoken_steps(model, corpus, codec, split, num_steps):
   """Inputs of the decoder while it generates recordings from their codes one after another, several steps at once."""
   wavenet = model.decoder.wavenet
   for number, clip in enumerate(corpus.clips(split)):
-    audio = _loudest_excerpt(clip.audio)
+    audio = _loudest_excerpt(clip.audio, model.sample_rate_hz)
     projected = _projected_of(model, codec, audio, clip.speaker)
     noise_shape = (len(projected) * model.decoder.steps_per_frame, *wavenet.head.noise_shape)
     noise = models.gumbel_noise(0, noise_shape, number).numpy()

@@ -4,7 +4,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq import models
-from tfvq.data.audio_files import SAMPLE_RATE_HZ
 from tfvq.endpoints.endpoint import Signature
 from tfvq.models.sampling import gumbel_noise, noise_shape, sample
 
@@ -42,7 +41,7 @@ def speech_signatures(model: models.SpeechVQVAE, prior: models.WaveNet, corpus, 
   }
   speaker = tf.TensorSpec([None], tf.int32, "speaker")
   clip = next(iter(corpus.clips("held_out")))
-  audio = clip.audio[np.newaxis, : SAMPLE_RATE_HZ // 2]
+  audio = clip.audio[np.newaxis, : model.sample_rate_hz // 2]
   request = {
     "speaker": np.array([clip.speaker], np.int32),
     "seed": np.int32(0),

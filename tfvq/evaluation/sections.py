@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, write_wav_to
+from tfvq.data.audio_files import write_wav_to
 from tfvq.extras import extra
 from tfvq.files import atomic_write
 
@@ -82,21 +82,27 @@ def curves_section(title: str, rows: list[dict[str, float]]) -> Section:
   return Section(title, image=_figure_url(figure))
 
 
-def player(audio: np.ndarray) -> Player:
-  """A player for 16 kHz audio, float [T] in -1..1, with its spectrogram."""
+def player(audio: np.ndarray, sample_rate_hz: int) -> Player:
+  """A player for audio, float [T] in -1..1, with its spectrogram."""
+  window = 32 * sample_rate_hz // 1000
+  length = max(window, len(audio))
   figure, axes = plt.subplots(figsize=(3.6, 1.8), layout="constrained")
   axes.specgram(
-    np.pad(audio, [0, max(0, 512 - len(audio))]) + 1e-6 * np.random.default_rng(0).normal(size=max(512, len(audio))),
-    NFFT=512,
-    noverlap=384,
-    Fs=SAMPLE_RATE_HZ,
+    np.pad(audio, [0, length - len(audio)]) + 1e-6 * np.random.default_rng(0).normal(size=length),
+    NFFT=window,
+    noverlap=3 * window // 4,
+    Fs=sample_rate_hz,
     vmin=-140,
     vmax=-30,
     cmap="magma",
   )
-  axes.set(yticks=[0, 4000, 8000], yticklabels=["0", "4", "8 kHz"])
+  quarter = sample_rate_hz / 4
+  axes.set(yticks=[0, quarter, 2 * quarter], yticklabels=["0", f"{quarter / 1000:g}", f"{quarter / 500:g} kHz"])
   axes.tick_params(labelsize=7)
-  return Player(audio=_data_url("audio/wav", lambda file: write_wav_to(file, [audio])), spectrogram=_figure_url(figure))
+  return Player(
+    audio=_data_url("audio/wav", lambda file: write_wav_to(file, [audio], sample_rate_hz)),
+    spectrogram=_figure_url(figure),
+  )
 
 
 def _to_image(array):

@@ -20,7 +20,8 @@ class LogMel(keras.layers.Layer):
   Args:
     num_bands: Number of mel bands from 40 Hz to half the sample rate, >= 1.
     hop_samples: Samples per frame, >= 1.
-    window_samples: Length of the Hann window, even, >= `hop_samples`; None means 400, or `hop_samples` if that is more.
+    window_samples: Length of the Hann window, even, >= `hop_samples`; None means 25 ms, or `hop_samples`
+      if that is more.
     sample_rate_hz: Sample rate of the audio.
     **kwargs: As for `keras.layers.Layer`.
 
@@ -49,7 +50,7 @@ class LogMel(keras.layers.Layer):
     # Audio needs full precision, even if the networks compute in 16 bits.
     dtype = full_precision(keras.config.dtype_policy().variable_dtype)
     super().__init__(**{"dtype": dtype, **kwargs, "trainable": False})
-    window_samples = window_samples or max(400, hop_samples + hop_samples % 2)
+    window_samples = window_samples or max(2 * (sample_rate_hz // 80), hop_samples + hop_samples % 2)
     if window_samples < hop_samples or window_samples % 2:
       raise ValueError(f"window_samples must be even and at least hop_samples={hop_samples}, not {window_samples}.")
     self.num_bands = num_bands

@@ -24,6 +24,7 @@ class SpectralVQVAE(LikelihoodModel):
     quantizer: `tfvq.layers.Quantizer` of dimension D.
     conditioner: Keras model, (z_q, speaker) -> the decoder's local condition, float [B, T / hop, E].
     hop_samples: Samples per frame.
+    sample_rate_hz: Sample rate of the audio.
     **kwargs: As for `keras.Model`.
 
   Input shape:
@@ -43,17 +44,20 @@ class SpectralVQVAE(LikelihoodModel):
     TensorShape([2])
   """
 
-  def __init__(self, encoder, quantizer, conditioner, hop_samples: int = 64, **kwargs):
+  def __init__(self, encoder, quantizer, conditioner, hop_samples: int = 64, sample_rate_hz: int = 16_000, **kwargs):
     super().__init__(**{**kwargs, "autocast": False})
     self.encoder = encoder
     self.quantizer = quantizer
     self.conditioner = conditioner
     self.hop_samples = hop_samples
+    self.sample_rate_hz = sample_rate_hz
     self.num_speakers = num_speakers_of(conditioner)
     self._quantizing = True
     # Training clips are cut out of recordings. Frames whose receptive field extends past the clip are not trained on.
     self.margin_frames = context_of(encoder) + context_of(conditioner)
-    self.log_mel = LogMel(hop_samples=hop_samples, dtype=full_precision(self.variable_dtype))
+    self.log_mel = LogMel(
+      hop_samples=hop_samples, sample_rate_hz=sample_rate_hz, dtype=full_precision(self.variable_dtype)
+    )
     self.mel_prediction = keras.layers.Dense(self.log_mel.num_bands, dtype=self.dtype_policy, name="mel_prediction")
     self.mel_prediction.build((None, None, conditioner.output_shape[-1]))
     self._mel_error = keras.metrics.Mean(name="mel_error")
@@ -129,6 +133,7 @@ class SpectralVQVAE(LikelihoodModel):
       **super().get_config(),
       **{name: serialize(getattr(self, name)) for name in ("encoder", "quantizer", "conditioner")},
       "hop_samples": self.hop_samples,
+      "sample_rate_hz": self.sample_rate_hz,
     }
 
   @classmethod

@@ -9,7 +9,7 @@ from tfvq.models.sampling import gumbel_noise
 from tfvq.models.speech_vqvae import SpeechVQVAE
 from tfvq.ops.loudness import frame_powers, gain_to_level
 
-_PART_SAMPLES = 160_000  # that are encoded at once
+_PART_SECONDS = 10  # that are encoded at once
 
 
 class SpeechCodec:
@@ -44,6 +44,11 @@ class SpeechCodec:
     )
 
   @property
+  def sample_rate_hz(self) -> int:
+    """Sample rate of the audio."""
+    return self.model.sample_rate_hz
+
+  @property
   def hop_samples(self) -> int:
     """Samples per frame."""
     return self.model.hop_samples
@@ -64,7 +69,7 @@ class SpeechCodec:
     Raises:
       ValueError: The samples are not finite, or have more than one dimension.
     """
-    return gain_to_level(frame_powers(_checked_samples(samples)))
+    return gain_to_level(frame_powers(_checked_samples(samples), self.sample_rate_hz))
 
   def encode(self, samples) -> np.ndarray:
     """Codes of speech.
@@ -158,7 +163,7 @@ class EncoderStream:
   def __init__(self, model, encode, batch_shape):
     self._encode = encode
     self._hop_samples, self._frame_shape, self._batch_shape = model.hop_samples, model.frame_shape, batch_shape
-    self._part_samples = _PART_SAMPLES // self._hop_samples * self._hop_samples
+    self._part_samples = _PART_SECONDS * model.sample_rate_hz // self._hop_samples * self._hop_samples
     self._context_samples = model.encoder_context_frames * self._hop_samples
     # Silence precedes the first sample and follows the last one.
     self._pending = np.zeros([*batch_shape, self._context_samples], np.float32)

@@ -58,6 +58,7 @@ def log_mel_encoder(
   dilation_rates: tuple[int, ...] = (),
   latents_per_position: int = 1,
   voice_perturbation: float = 0.0,
+  sample_rate_hz: int = 16_000,
 ) -> keras.Model:
   """An encoder of log-mel spectrograms: two convolutions over five frames, then residual blocks.
 
@@ -71,14 +72,15 @@ def log_mel_encoder(
     dilation_rates: Dilation rates of the residual blocks, one for each.
     latents_per_position: G, number of latents per frame.
     voice_perturbation: `scale` of `tfvq.layers.VoicePerturbation`, which changes the voices in training; 0 for none.
+    sample_rate_hz: Sample rate of the audio.
 
   Returns:
     A model, audio float [B, T] in -1..1 -> z_e [B, T / hop_samples, D]; [B, T / hop_samples, G, D] if G > 1.
   """
   audio = keras.Input((None,), name="audio")
-  x = LogMel(num_mel_bands, hop_samples)(audio)
+  x = LogMel(num_mel_bands, hop_samples, sample_rate_hz=sample_rate_hz)(audio)
   if voice_perturbation:
-    x = VoicePerturbation(voice_perturbation)(x)
+    x = VoicePerturbation(voice_perturbation, sample_rate_hz=sample_rate_hz)(x)
   x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="elu", name="stem")(x)
   x = keras.layers.Conv1D(hidden_units, 5, padding="same", activation="elu")(x)
   for rate in dilation_rates:

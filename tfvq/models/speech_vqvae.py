@@ -29,6 +29,7 @@ class SpeechVQVAE(LikelihoodModel):
     null_rate: Share of training clips that get the null condition, 0 to less than 1.
     mel_weight: Weight of the prediction of the spectra, >= 0.
     seed: Seed of the choice of clips.
+    sample_rate_hz: Sample rate of the audio.
     **kwargs: As for `keras.Model`.
 
   Input shape:
@@ -52,7 +53,15 @@ class SpeechVQVAE(LikelihoodModel):
   """
 
   def __init__(
-    self, encoder, quantizer, decoder, null_rate: float = 0.1, mel_weight: float = 1.0, seed: int = 0, **kwargs
+    self,
+    encoder,
+    quantizer,
+    decoder,
+    null_rate: float = 0.1,
+    mel_weight: float = 1.0,
+    seed: int = 0,
+    sample_rate_hz: int = 16_000,
+    **kwargs,
   ):
     super().__init__(**{**kwargs, "autocast": False})  # the audio stays as it is
     self.encoder = encoder
@@ -61,7 +70,10 @@ class SpeechVQVAE(LikelihoodModel):
     self.null_rate = null_rate
     self.mel_weight = mel_weight
     self.seed = seed
-    self.spectral = SpectralVQVAE(encoder, quantizer, decoder.conditioner, self.hop_samples, dtype=self.dtype_policy)
+    self.sample_rate_hz = sample_rate_hz
+    self.spectral = SpectralVQVAE(
+      encoder, quantizer, decoder.conditioner, self.hop_samples, sample_rate_hz, dtype=self.dtype_policy
+    )
     self.encoder_context_frames = context_of(encoder)
     self.null = self.add_weight(shape=(quantizer.embedding_dim,), initializer="zeros", name="null")
     self._seeds = keras.random.SeedGenerator(seed)
@@ -187,5 +199,5 @@ class SpeechVQVAE(LikelihoodModel):
     return cls(**{key: deserialize(value) if key in _PARTS else value for key, value in config.items()})
 
 
-_SETTINGS = ("null_rate", "mel_weight", "seed")
+_SETTINGS = ("null_rate", "mel_weight", "seed", "sample_rate_hz")
 _PARTS = ("encoder", "quantizer", "decoder")

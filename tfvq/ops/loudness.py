@@ -4,15 +4,24 @@ import numpy as np
 
 # Models are trained on audio whose parts that are not silent have this root mean square: -22 dB relative to full scale.
 LEVEL = 0.08
-FRAME_SAMPLES = 160  # power is measured in frames of 10 ms at 16 kHz
+FRAMES_PER_SECOND = 100  # power is measured in frames of 10 ms
 
 _SILENCE = 1e-4  # power of silence relative to that of the loud frames
 _MIN_POWER = 1e-9
 
 
-def frame_powers(audio) -> np.ndarray:
-  """Mean squares of frames, float [T] -> float64 [ceil(T / 160)]; the last frame is padded with zeros."""
-  frames = np.pad(audio, [0, -len(audio) % FRAME_SAMPLES]).reshape(-1, FRAME_SAMPLES)
+def frame_powers(audio, sample_rate_hz: int) -> np.ndarray:
+  """Mean squares of frames of 10 ms, which are S = sample_rate_hz / 100 samples.
+
+  Args:
+    audio: Float [T].
+    sample_rate_hz: Its sample rate, a multiple of 100.
+
+  Returns:
+    Float64 [ceil(T / S)]; the last frame is padded with zeros.
+  """
+  frame_samples = sample_rate_hz // FRAMES_PER_SECOND
+  frames = np.pad(audio, [0, -len(audio) % frame_samples]).reshape(-1, frame_samples)
   return np.mean(frames.astype(np.float64) ** 2, axis=1)
 
 

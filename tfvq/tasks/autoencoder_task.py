@@ -58,8 +58,8 @@ class AutoencoderTask(PriorTask):
     """An untrained autoencoder."""
 
   @abc.abstractmethod
-  def autoencoder_batches(self, batch_size: int, step: int) -> tf.data.Dataset:
-    """Endless training batches for the autoencoder's `fit`, from a step on."""
+  def autoencoder_batches(self, model: keras.Model, batch_size: int, step: int) -> tf.data.Dataset:
+    """Endless training batches for the `fit` of an autoencoder, or of a part of one, from a step on."""
 
   @abc.abstractmethod
   def prepare_autoencoder(self, model: keras.Model, train_part) -> None:

@@ -3,12 +3,14 @@
 import functools
 
 from tfvq import models
-from tfvq.configs.rules import Rules
-from tfvq.data.audio_files import SAMPLE_RATE_HZ
+from tfvq.configs.common import CORPUS_RULES
+from tfvq.configs.rules import Rules, require
+from tfvq.data.audio_files import AudioReader
 from tfvq.data.speech_corpus import SPLITS, SpeechCorpus
 from tfvq.data.speech_preparation import prepare_corpus
 from tfvq.data.speech_sources import SOURCES, find_recordings
 from tfvq.errors import UserError
+from tfvq.evaluation.sections import Player, player
 from tfvq.layers import AudioValues, CategoricalHead, LogisticMixtureHead
 from tfvq.tasks.prior_task import PriorTask
 
@@ -16,15 +18,31 @@ from tfvq.tasks.prior_task import PriorTask
 class CorpusTask(PriorTask):
   """A task whose data are recordings; the config's `data` is `tfvq.configs.common.speech_data`."""
 
-  rules = Rules(choices={"data.source": tuple(sorted(SOURCES))})
+  rules = CORPUS_RULES | Rules(choices={"data.source": tuple(sorted(SOURCES))})
+
+  @classmethod
+  def validate(cls, config):
+    require(config, "data.source", "data.sample_rate_hz")
+    super().validate(config)
 
   @functools.cached_property
   def corpus(self) -> SpeechCorpus:
-    """The prepared corpus."""
-    return SpeechCorpus(self.data_folder)
+    """The prepared corpus.
+
+    Raises:
+      UserError: There is none, it is damaged, or it has another sample rate than the config.
+    """
+    corpus, wanted = SpeechCorpus(self.data_folder), self.config.data.sample_rate_hz
+    if corpus.sample_rate_hz != wanted:
+      raise UserError(
+        f"{self.data_folder} contains audio of {corpus.sample_rate_hz} Hz, but config.data.sample_rate_hz is {wanted}: "
+        f"change it to {corpus.sample_rate_hz}, or delete {self.data_folder} and run the stage `data` again."
+      )
+    return corpus
 
   def prepare_data(self):
-    prepare_corpus(self.data_folder, find_recordings(self.config.data))
+    data = self.config.data
+    prepare_corpus(self.data_folder, find_recordings(data), data.sample_rate_hz)
     return {"speakers": self.corpus.speakers, "seconds_of": {split: self.corpus.seconds(split) for split in SPLITS}}
 
   @property
@@ -32,9 +50,15 @@ class CorpusTask(PriorTask):
     """Number of speakers of the corpus."""
     return len(self.corpus.speakers)
 
+  def player(self, path) -> Player:
+    """A player of a WAV file that `write_samples` wrote."""
+    rate_hz = self.corpus.sample_rate_hz
+    return player(AudioReader(path, rate_hz).read(), rate_hz)
+
   def adapt_levels(self, audio_values: AudioValues) -> None:
     """Sets the levels of the bands from ten minutes of audio, spread over the training data."""
-    audio_values.adapt(next(iter(self.corpus.train(600, SAMPLE_RATE_HZ, self.config.seed)))["audio"])
+    crop_samples = self.corpus.sample_rate_hz // audio_values.num_bands * audio_values.num_bands
+    audio_values.adapt(next(iter(self.corpus.train(600, crop_samples, self.config.seed)))["audio"])
 
 
 def check_temperature(config, num_bands: int) -> None:

@@ -128,7 +128,8 @@ class ImageTask(AutoencoderTask):
     quantizer = build_quantizer(config.quantizer, config.embedding_dim, self.config.seed)
     return models.VQVAE(encoder(config.embedding_dim), quantizer, decoder)
 
-  def autoencoder_batches(self, batch_size, step):
+  def autoencoder_batches(self, model, batch_size, step):
+    del model
     batches = self.source.train(batch_size, self.config.seed, step)
     return batches.map(lambda batch: batch["image"])
 

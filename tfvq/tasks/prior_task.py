@@ -55,7 +55,8 @@ class PriorTask(Task):
 
   def prior_stage(self, facts: dict) -> None:
     """The stage `prior`."""
-    self.train_model("prior", self.build_prior, self.prior_batches, facts)
+    batches = lambda model, batch_size, step: self.prior_batches(batch_size, step)
+    self.train_model("prior", self.build_prior, batches, facts)
 
   def samples_stage(self, facts: dict) -> None:
     """The stage `samples`."""

@@ -1,7 +1,6 @@
 """Speech: waveform -> codes -> waveform by a WaveNet conditioned on the speaker; a WaveNet prior over the codes."""
 
 import collections
-import functools
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +9,7 @@ import tqdm
 from tfvq import models
 from tfvq.configs.common import SPEECH_RULES
 from tfvq.configs.rules import require
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
+from tfvq.data.audio_files import write_wav
 from tfvq.data.speech_corpus import SPLITS
 from tfvq.endpoints.prior import wavenet_prior_endpoint
 from tfvq.endpoints.speech import codec_facts, speech_endpoints
@@ -43,7 +42,7 @@ class SpeechTask(CorpusTask, PrunableTask):
 
   @classmethod
   def validate(cls, config):
-    require(config, "data.source", "autoencoder.decoder", "prior.window_frames", "train.autoencoder", "train.prior")
+    require(config, "autoencoder.decoder", "prior.window_frames", "train.autoencoder", "train.prior")
     require(config, "samples")
     super().validate(config)
     check_quantizer(config.autoencoder)
@@ -103,19 +102,15 @@ class SpeechTask(CorpusTask, PrunableTask):
     return False
 
   def build_autoencoder(self):
-    model = build_speech_vqvae(self.config.autoencoder, self.num_speakers, self.config.seed)
+    model = build_speech_vqvae(self.config.autoencoder, self.num_speakers, self.config.seed, self.corpus.sample_rate_hz)
     if "spectral" in self.config.train:
       self.freeze_codes(model)
     return model
 
-  @functools.cached_property
-  def _margin_frames(self):
-    """Number of frames at either end of a training clip that are only context."""
-    return self.build_autoencoder().margin_frames
-
-  def autoencoder_batches(self, batch_size, step):
+  def autoencoder_batches(self, model, batch_size, step):
+    # The frames of the margins are only context.
+    crop_samples = self.config.data.crop_samples + 2 * model.margin_frames * self.hop_samples
     # The seed depends on the step, so that a resumed run continues with other crops.
-    crop_samples = self.config.data.crop_samples + 2 * self._margin_frames * self.hop_samples
     return self.corpus.train(batch_size, crop_samples, self.config.seed + step)
 
   def prepare_autoencoder(self, model, train_part):
@@ -175,8 +170,9 @@ class SpeechTask(CorpusTask, PrunableTask):
   def write_samples(self, folder):
     """Writes samples from the prior, and held-out recordings with reconstructions in their own and in other voices."""
     codec = SpeechCodec(self.autoencoder, self.corpus.speakers, self.config.samples.temperature)
+    rate_hz = self.corpus.sample_rate_hz
     for name, sound in self._prior_samples(codec).items():
-      write_wav(folder / f"prior-{name}.wav", [sound])
+      write_wav(folder / f"prior-{name}.wav", [sound], rate_hz)
     clips = self._shown_clips()
     num_samples = max(len(clip.audio) for clip in clips)
     audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in clips])
@@ -187,9 +183,9 @@ class SpeechTask(CorpusTask, PrunableTask):
     spoken = codec.decode(np.concatenate([codes, codes]), voices, self.config.seed)
     for index, clip in enumerate(clips):
       length = len(clip.audio)
-      write_wav(folder / f"{index:02d}-original.wav", [clip.audio])
-      write_wav(folder / f"{index:02d}-reconstruction.wav", [spoken[index, :length]])
-      write_wav(folder / f"{index:02d}-conversion.wav", [spoken[len(clips) + index, :length]])
+      write_wav(folder / f"{index:02d}-original.wav", [clip.audio], rate_hz)
+      write_wav(folder / f"{index:02d}-reconstruction.wav", [spoken[index, :length]], rate_hz)
+      write_wav(folder / f"{index:02d}-conversion.wav", [spoken[len(clips) + index, :length]], rate_hz)
 
   def _prior_samples(self, codec):
     """Samples of speech by name, for each speaker in turn."""
@@ -219,14 +215,13 @@ class SpeechTask(CorpusTask, PrunableTask):
 
   def report_sections(self):
     folder = self.workdir.folder("samples")
-    play = lambda path: sections.player(AudioReader(path).read())
     spoken = []
     for index, clip in enumerate(self._shown_clips()):
       speaker, other = (self.corpus.speakers[(clip.speaker + shift) % self.num_speakers] for shift in (0, 1))
       kinds = ("original", "reconstruction", "conversion")
-      sounds = [play(folder / f"{index:02d}-{kind}.wav") for kind in kinds]
+      sounds = [self.player(folder / f"{index:02d}-{kind}.wav") for kind in kinds]
       spoken.append([f"{clip.name}, {speaker}", *sounds[:2], other, sounds[2]])
-    samples = [[path.stem.removeprefix("prior-"), play(path)] for path in sorted(folder.glob("prior-*.wav"))]
+    samples = [[path.stem.removeprefix("prior-"), self.player(path)] for path in sorted(folder.glob("prior-*.wav"))]
     quality = self.workdir.path / "quality.json"
     tables = read_json(quality)["tables"] if quality.exists() else [_not_measured(self.workdir.path)]
     columns = ["held-out recording", "original", "from its codes", "another voice", "in that voice"]
@@ -243,7 +238,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     ]
 
   def _kilobits_per_second(self):
-    vectors_per_second = self.config.autoencoder.latents_per_position * SAMPLE_RATE_HZ / self.hop_samples
+    vectors_per_second = self.config.autoencoder.latents_per_position * self.corpus.sample_rate_hz / self.hop_samples
     return float(vectors_per_second * self.autoencoder.quantizer.bits / 1000)
 
   def device_endpoints(self):
@@ -257,11 +252,11 @@ class SpeechTask(CorpusTask, PrunableTask):
 
   def export_facts(self):
     model = self.autoencoder
-    codes_per_second = SAMPLE_RATE_HZ / model.hop_samples * int(np.prod(model.frame_shape))
+    codes_per_second = model.sample_rate_hz / model.hop_samples * int(np.prod(model.frame_shape))
     return {
       "num_values": model.quantizer.num_values,
       "autoencoder_sha256": sha256(self.exported_path),
-      "sample_rate_hz": SAMPLE_RATE_HZ,
+      "sample_rate_hz": model.sample_rate_hz,
       "hop_samples": model.hop_samples,
       "frame_shape": list(model.frame_shape),
       "codes_per_second": codes_per_second,
@@ -279,7 +274,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     }
 
 
-def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.SpeechVQVAE:
+def build_speech_vqvae(config, num_speakers: int, seed: int = 0, sample_rate_hz: int = 16_000) -> models.SpeechVQVAE:
   """The autoencoder that `tfvq.configs.common.speech_autoencoder` settings describe."""
   latents = {"latents_per_position": config.latents_per_position}
   hop_samples = int(np.prod(config.strides))
@@ -292,6 +287,7 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
       config.encoder_units,
       dilation_rates=config.encoder_dilations,
       voice_perturbation=config.voice_perturbation,
+      sample_rate_hz=sample_rate_hz,
       **latents,
     )
   wavenet = build_wavenet(
@@ -311,6 +307,7 @@ def build_speech_vqvae(config, num_speakers: int, seed: int = 0) -> models.Speec
     null_rate=config.null_rate,
     mel_weight=config.mel_weight,
     seed=seed,
+    sample_rate_hz=sample_rate_hz,
   )
 
 

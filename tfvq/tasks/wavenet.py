@@ -8,13 +8,13 @@ import tensorflow as tf
 from tfvq import models
 from tfvq.configs.common import WAVENET_RULES
 from tfvq.configs.rules import require
-from tfvq.data.audio_files import SAMPLE_RATE_HZ, AudioReader, write_wav
+from tfvq.data.audio_files import write_wav
 from tfvq.data.speech_sources import WITH_PHONES
 from tfvq.errors import UserError
 from tfvq.evaluation import sections
 from tfvq.evaluation.metrics import Metric, bits_per_value
 from tfvq.layers import AudioValues
-from tfvq.ops.loudness import FRAME_SAMPLES
+from tfvq.ops.loudness import FRAMES_PER_SECOND
 from tfvq.tasks.corpus_task import CorpusTask, build_wavenet, check_temperature
 
 _MAX_MEASURED_SECONDS = 4  # of each recording
@@ -32,18 +32,23 @@ class WaveNetTask(CorpusTask):
 
   @classmethod
   def validate(cls, config):
-    require(config, "data.source", "phones", "prior", "train.prior", "samples")
+    require(config, "phones", "prior", "train.prior", "samples")
     super().validate(config)
     num_bands, crop_samples = config.prior.num_bands, config.data.crop_samples
-    if crop_samples % num_bands or FRAME_SAMPLES % num_bands:
+    frame_samples = config.data.sample_rate_hz // FRAMES_PER_SECOND
+    if crop_samples % num_bands:
       raise UserError(
-        f"config.prior.num_bands is {num_bands}; it must divide both {FRAME_SAMPLES}, the samples of a frame, and "
-        f"config.data.crop_samples, which is {crop_samples}."
+        f"config.prior.num_bands is {num_bands}; it must divide config.data.crop_samples, which is {crop_samples}."
       )
-    if config.phones and crop_samples % FRAME_SAMPLES:
+    if config.phones and frame_samples % num_bands:
       raise UserError(
-        f"config.data.crop_samples is {crop_samples}; with config.phones it must be a multiple of {FRAME_SAMPLES}, the "
-        "samples per frame of the phones."
+        f"config.prior.num_bands is {num_bands}; with config.phones it must divide {frame_samples}, the samples per "
+        f"frame of the phones at {config.data.sample_rate_hz} Hz."
+      )
+    if config.phones and crop_samples % frame_samples:
+      raise UserError(
+        f"config.data.crop_samples is {crop_samples}; with config.phones it must be a multiple of {frame_samples}, the "
+        f"samples per frame of the phones at {config.data.sample_rate_hz} Hz."
       )
     if config.phones and config.data.source not in WITH_PHONES:
       raise UserError(
@@ -107,7 +112,7 @@ class WaveNetTask(CorpusTask):
 
   def write_samples(self, folder):
     """Writes samples for each speaker in turn; with phones, those of held-out recordings."""
-    num, seconds = self.config.samples.num, self.config.samples.seconds
+    num, rate_hz = self.config.samples.num, self.corpus.sample_rate_hz
     batch = {"speaker": tf.range(num) % self.num_speakers}
     names = [self.corpus.speakers[speaker] for speaker in batch["speaker"].numpy()]
     if self.config.phones:
@@ -117,21 +122,23 @@ class WaveNetTask(CorpusTask):
       batch["speaker"] = tf.constant([clip.speaker for clip in clips])
       lengths = [len(clip.audio) for clip in clips]
       names = [clip.name for clip in clips]
-      seconds = num_frames * FRAME_SAMPLES / SAMPLE_RATE_HZ
     else:
-      lengths = [int(seconds * SAMPLE_RATE_HZ)] * num
-    audio = self._sample(self.prior, self._condition(batch), len(names), seconds)
+      lengths = [int(self.config.samples.seconds * rate_hz)] * num
+    audio = self._sample(self.prior, self._condition(batch), len(names), max(lengths))
     for index, (name, sound, length) in enumerate(zip(names, audio, lengths, strict=True)):
-      write_wav(folder / f"{index:02d}-{name.replace('/', '-')}.wav", [sound[:length]])
+      write_wav(folder / f"{index:02d}-{name.replace('/', '-')}.wav", [sound[:length]], rate_hz)
 
   def _spoken_clips(self):
     """Held-out recordings whose phones condition the samples."""
     return self.corpus.clips_of_length("held_out", 2, self.config.samples.num)
 
-  def _sample(self, model, condition, num, seconds):
-    """Samples audio, float32 [num, T], in parts of one second, so that noise and compiled loop have a fixed size."""
-    frames = SAMPLE_RATE_HZ // FRAME_SAMPLES
-    steps = SAMPLE_RATE_HZ // self.config.prior.num_bands
+  def _sample(self, model, condition, num, num_samples):
+    """Samples audio, float32 [num, T], T at least `num_samples`.
+
+    It is sampled in parts of about one second, so that noise and compiled loop have a fixed size.
+    """
+    frames, num_bands = FRAMES_PER_SECOND, self.config.prior.num_bands
+    steps = self.corpus.sample_rate_hz // num_bands
     proceed = tf.function(
       lambda start, noise, projected: models.sample_steps(
         model, start, noise, projected, self.config.samples.temperature
@@ -139,7 +146,7 @@ class WaveNetTask(CorpusTask):
       jit_compile=True,
     )
     start, parts = models.generation_start(model, num), []
-    for second in range(int(np.ceil(seconds))):
+    for second in range(-(-num_samples // (steps * num_bands))):
       part = dict(condition or {})
       if "local" in part:
         local = part["local"][:, second * frames : (second + 1) * frames]
@@ -154,17 +161,19 @@ class WaveNetTask(CorpusTask):
 
   def _measured_inputs(self, model, split):
     for clip in self.corpus.clips(split):
-      num_frames = min(len(clip.audio) // FRAME_SAMPLES, _MAX_MEASURED_SECONDS * SAMPLE_RATE_HZ // FRAME_SAMPLES)
-      audio = tf.constant(clip.audio[np.newaxis, : num_frames * FRAME_SAMPLES])
+      num_frames = min(len(clip.audio) // self.corpus.frame_samples, _MAX_MEASURED_SECONDS * FRAMES_PER_SECOND)
+      num_steps = num_frames * self.corpus.frame_samples // self.config.prior.num_bands
+      audio = tf.constant(clip.audio[np.newaxis, : num_steps * self.config.prior.num_bands])
       batch = {"speaker": tf.constant([clip.speaker]), "phones": tf.constant(clip.phones[np.newaxis, :num_frames])}
       yield self._inputs(model.audio_values(audio), batch)
 
   def report_sections(self):
     paths = sorted(self.workdir.folder("samples").glob("[0-9]*.wav"), key=lambda path: int(path.name.split("-")[0]))
-    rows = [[path.stem, sections.player(AudioReader(path).read())] for path in paths]
+    rows = [[path.stem, self.player(path)] for path in paths]
     columns = ["sample", "sound"]
     if self.config.phones:
       columns.append("held-out recording of the same phones")
-      rows = [[*row, sections.player(clip.audio)] for row, clip in zip(rows, self._spoken_clips(), strict=True)]
+      recorded = [sections.player(clip.audio, self.corpus.sample_rate_hz) for clip in self._spoken_clips()]
+      rows = [[*row, original] for row, original in zip(rows, recorded, strict=True)]
     title = f"Samples, temperature {', '.join(map(str, self.config.samples.temperature))}"
     return [sections.Section(title, columns=columns, rows=rows)]

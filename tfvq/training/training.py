@@ -18,7 +18,7 @@ from tfvq.training.strategy import check_batch_size
 
 def train(
   build_model: Callable[[], keras.Model],
-  batches: Callable[[int, int], tf.data.Dataset],
+  batches: Callable[[keras.Model, int, int], tf.data.Dataset],
   settings: ConfigDict,
   folder: pathlib.Path,
   *,
@@ -31,7 +31,7 @@ def train(
 
   Args:
     build_model: Makes the model.
-    batches: Function from a batch size and a step to endless batches for `fit` from that step on.
+    batches: Function from a model, a batch size and a step to endless batches for its `fit` from that step on.
     settings: See `tfvq.configs.common.training`.
     folder: Folder for `checkpoint.keras` and `curves.csv`.
     title: Name of the model in the progress bar.
@@ -75,7 +75,7 @@ def train(
     checkpoint = Checkpoint(checkpoint_path, settings.checkpoint_seconds)
     progress = ProgressBar(title, settings.steps, curves)
     callbacks = [*extra_callbacks(model), TerminateOnNonFiniteLoss(checkpoint_path), curves, checkpoint, progress]
-    examples = batches(settings.batch_size, step)
+    examples = batches(model, settings.batch_size, step)
     try:
       with matmul_precision(tf.bfloat16 if settings.bfloat16_products else None):
         model.fit(examples, steps_per_epoch=settings.steps - step, callbacks=callbacks, verbose=0, shuffle=False)
