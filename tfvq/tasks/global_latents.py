@@ -104,10 +104,12 @@ class GlobalLatentsTask(AutoencoderTask):
     decoder = models.AutoregressiveDecoder(network, self._pixelcnn(condition_dim=config.condition_dim))
     return models.VQVAE(encoder, build_quantizer(config.quantizer, config.embedding_dim, self.config.seed), decoder)
 
-  def autoencoder_batches(self, batch_size, step):
-    return self.first_stage.codes.train(batch_size, self.config.seed, step).map(lambda batch: batch["codes"])
+  def autoencoder_batches(self, model, batch_size, step):
+    del model
+    return self.prior_batches(batch_size, step)
 
-  prior_batches = autoencoder_batches
+  def prior_batches(self, batch_size, step):
+    return self.first_stage.codes.train(batch_size, self.config.seed, step).map(lambda batch: batch["codes"])
 
   def prepare_autoencoder(self, model, train_part):
     del train_part
