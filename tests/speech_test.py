@@ -247,6 +247,9 @@ def test_unknown_speakers_are_refused():
   z = np.zeros([1, 20, *model.encoder.output_shape[2:]], np.float32)
   with pytest.raises(ValueError, match=r"Speakers.* must be in 0\.\.1"):
     model.decoder.local_condition(z, np.array([2]))
+  for condition in (None, {"label": np.array([0])}):
+    with pytest.raises(ValueError, match="has the condition 'speaker', but was given"):
+      model.decoder.log_prob(np.zeros([1, 20 * 64], np.float32), z, condition)
 
 
 def test_a_decoder_of_speech_needs_audio_values_and_a_local_condition():

@@ -37,7 +37,7 @@ class WaveNetDecoder(Decoder):
     **kwargs: As for `keras.Model`.
 
   Raises:
-    ValueError: The WaveNet has no `audio_values` or no local condition.
+    ValueError: The WaveNet has no `audio_values` or no local condition; or a condition has no speakers, or others.
 
   Example:
     >>> wavenet = WaveNet(CategoricalHead(256, hidden_units=8), channels=8, dilation_rates=(1, 2), condition_dim=8,
@@ -106,7 +106,7 @@ class WaveNetDecoder(Decoder):
     return self.wavenet.project_condition({"local": self._inside(self.local_condition(z, speaker))})
 
   def log_prob_and_mode(self, x, z, condition=None, training=False):
-    local = self._inside(self.local_condition(self._with_context(z), condition["speaker"], training))
+    local = self._inside(self.local_condition(self._with_context(z), self._speaker(condition), training))
     return self.log_prob_of_frames(x, local), None
 
   def log_prob_of_frames(self, audio, local, margin_frames: int = 0) -> tf.Tensor:
@@ -157,7 +157,7 @@ class WaveNetDecoder(Decoder):
     Returns:
       `(audio float32 [B, F * hop_samples], PartState)`. The audio is `latency_samples` late.
     """
-    projected = self.project(z, condition["speaker"])
+    projected = self.project(z, self._speaker(condition))
     values, generation = sample_steps(self.wavenet, state.generation, noise, projected, temperature)
     new_bands = self.audio_values.bands(tf.transpose(values, [1, 0, 2]))
     if num_frames is not None:
@@ -169,6 +169,12 @@ class WaveNetDecoder(Decoder):
   def last_part(self, state: PartState) -> tf.Tensor:
     """The audio that the latency has held back at the end of a recording, float32 [B, latency_samples]."""
     return self._joined(tf.pad(state.bands, [[0, 0], [0, CONTEXT_STEPS], [0, 0]]))
+
+  def _speaker(self, condition):
+    """The speakers of a condition; raises an error if it does not have exactly these."""
+    if set(condition or {}) != {"speaker"}:
+      raise ValueError(f"{self.name} has the condition 'speaker', but was given {sorted(condition or {})}.")
+    return condition["speaker"]
 
   def _joined(self, bands):
     """Audio of sub-bands, without the context at the ends: [B, T + 2 CONTEXT_STEPS, N] -> [B, T N]."""
@@ -184,7 +190,7 @@ class WaveNetDecoder(Decoder):
     return frames[:, self.context_frames : -self.context_frames or None]
 
   def is_flagged(self, x, condition=None):
-    return outside(condition["speaker"], self.num_speakers)
+    return outside(self._speaker(condition), self.num_speakers)
 
   def check_flagged(self, share):
     if share:
