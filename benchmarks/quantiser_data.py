@@ -4,7 +4,6 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
-from ml_collections import ConfigDict
 
 from tfvq.configs import frames, photos, speech
 from tfvq.data.image_sources import open_image_source
@@ -20,13 +19,13 @@ IMAGE_SHAPE, SPECTRA_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3), (CROP_FRAMES, NUM_BAND
 MOST_TRAIN, MOST_OTHERS = 4096, 1024
 
 
-def load(name: str, folder: pathlib.Path, data: ConfigDict | None = None) -> dict[str, np.ndarray]:
+def load(name: str, folder: pathlib.Path, pictures: str = "") -> dict[str, np.ndarray]:
   """The splits "train", "validation" and "held_out" of a data set, of mean 0 and variance 1 in the training set.
 
   Args:
     name: `frames`, `photographs` or `speech`.
     folder: Where the data are kept; they are made on first use.
-    data: `config.data` of another source of the same kind; None for that of the config, made smaller.
+    pictures: Folder of pictures to use as photographs; empty for those that Debian ships.
 
   Returns:
     For each split images, float32 [N, 32, 32, 3], or log-mel spectra, [N, 128, 80]. Frames of an episode, tiles of a
@@ -35,24 +34,24 @@ def load(name: str, folder: pathlib.Path, data: ConfigDict | None = None) -> dic
   path = folder / f"{name}.npz"
   if not path.exists():
     with atomic_write(path) as temporary:
-      np.savez(temporary, **_MAKERS[name](folder / name, data))
+      np.savez(temporary, **_MAKERS[name](folder / name, pictures))
   with np.load(path) as arrays:
     splits = {split: arrays[split].astype(np.float32) for split in SPLITS}
   mean, deviation = splits["train"].mean(), splits["train"].std()
   return {split: (values - mean) / deviation for split, values in splits.items()}
 
 
-def _frames(folder, data):
+def _frames(folder, _):
   """Frames of episodes with seeds of their own."""
-  data = data or frames.small().data
+  data = frames.small().data
   data.image_size = IMAGE_SIZE
   return _images(open_image_source(data, folder, seed=0))
 
 
-def _photographs(folder, data):
+def _photographs(folder, pictures):
   """Tiles of reduced photographs."""
-  data = data or photos.small().data
-  data.update({"image_size": IMAGE_SIZE, "shorter_side": SHORTER_SIDE})
+  data = photos.small().data
+  data.update({"folder": pictures, "image_size": IMAGE_SIZE, "shorter_side": SHORTER_SIDE})
   return _images(open_image_source(data, folder, seed=0))
 
 
@@ -60,10 +59,10 @@ def _images(source):
   return {split: _some(split, source.splits[split]["image"]) for split in SPLITS}
 
 
-def _speech(folder, data):
+def _speech(folder, _):
   """Log-mel spectra of crops: random ones for training; of the other splits all that fit into the recordings."""
   if not (folder / "manifest.json").exists():
-    prepare_corpus(folder, find_recordings(data or speech.small().data))
+    prepare_corpus(folder, find_recordings(speech.small().data))
   corpus = SpeechCorpus(folder)
   crop_samples = CROP_FRAMES * HOP_SAMPLES
   audio = {"train": np.concatenate([c["audio"] for c in corpus.train(64, crop_samples, 0).take(MOST_TRAIN // 64)])}

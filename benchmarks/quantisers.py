@@ -238,6 +238,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of data and results")
   parser.add_argument("--data", nargs="+", choices=quantiser_data.NAMES, default=quantiser_data.NAMES)
+  parser.add_argument("--pictures", default="", help="folder of photographs in place of those that Debian ships")
   parser.add_argument("--sweeps", nargs="*", choices=quantiser_data.NAMES, default=quantiser_data.NAMES)
   parser.add_argument("--steps", type=int, default=600)
   parser.add_argument("--prior_steps", type=int, default=250)
@@ -252,7 +253,7 @@ def main():
   arguments.workdir.mkdir(parents=True, exist_ok=True)
   tables = []
   for data in arguments.data:
-    load = lambda data=data: quantiser_data.load(data, arguments.workdir / "data")
+    load = lambda data=data: quantiser_data.load(data, arguments.workdir / "data", arguments.pictures)
     runs = Runs(arguments.workdir, data, load, arguments.steps, arguments.prior_steps)
     tables.append((data, *measure(runs, KINDS, arguments.rates, arguments.seeds, data in arguments.sweeps)))
   for table in tables:
