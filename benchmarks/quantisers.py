@@ -1,117 +1,217 @@
 """Compares all kinds of quantisers in the same small autoencoder, with equal bits and steps, and several seeds.
 
---data is an .npz file with the arrays `train` and `held_out`: images, [N, H, W, channels], or spectrograms, [N, frames,
-bands], with H, W and frames multiples of 4. Encoder and decoder have two convolutions each. The error is the mean
-squared error on `held_out`, relative to that of predicting the mean of `train`. Every kind is trained with every
-learning rate. The table shows the learning rate with the smallest error on the last tenth of `train`, which is not
-trained on. Runs that are in the file --results already are not repeated: give the same command again to continue.
+Encoder and decoder have two convolutions each; between them are 8 bits for each position of small images or of log-mel
+spectrograms. The error is the mean squared error, relative to that of predicting the mean of the training set. A prior
+of fixed size is trained on the codes. Every kind is trained with all learning rates and the first seed, and with the
+other seeds at the best learning rate. Then its settings are changed, one at a time, with the first seed. If a change
+lowers the error by more than `TUNED_GAIN`, the best change gets all seeds and a row of its own. The learning rates and
+the changes are chosen on the validation split.
 
-python -m benchmarks.quantisers --data=frames.npz --results=runs/quantisers.json
+Finished trainings are not repeated: give the same command again to continue. `--times` measures the speed, for which
+nothing else should run.
+
+  python -m benchmarks.quantisers --workdir=runs/quantisers
+  python -m benchmarks.quantisers --workdir=runs/quantisers --times
 """
 
 import argparse
 import json
 import pathlib
-import time
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import quantiser_data
+from benchmarks.quantiser_training import (
+  BATCH_SIZE,
+  DIM,
+  NUM_CODES,
+  STRIDE,
+  make_model,
+  make_quantizer,
+  optimizer,
+  train,
+  train_prior,
+)
 from benchmarks.timing import medians
-from tfvq.configs.common import quantizer as quantizer_settings
-from tfvq.files import write_json
-from tfvq.layers import build_quantizer
+from tfvq.files import atomic_write, write_json
 
-DIM, HIDDEN, BATCH_SIZE = 16, 64, 32
-BITS = 8  # per vector, of every kind
+TUNED_GAIN = 0.03
+VECTOR = {"kind": "vector", "num_embeddings": NUM_CODES}
 KINDS = {
-  "vector": {"num_embeddings": 256},
-  "vector, cosine": {"kind": "vector", "num_embeddings": 256, "metric": "cosine"},
-  "vector, rotation": {"kind": "vector", "num_embeddings": 256, "gradient": "rotation"},
+  "none": None,
+  "vector": VECTOR,
+  "vector, cosine": {**VECTOR, "metric": "cosine"},
+  "vector, rotation": {**VECTOR, "gradient": "rotation"},
   "residual": {"kind": "residual", "num_embeddings": 16, "num_levels": 2, "level_dropout": 0.0},
   "product": {"kind": "product", "num_embeddings": 16, "num_groups": 2},
   "finite scalar": {"kind": "finite_scalar", "levels": (4, 4, 4, 4)},
   "lookup-free": {"kind": "lookup_free", "num_bits": 8},
-  "soft to hard": {"kind": "soft_to_hard", "num_embeddings": 256},
+  "soft to hard": {"kind": "soft_to_hard", "num_embeddings": NUM_CODES, "annealing": 1.0},  # share of the steps
+}
+CHANGES = {
+  "vector": [
+    {"commitment_cost": 0.05},
+    {"commitment_cost": 1.0},
+    {"decay": 0.9},
+    {"decay": 0.999},
+    {"codebook_update": "loss"},
+    {"revival_threshold": 0.0},
+    {"revival_threshold": 0.3},
+  ],
+  "vector, cosine": [{"commitment_cost": 0.05}, {"commitment_cost": 1.0}],
+  "vector, rotation": [{"commitment_cost": 0.05}, {"commitment_cost": 1.0}],
+  "residual": [
+    {"commitment_cost": 1.0},
+    {"codebook_update": "loss"},
+    {"num_embeddings": 4, "num_levels": 4},
+    {"num_embeddings": 2, "num_levels": 8},
+  ],
+  "product": [
+    {"commitment_cost": 1.0},
+    {"codebook_update": "loss"},
+    {"num_embeddings": 4, "num_groups": 4},
+    {"num_embeddings": 2, "num_groups": 8},
+  ],
+  "finite scalar": [{"levels": (16, 16)}, {"levels": (8, 8, 4)}, {"levels": (2,) * 8}],
+  "lookup-free": [
+    {"entropy_weight": 0.0},
+    {"entropy_weight": 0.01},
+    {"entropy_weight": 1.0},
+    {"commitment_cost": 0.0},
+    {"commitment_cost": 1.0},
+  ],
+  "soft to hard": [
+    {"initial_hardness": 0.1},
+    {"initial_hardness": 10.0},
+    {"final_hardness": 10.0},
+    {"final_hardness": 100.0},
+    {"annealing": 0.5},
+  ],
 }
 
 
-def make_quantizer(name, num_steps, seed):
-  """Makes the quantiser of a row of the table; the soft-to-hard one reaches its final hardness at the last step."""
-  quantizer = build_quantizer(quantizer_settings(annealing_steps=num_steps, **KINDS[name]), DIM, seed)
-  assert quantizer.bits == BITS, name
-  return quantizer
+class Runs:
+  """Figures of finished trainings of a data set, in a file, and the codes of the autoencoders beside it.
+
+  Args:
+    folder: Where they are kept.
+    data: Name of the data set.
+    load: Returns its splits.
+    steps: Steps of an autoencoder.
+    prior_steps: Steps of a prior.
+  """
+
+  def __init__(self, folder, data, load, steps, prior_steps):
+    self.data, self.steps, self.prior_steps = data, steps, prior_steps
+    self._folder, self._path = folder, folder / f"{data}.json"
+    self._load, self._splits = load, None
+    self._runs = json.loads(self._path.read_text()) if self._path.exists() else []
+
+  @property
+  def splits(self):
+    self._splits = self._splits or self._load()
+    return self._splits
+
+  def autoencoder(self, settings, rate, seed):
+    """Figures of an autoencoder and `codes`, the path of its codes."""
+
+    def make():
+      figures, codes = train(settings, self.splits, self.steps, rate, seed)
+      if codes:
+        path = self._folder / f"{self.data}-{len(self._runs)}.npz"
+        with atomic_write(path) as temporary:
+          np.savez_compressed(temporary, **codes)
+        figures["codes"] = path.name
+      return figures
+
+    return self._run(make, {"settings": settings, "steps": self.steps, "rate": rate, "seed": seed})
+
+  def prior(self, settings, rate, seed):
+    """Figures of a prior over the codes of an autoencoder."""
+
+    def make():
+      with np.load(self._folder / self.autoencoder(settings, rate, seed)["codes"]) as codes:
+        return train_prior(codes["train"], codes["held_out"], self.prior_steps, seed)
+
+    key = {"settings": settings, "steps": self.steps, "rate": rate, "seed": seed, "prior_steps": self.prior_steps}
+    return self._run(make, key)
+
+  def _run(self, make, key):
+    key = json.loads(json.dumps(key))
+    run = next((run for run in self._runs if run["key"] == key), None)
+    if run is None:
+      run = {"key": key, **make()}
+      self._runs.append(run)
+      write_json(self._path, self._runs)
+      print(self.data, *(f"{name}={value}" for name, value in {**key, **run}.items() if name != "key"), flush=True)
+    return run
 
 
-def make_model(name, data_shape, num_steps, seed):
-  """Makes an autoencoder whose latents have a quarter of the data's height and width, or of its frames."""
-  keras.utils.set_random_seed(seed)
-  is_image = len(data_shape) == 3
-  convolution = keras.layers.Conv2D if is_image else keras.layers.Conv1D
-  transposed = keras.layers.Conv2DTranspose if is_image else keras.layers.Conv1DTranspose
-  return keras.Sequential(
-    [
-      keras.Input(data_shape),
-      convolution(HIDDEN, 4, 4, activation="relu"),
-      convolution(DIM, 3, padding="same"),
-      make_quantizer(name, num_steps, seed),
-      convolution(HIDDEN, 3, padding="same", activation="relu"),
-      transposed(data_shape[-1], 4, 4),
-    ]
-  )
+def measure(runs, kinds, rates, num_seeds, with_changes):
+  """Trains everything of a data set that is not trained yet.
+
+  Returns:
+    The rows of the table, {name: (rate, figures of every seed)}, and the first seed's figures for each change of a
+    setting, {name: [(change, figures)]}.
+  """
+  rows, changed = {}, {}
+
+  def row(settings, rate):
+    figures = [runs.autoencoder(settings, rate, seed) for seed in range(num_seeds)]
+    bits = [runs.prior(settings, rate, seed) if settings else {} for seed in range(num_seeds)]
+    return rate, [{**one, **other} for one, other in zip(figures, bits, strict=True)]
+
+  for name, settings in kinds.items():
+    by_rate = {rate: runs.autoencoder(settings, rate, 0)["validation_error"] for rate in rates}
+    rows[name] = row(settings, min(by_rate, key=by_rate.get))
+  for name, changes in CHANGES.items() if with_changes else ():
+    rate, (default, *_) = rows[name]
+    changed[name] = [(change, runs.autoencoder({**kinds[name], **change}, rate, 0)) for change in changes]
+    best, figures = min(changed[name], key=lambda pair: pair[1]["validation_error"])
+    if figures["validation_error"] < (1 - TUNED_GAIN) * default["validation_error"]:
+      rows[f"{name}: {in_words(best)}"] = row({**kinds[name], **best}, rate)
+  return rows, changed
 
 
-def train(name, splits, num_steps, learning_rate, seed):
-  """Trains one autoencoder; returns its metrics."""
-  model = make_model(name, splits["train"].shape[1:], num_steps, seed)
-  schedule = keras.optimizers.schedules.CosineDecay(0.0, num_steps, warmup_target=learning_rate, warmup_steps=50)
-  model.compile(
-    keras.optimizers.Adam(schedule, beta_2=0.95),
-    "mse",
-    metrics=[keras.metrics.MeanSquaredError("error")],
-    jit_compile=False,
-  )
-  encoder, quantizer = keras.Sequential(model.layers[:2]), model.layers[2]
-  quantizer.adapt(encoder(splits["train"][:256]))
-  batches = tf.data.Dataset.from_tensor_slices(splits["train"]).shuffle(len(splits["train"]), seed=seed).repeat()
-  batches = batches.batch(BATCH_SIZE).map(lambda x: (x, x)).prefetch(2)
-  model.fit(batches, steps_per_epoch=1, verbose=0)  # not timed, because it traces the step
-  began_at = time.perf_counter()
-  model.fit(batches, steps_per_epoch=num_steps - 1, verbose=0)
-  seconds = time.perf_counter() - began_at
-  quantizer.usage.reset_state()
-  metrics = {split: model.evaluate(splits[split], splits[split], verbose=0, return_dict=True) for split in splits}
-  return {
-    "validation_error": metrics["validation"]["error"],
-    "held_out_error": metrics["held_out"]["error"],
-    "codebook_usage": metrics["held_out"]["codebook_usage"],
-    "perplexity": metrics["held_out"]["perplexity"],
-    "seconds_per_step": seconds / (num_steps - 1),
-  }
+def in_words(change):
+  return ", ".join(f"{name}={value}" for name, value in change.items())
 
 
-def load(path):
-  """Loads the splits of an .npz file, normalised to mean 0 and variance 1 of the training set."""
-  with np.load(path) as arrays:
-    splits = {split: arrays[split].astype(np.float32) for split in ("train", "held_out")}
-  mean, deviation = splits["train"].mean(), splits["train"].std()
-  splits = {split: (values - mean) / deviation for split, values in splits.items()}
-  num_validation = len(splits["train"]) // 10
-  return {
-    "train": splits["train"][:-num_validation],
-    "validation": splits["train"][-num_validation:],
-    "held_out": splits["held_out"],
-  }
+def report(data, rows, changed):
+  """Prints the tables of a data set."""
+  print(f"\n| {data} | learning rate | error | codes used | perplexity | prior, bits |\n|---|---|---|---|---|---|")
+  for name, (rate, figures) in rows.items():
+    cells = [spread([run.get(figure) for run in figures], digits) for figure, digits in COLUMNS.items()]
+    print(f"| {name} | {rate:g} | {' | '.join(cells)} |")
+  if changed:
+    print(f"\n| {data}, first seed | setting | error | change |\n|---|---|---|---|")
+  for name, made in changed.items():
+    default = rows[name][1][0]["held_out_error"]
+    for change, figures in made:
+      error = figures["held_out_error"]
+      print(f"| {name} | {in_words(change)} | {error:.4f} | {100 * (error / default - 1):+.0f} % |")
 
 
-def step_times(data_shape):
-  """Median time of each quantiser's training step alone, in seconds, for the number of vectors in a batch."""
-  num_vectors = BATCH_SIZE * int(np.prod([size // 4 for size in data_shape[:-1]]))
-  z_e = tf.constant(np.random.default_rng(0).normal(size=(num_vectors, DIM)).astype(np.float32))
+COLUMNS = {"held_out_error": 4, "use": 2, "perplexity": 0, "bits": 2}  # and digits
 
-  def make_step(name):
-    quantizer = make_quantizer(name, 1000, seed=0)
+
+def spread(values, digits):
+  """Mean and standard deviation."""
+  if values[0] is None:
+    return ""
+  deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+  return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def report_times(data_shape, kinds):
+  """Prints the time of a training step, of the quantiser alone and of all, relative to `vector`, measured in turns."""
+  num_vectors = BATCH_SIZE * int(np.prod([size // STRIDE for size in data_shape[:-1]]))
+  z_e = tf.random.stateless_normal([num_vectors, DIM], [0, 0])
+  x = tf.random.stateless_normal([BATCH_SIZE, *data_shape], [0, 1])
+
+  def quantizer_step(settings):
+    quantizer = make_quantizer(settings, 1000, seed=0)
 
     @tf.function
     def step():
@@ -122,51 +222,43 @@ def step_times(data_shape):
 
     return step
 
-  return medians({name: make_step(name) for name in KINDS})
+  def model_step(settings):
+    model = make_model(settings, data_shape, 1000, seed=0)
+    model.compile(optimizer(1e-3, 1000), "mse", jit_compile=False)
+    return lambda: model.train_on_batch(x, x)
 
-
-def report(results, seconds):
-  """Prints a row for each kind, with its best learning rate."""
-  columns = {"rate": 8, "error": 9, "+-": 8, "usage": 7, "perplexity": 11, "ms/step": 9, "quantiser x": 12}
-  print(f"{'':18s}" + "".join(f"{column:>{width}s}" for column, width in columns.items()))
-  for name in KINDS:
-    by_rate = {}
-    for run in results:
-      if run["name"] == name:
-        by_rate.setdefault(run["learning_rate"], []).append(run)
-    rate, runs = min(by_rate.items(), key=lambda item: np.mean([run["validation_error"] for run in item[1]]))
-    mean = lambda metric, runs=runs: np.mean([run[metric] for run in runs])
-    spread = np.std([run["held_out_error"] for run in runs], ddof=1) if len(runs) > 1 else 0.0
-    print(
-      f"{name:18s}{rate:8.4f}{mean('held_out_error'):9.4f}{spread:8.4f}{mean('codebook_usage'):7.2f}"
-      f"{mean('perplexity'):11.1f}{1000 * mean('seconds_per_step'):9.1f}{seconds[name] / seconds['vector']:12.2f}"
-    )
+  alone = medians({name: quantizer_step(settings) for name, settings in kinds.items() if settings})
+  whole = medians({name: model_step(settings) for name, settings in kinds.items()})
+  print(f"\n| {data_shape} | quantiser, ms | x | whole step, ms | x |\n|---|---|---|---|---|")
+  for name, seconds in whole.items():
+    own = f"{1000 * alone[name]:.2f} | {alone[name] / alone['vector']:.2f}" if name in alone else "|"
+    print(f"| {name} | {own} | {1000 * seconds:.2f} | {seconds / whole['vector']:.2f} |")
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--data", type=pathlib.Path, required=True)
-  parser.add_argument("--results", type=pathlib.Path, required=True, help="JSON file of results, created or extended")
-  parser.add_argument("--steps", type=int, default=2000)
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of data and results")
+  parser.add_argument("--data", nargs="+", choices=quantiser_data.NAMES, default=quantiser_data.NAMES)
+  parser.add_argument("--pictures", default="", help="folder of photographs in place of those that Debian ships")
+  parser.add_argument("--sweeps", nargs="*", choices=quantiser_data.NAMES, default=quantiser_data.NAMES)
+  parser.add_argument("--steps", type=int, default=600)
+  parser.add_argument("--prior_steps", type=int, default=250)
   parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-3, 3e-3])
+  parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2])
+  parser.add_argument("--times", action="store_true", help="measure the speed instead")
   arguments = parser.parse_args()
-  splits = load(arguments.data)
-  results = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
-  chosen = []
-  for seed in range(arguments.seeds):
-    for learning_rate in arguments.learning_rates:
-      for name, settings in KINDS.items():
-        key = {"name": name, "settings": settings, "data": str(arguments.data), "steps": arguments.steps}
-        key = json.loads(json.dumps({**key, "learning_rate": learning_rate, "seed": seed}))
-        run = next((run for run in results if key.items() <= run.items()), None)
-        if run is None:
-          run = {**key, **train(name, splits, arguments.steps, learning_rate, seed)}
-          results.append(run)
-          write_json(arguments.results, results)
-          print(f"{name}, rate {learning_rate}, seed {seed}: error {run['held_out_error']:.4f}", flush=True)
-        chosen.append(run)
-  report(chosen, step_times(splits["train"].shape[1:]))
+  if arguments.times:
+    report_times(quantiser_data.IMAGE_SHAPE, KINDS)
+    report_times(quantiser_data.SPECTRA_SHAPE, KINDS)
+    return
+  arguments.workdir.mkdir(parents=True, exist_ok=True)
+  tables = []
+  for data in arguments.data:
+    load = lambda data=data: quantiser_data.load(data, arguments.workdir / "data", arguments.pictures)
+    runs = Runs(arguments.workdir, data, load, arguments.steps, arguments.prior_steps)
+    tables.append((data, *measure(runs, KINDS, arguments.rates, arguments.seeds, data in arguments.sweeps)))
+  for table in tables:
+    report(*table)
 
 
 if __name__ == "__main__":
