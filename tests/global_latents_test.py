@@ -85,12 +85,22 @@ def test_the_encoder_is_exported(run_folder, tmp_path):
 def test_a_run_without_codes_of_images_is_refused(frames_run, speech_run_folder, tmp_path):
   with pytest.raises(UserError, match="is not the folder of a run"):
     run_stages(make_task(tiny("global_latents", tmp_path / "nothing"), tmp_path / "a"), "all")
-  with pytest.raises(UserError, match=r"have the shape .*; config.data.workdir must have codes \[H, W\]"):
-    run_stages(make_task(tiny("global_latents", speech_run_folder), tmp_path / "b"), "all")
   shutil.copytree(frames_run.workdir.path, tmp_path / "frames")
   (tmp_path / "frames" / "codes" / "done.json").unlink()
-  with pytest.raises(UserError, match="has no codes: set config.data.workdir to a run whose stage `codes` is done"):
-    run_stages(make_task(tiny("global_latents", tmp_path / "frames"), tmp_path / "c"), "all")
+  for folder in (speech_run_folder, tmp_path / "frames"):
+    with pytest.raises(UserError, match="has no codes of images: set config.data.workdir to a run of images"):
+      run_stages(make_task(tiny("global_latents", folder), tmp_path / "b"), "all")
+    shutil.rmtree(tmp_path / "b")
+
+
+def test_codes_that_are_not_a_grid_are_refused(frames_run, tmp_path):
+  shutil.copytree(frames_run.workdir.path, tmp_path / "frames")
+  manifest = tmp_path / "frames" / "codes" / "manifest.json"
+  facts = json.loads(manifest.read_text())
+  facts["features"]["codes"]["shape"] = [4, 4, 2]
+  manifest.write_text(json.dumps(facts))
+  with pytest.raises(UserError, match=r"have the shape \[4, 4, 2\]; config.data.workdir must have codes \[H, W\]"):
+    run_stages(make_task(tiny("global_latents", tmp_path / "frames"), tmp_path / "run"), "all")
 
 
 def test_codes_of_another_first_stage_are_refused(frames_run, tmp_path):

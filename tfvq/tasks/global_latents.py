@@ -16,6 +16,7 @@ from tfvq.evaluation.metrics import Metric, bits_per_value, code_statistics, to_
 from tfvq.files import atomic_write
 from tfvq.layers import build_quantizer
 from tfvq.tasks.autoencoder_task import AutoencoderTask, check_quantizer
+from tfvq.tasks.images import ImageTask
 from tfvq.tasks.pixelcnn import build_pixelcnn, check_pixelcnn
 from tfvq.tasks.stages import open_task
 from tfvq.tasks.task import Stage
@@ -74,10 +75,12 @@ class GlobalLatentsTask(AutoencoderTask):
     """
     workdir = self.config.data.workdir
     task = open_task(workdir)
-    if not isinstance(task, AutoencoderTask) or not task.has_codes or not task.workdir.is_done("codes"):
-      raise UserError(f"{workdir} has no codes: set config.data.workdir to a run whose stage `codes` is done.")
+    if not isinstance(task, ImageTask) or not task.has_codes or not task.workdir.is_done("codes"):
+      raise UserError(
+        f"{workdir} has no codes of images: set config.data.workdir to a run whose stage `codes` is done."
+      )
     shape = task.manifest["features"]["codes"]["shape"]
-    if len(shape) != 2 or None in shape:
+    if len(shape) != 2:
       raise UserError(f"The codes in {workdir} have the shape {shape}; config.data.workdir must have codes [H, W].")
     if self.workdir.is_done("data") and self.workdir.facts("data")["first_stage"] != _identity(task):
       raise UserError(f"{self.workdir.path} was trained on other codes than {workdir} has: choose another --workdir.")
