@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from export.device import CodecError
@@ -129,6 +129,7 @@ chunks = st.lists(st.builds(chunk, names, st.binary(max_size=50)), max_size=3).m
 @given(chunks, chunks, chunks, st.sampled_from([format_chunk(), format_chunk(extra=b"\0\0"), extensible()]), st.data())
 def test_read_wav_matches_libsndfile(before, between, after, kind, data):
   audio = data.draw(st.binary(min_size=2, max_size=100))
+  assume(not audio.startswith((b"OggS", b"wvpk")))  # libsndfile takes such samples for compressed audio
   content = wav(kind, audio, before=before, between=between, after=after)
   expected, _ = soundfile.read(io.BytesIO(content), dtype="int16")
   np.testing.assert_array_equal(read(content) * 2**15, expected)
