@@ -77,7 +77,7 @@ class GlobalLatentsTask(AutoencoderTask):
     task = open_task(workdir)
     if not isinstance(task, ImageTask) or not task.has_codes or not task.workdir.is_done("codes"):
       raise UserError(
-        f"{workdir} has no codes of images: set config.data.workdir to a run whose stage `codes` is done."
+        f"{workdir} has no codes of images: set config.data.workdir to a run of images whose stage `codes` is done."
       )
     shape = task.manifest["features"]["codes"]["shape"]
     if len(shape) != 2:
