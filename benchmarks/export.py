@@ -17,8 +17,8 @@ from absl import flags, logging
 from benchmarks.timing import medians
 from export import tflite
 from export.device import SpeechCodec
-from export.device.codec import Model
 from export.device.generation import GumbelNoise, StepLoop
+from export.device.model import Model
 from tfvq.endpoints.endpoint import Endpoint
 from tfvq.endpoints.wavenet import step_endpoint
 from tfvq.errors import parse_flags, run_program

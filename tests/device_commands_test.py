@@ -83,7 +83,7 @@ def test_wrong_input_prints_one_line(codec_folder, tmp_path, rng):
     (("decode", "own.codes", "out", "--speaker=nobody"), "The model has no speaker 'nobody'"),
     *((seed, "give a whole number from 0 to 2147483647") for seed in seeds),
     (("encode", "good.wav", "."), "is a folder: name a file in it"),
-    (("encode", "good.wav", "missing/out"), "there is no folder"),
+    (("encode", "good.wav", "missing/out"), "/missing does not exist"),
     (("encode", "good.wav", "good.wav/out"), "could not be written: Not a directory"),
     (("encode", "good.wav", "n" * 256), "could not be written: File name too long"),
     (("decode", "own.codes", "n" * 256), "could not be written: File name too long"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from export.device import CodecError, SpeechCodec
-from export.device.codec import GumbelNoise
+from export.device.generation import GumbelNoise
 from tests.sound import modulated_noise
 from tfvq.models import speech_codec as keras_codec
 from tfvq.release import load_released

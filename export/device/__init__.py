@@ -8,6 +8,7 @@
 (16000,)
 """
 
-from .codec import CodecError, SpeechCodec
+from .codec import SpeechCodec
+from .errors import CodecError
 
 __all__ = ["CodecError", "SpeechCodec"]

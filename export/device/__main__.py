@@ -16,7 +16,8 @@ import time
 import numpy as np
 
 from . import codes_file, files, wav_file
-from .codec import SHIPPED, CodecError, SpeechCodec
+from .codec import SHIPPED, SpeechCodec
+from .errors import CodecError
 
 _PART_SECONDS = 0.5  # between two updates of the progress bar
 _LARGEST_SEED = 2**31 - 1

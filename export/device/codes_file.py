@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .codec import CodecError
+from .errors import CodecError
 
 _MAGIC = b"TFVQ"
 _VERSION = 2

@@ -8,7 +8,7 @@ import pathlib
 import secrets
 import stat
 
-from .codec import CodecError
+from .errors import CodecError
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def check_target(source: str, target: str) -> None:
       return
     folder = path.resolve().parent
     if not _status(folder):
-      raise CodecError(f"{target} could not be written: there is no folder {folder}.")
+      raise CodecError(f"{target} could not be written: the folder {folder} does not exist.")
     probe = _new_file(folder, 0o600)
     try:
       probe.write_bytes(bytes(4096))

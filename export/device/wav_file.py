@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from .codec import CodecError
+from .errors import CodecError
 
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _SUBFORMAT_END = bytes.fromhex("000000001000800000aa00389b71")  # of GUIDs that begin with the tag of a plain format
