@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvq.models.likelihood_model import LikelihoodModel, split_condition
+from tfvq.models.serialization import deserialized_parts, serialized_parts
 
 
 class Autoencoder(LikelihoodModel):
@@ -96,13 +97,11 @@ class Autoencoder(LikelihoodModel):
     return [(x, condition)] if condition else [x]
 
   def get_config(self):
-    serialize = keras.saving.serialize_keras_object
-    return {**super().get_config(), "encoder": serialize(self.encoder), "decoder": serialize(self.decoder)}
+    return {**super().get_config(), **serialized_parts(self, ("encoder", "decoder"))}
 
   @classmethod
   def from_config(cls, config):
-    parts, deserialize = ("encoder", "quantizer", "decoder"), keras.saving.deserialize_keras_object
-    return cls(**{key: deserialize(value) if key in parts else value for key, value in config.items()})
+    return cls(**deserialized_parts(config, ("encoder", "quantizer", "decoder")))
 
 
 @keras.saving.register_keras_serializable("tfvq")

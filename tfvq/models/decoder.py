@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfvq.models.autoregressive import AutoregressiveModel, Condition
 from tfvq.models.sampling import noise_shape, sample
+from tfvq.models.serialization import deserialized_parts, serialized_parts
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import to_full_precision
 
@@ -140,16 +141,11 @@ class ConvolutionalDecoder(Decoder):
       )
 
   def get_config(self):
-    serialize = keras.saving.serialize_keras_object
-    return {
-      **super().get_config(),
-      "network": serialize(self.network),
-      "distribution": serialize(self.distribution),
-    }
+    return {**super().get_config(), **serialized_parts(self, ("network", "distribution"))}
 
   @classmethod
   def from_config(cls, config):
-    return cls(**_deserialized(config, ("network", "distribution")))
+    return cls(**deserialized_parts(config, ("network", "distribution")))
 
 
 @keras.saving.register_keras_serializable("tfvq")
@@ -213,15 +209,8 @@ class AutoregressiveDecoder(Decoder):
     self.model.check_flagged(share)
 
   def get_config(self):
-    serialize = keras.saving.serialize_keras_object
-    return {**super().get_config(), "network": serialize(self.network), "model": serialize(self.model)}
+    return {**super().get_config(), **serialized_parts(self, ("network", "model"))}
 
   @classmethod
   def from_config(cls, config):
-    return cls(**_deserialized(config, ("network", "model")))
-
-
-def _deserialized(config, parts):
-  """Deserialises the named parts of a config."""
-  deserialize = keras.saving.deserialize_keras_object
-  return {key: deserialize(value) if key in parts else value for key, value in config.items()}
+    return cls(**deserialized_parts(config, ("network", "model")))

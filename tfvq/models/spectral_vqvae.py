@@ -5,7 +5,8 @@ import tensorflow as tf
 
 from tfvq.layers.log_mel import LogMel
 from tfvq.models.likelihood_model import LikelihoodModel
-from tfvq.models.speech_networks import context_of, num_speakers_of
+from tfvq.models.serialization import deserialized_parts, serialized_parts
+from tfvq.models.speech_networks import check_unknown_speakers, context_of, local_condition, num_speakers_of
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.precision import full_precision
 from tfvq.ops.values import outside
@@ -76,23 +77,19 @@ class SpectralVQVAE(LikelihoodModel):
 
   def call(self, inputs, training=False):
     z_q = self.codebook_vectors(inputs["audio"], training)
-    return self.mel_error(inputs["audio"], self.condition(z_q, inputs["speaker"], training))
+    return self.mel_error(inputs["audio"], local_condition(self.conditioner, z_q, inputs["speaker"], training))
 
   def codebook_vectors(self, audio, training=False) -> tf.Tensor:
     """Audio, float [B, T] -> z_q, of the shape of z_e; z_e itself if `quantizing` is False."""
     z_e = for_any_batch(lambda audio: self.encoder(audio, training=training), audio)
     return self.quantizer(z_e, training=training) if self.quantizing else z_e
 
-  def condition(self, z_q, speaker, training=False) -> tf.Tensor:
-    """The decoder's local condition, z_q from `codebook_vectors` and speakers, integers [B] -> float [B, F, E]."""
-    return for_any_batch(lambda z_q, speaker: self.conditioner((z_q, speaker), training=training), z_q, speaker)
-
   def mel_error(self, audio, condition) -> tf.Tensor:
     """Mean squared error of the spectrogram that is predicted from a condition.
 
     Args:
       audio: Float [B, T].
-      condition: The result of `condition` for this audio, float [B, F, E].
+      condition: Output of the conditioner for this audio, float [B, F, E].
 
     Returns:
       Float [B].
@@ -120,23 +117,23 @@ class SpectralVQVAE(LikelihoodModel):
     return outside(x["speaker"], self.num_speakers)
 
   def check_flagged(self, share):
-    if share:
-      raise ValueError(f"{share:.1%} of the clips for {self.name} have a speaker outside 0..{self.num_speakers - 1}.")
+    check_unknown_speakers(share, self.num_speakers, self.name)
 
   def input_signature(self):
     audio, speaker = keras.InputSpec(shape=(None, None), dtype="float32"), keras.InputSpec(shape=(None,), dtype="int32")
     return [{"audio": audio, "speaker": speaker}]
 
   def get_config(self):
-    serialize = keras.saving.serialize_keras_object
     return {
       **super().get_config(),
-      **{name: serialize(getattr(self, name)) for name in ("encoder", "quantizer", "conditioner")},
+      **serialized_parts(self, _PARTS),
       "hop_samples": self.hop_samples,
       "sample_rate_hz": self.sample_rate_hz,
     }
 
   @classmethod
   def from_config(cls, config):
-    deserialize = keras.saving.deserialize_keras_object
-    return cls(**{key: deserialize(value) if isinstance(value, dict) else value for key, value in config.items()})
+    return cls(**deserialized_parts(config, _PARTS))
+
+
+_PARTS = ("encoder", "quantizer", "conditioner")

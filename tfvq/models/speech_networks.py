@@ -1,9 +1,11 @@
 """The networks around the quantiser of speech: encoders, and the conditioner for the decoder."""
 
 import keras
+import tensorflow as tf
 
 from tfvq.layers.log_mel import LogMel
 from tfvq.layers.voice_perturbation import VoicePerturbation
+from tfvq.ops.empty_batch import for_any_batch
 
 
 def context_of(network: keras.Model) -> int:
@@ -23,6 +25,17 @@ def num_speakers_of(conditioner: keras.Model) -> int:
   """Number of speakers of a conditioner, or the largest int32 if it has no layer `speaker_embedding`."""
   sizes = [layer.input_dim for layer in conditioner.layers if layer.name == "speaker_embedding"]
   return sizes[0] if sizes else 2**31 - 1
+
+
+def local_condition(conditioner: keras.Model, z, speaker, training: bool = False) -> tf.Tensor:
+  """Runs a conditioner on a batch, which may be empty: z as it takes it and speakers, integers [B] -> [B, F, E]."""
+  return for_any_batch(lambda z, speaker: conditioner((z, speaker), training=training), z, speaker)
+
+
+def check_unknown_speakers(share: float, num_speakers: int, name: str) -> None:
+  """Raises a `ValueError` if a fraction of the clips for the model `name` has a speaker outside 0..num_speakers-1."""
+  if share:
+    raise ValueError(f"{share:.1%} of the clips for {name} have a speaker outside 0..{num_speakers - 1}.")
 
 
 def waveform_encoder(

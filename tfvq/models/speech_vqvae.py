@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tfvq.layers.replica_losses import keep_replica_losses
 from tfvq.models.likelihood_model import LikelihoodModel
+from tfvq.models.serialization import deserialized_parts, serialized_parts
 from tfvq.models.spectral_vqvae import SpectralVQVAE
 from tfvq.models.speech_networks import context_of
 from tfvq.ops.distributed import num_replicas, replica_seed, sum_over_replicas
@@ -186,17 +187,12 @@ class SpeechVQVAE(LikelihoodModel):
     return model
 
   def get_config(self):
-    serialize = keras.saving.serialize_keras_object
-    return {
-      **super().get_config(),
-      **{name: serialize(getattr(self, name)) for name in _PARTS},
-      **{name: getattr(self, name) for name in _SETTINGS},
-    }
+    settings = {name: getattr(self, name) for name in _SETTINGS}
+    return {**super().get_config(), **serialized_parts(self, _PARTS), **settings}
 
   @classmethod
   def from_config(cls, config):
-    deserialize = keras.saving.deserialize_keras_object
-    return cls(**{key: deserialize(value) if key in _PARTS else value for key, value in config.items()})
+    return cls(**deserialized_parts(config, _PARTS))
 
 
 _SETTINGS = ("null_rate", "mel_weight", "seed", "sample_rate_hz")

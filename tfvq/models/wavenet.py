@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfvq.layers.dilated_block import DilatedBlock
 from tfvq.models.autoregressive import AutoregressiveModel, Condition
+from tfvq.models.serialization import deserialized_parts, serialized_parts
 from tfvq.ops.mu_law import compress, expand
 
 
@@ -232,20 +233,20 @@ class WaveNet(AutoregressiveModel):
   def get_config(self):
     return {
       **super().get_config(),
-      "head": keras.saving.serialize_keras_object(self.head),
+      **serialized_parts(self, _PARTS),
       "channels": self.channels,
       "dilation_rates": self.dilation_rates,
       "ordinal": self.ordinal,
       "condition_dim": self.condition_dim,
       "num_speakers": self.num_speakers,
-      "audio_values": keras.saving.serialize_keras_object(self.audio_values),
     }
 
   @classmethod
   def from_config(cls, config):
-    parts = ("head", "audio_values")
-    deserialize = keras.saving.deserialize_keras_object
-    return cls(**{key: deserialize(value) if key in parts else value for key, value in config.items()})
+    return cls(**deserialized_parts(config, _PARTS))
+
+
+_PARTS = ("head", "audio_values")
 
 
 def _time_major(x):

@@ -8,7 +8,8 @@ import tensorflow as tf
 from tfvq.models.autoregressive import Condition
 from tfvq.models.decoder import Decoder
 from tfvq.models.sampling import Generation, generation_start, noise_shape, sample_steps
-from tfvq.models.speech_networks import context_of, num_speakers_of
+from tfvq.models.serialization import deserialized_parts, serialized_parts
+from tfvq.models.speech_networks import check_unknown_speakers, context_of, local_condition, num_speakers_of
 from tfvq.ops.empty_batch import for_any_batch
 from tfvq.ops.subbands import CONTEXT_STEPS
 from tfvq.ops.values import check_values, outside
@@ -94,7 +95,7 @@ class WaveNetDecoder(Decoder):
     """
     z, speaker = tf.convert_to_tensor(z), tf.convert_to_tensor(speaker)
     check_values(speaker, self.num_speakers, f"Speakers of {self.name}")
-    return for_any_batch(lambda z, speaker: self.conditioner((z, speaker), training=training), z, speaker)
+    return local_condition(self.conditioner, z, speaker, training)
 
   def project(self, z, speaker) -> tf.Tensor:
     """What a condition adds to the WaveNet's layers in F frames, see `tfvq.models.WaveNet.project_condition`.
@@ -193,23 +194,16 @@ class WaveNetDecoder(Decoder):
     return outside(self._speaker(condition), self.num_speakers)
 
   def check_flagged(self, share):
-    if share:
-      raise ValueError(f"{share:.1%} of the clips for {self.name} have a speaker outside 0..{self.num_speakers - 1}.")
+    check_unknown_speakers(share, self.num_speakers, self.name)
 
   def with_wavenet(self, wavenet) -> "WaveNetDecoder":
     """A decoder with another WaveNet of the same values and condition."""
     return WaveNetDecoder(self.conditioner, wavenet, self.hop_samples)
 
   def get_config(self):
-    serialize = keras.saving.serialize_keras_object
-    return {
-      **super().get_config(),
-      "conditioner": serialize(self.conditioner),
-      "wavenet": serialize(self.wavenet),
-      "hop_samples": self.hop_samples,
-    }
+    parts = serialized_parts(self, ("conditioner", "wavenet"))
+    return {**super().get_config(), **parts, "hop_samples": self.hop_samples}
 
   @classmethod
   def from_config(cls, config):
-    parts, deserialize = ("conditioner", "wavenet"), keras.saving.deserialize_keras_object
-    return cls(**{key: deserialize(value) if key in parts else value for key, value in config.items()})
+    return cls(**deserialized_parts(config, ("conditioner", "wavenet")))
