@@ -1,10 +1,11 @@
-"""Trainings of benchmarks/quantisers.py: a small autoencoder with any quantiser, and a prior over its codes."""
+"""Trains the models of benchmarks/quantisers.py: a small autoencoder with any quantiser, and a prior over its codes."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfvq.configs.common import quantizer as quantizer_settings
+from tfvq.evaluation.metrics import code_statistics
 from tfvq.layers import CategoricalHead, build_quantizer
 from tfvq.models import PixelCNN, WaveNet
 
@@ -14,7 +15,7 @@ PRIOR_RATE = 4e-3
 
 
 def make_quantizer(settings, num_steps, seed):
-  """The quantiser of a row of the table."""
+  """Makes the quantiser of a row of the table."""
   settings = dict(settings)
   annealing_steps = max(1, round(settings.pop("annealing", 1.0) * num_steps))
   quantizer = build_quantizer(quantizer_settings(annealing_steps=annealing_steps, **settings), DIM, seed)
@@ -23,7 +24,7 @@ def make_quantizer(settings, num_steps, seed):
 
 
 def make_model(settings, data_shape, num_steps, seed):
-  """An autoencoder with a quarter of the data's sides between its halves."""
+  """Makes an autoencoder whose latents have a quarter of the data's height and width, or of its frames."""
   keras.utils.set_random_seed(seed)
   is_image = len(data_shape) == 3
   convolution = keras.layers.Conv2D if is_image else keras.layers.Conv1D
@@ -51,7 +52,7 @@ def batches(examples, seed):
 
 
 def train(settings, splits, num_steps, rate, seed):
-  """Trains an autoencoder; returns its figures, and the codes of each split, uint8 [N, positions...]."""
+  """Trains an autoencoder; returns its metrics, and the codes of each split, uint8 [N, positions...]."""
   model = make_model(settings, splits["train"].shape[1:], num_steps, seed)
   encoder = keras.Sequential(model.layers[:2])
   if settings:
@@ -62,9 +63,8 @@ def train(settings, splits, num_steps, rate, seed):
   if not settings:
     return errors, {}
   codes = {split: joint_codes(model.layers[2], outputs(encoder, splits[split])) for split in ("train", "held_out")}
-  shares = np.bincount(codes["held_out"].reshape(-1), minlength=NUM_CODES) / codes["held_out"].size
-  perplexity = 2 ** -np.sum(shares * np.log2(np.maximum(shares, 1e-12)))
-  return {**errors, "use": np.mean(shares > 0), "perplexity": perplexity}, codes
+  statistics = code_statistics(codes["held_out"], NUM_CODES)
+  return {**errors, "use": statistics["codes_used_fraction"], "perplexity": statistics["perplexity"]}, codes
 
 
 def outputs(model, examples):
@@ -72,12 +72,12 @@ def outputs(model, examples):
 
 
 def relative_error(model, examples):
-  """The mean squared error relative to that of the training set's mean, which is 0."""
+  """The mean squared error, relative to that of predicting the mean of the training set, which is 0."""
   return float(np.mean((outputs(model, examples) - examples) ** 2) / np.mean(examples**2))
 
 
 def joint_codes(quantizer, z_e):
-  """One code in 0..255 for each vector, whatever number of codes the quantiser gives it, [N, ..., D] -> [N, ...]."""
+  """Combines the codes of each vector to one in 0..255, z_e [N, ..., D] -> uint8 [N, ...]."""
   codes = quantizer.encode(z_e).numpy()
   if quantizer.code_shape:
     sizes = np.broadcast_to(quantizer.num_values, quantizer.code_shape)

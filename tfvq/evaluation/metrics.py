@@ -84,7 +84,17 @@ def bits_per_value(model, inputs) -> float:
     model: A `tfvq.models.AutoregressiveModel`.
     inputs: Iterable of batches as for `fit`: values, or ((values, condition),).
   """
-  log_prob = tf.function(model.log_prob, reduce_retracing=True)
+  return mean_bits(model.log_prob, inputs)
+
+
+def mean_bits(log_prob, inputs) -> float:
+  """Mean negative log-likelihood in bits per value.
+
+  Args:
+    log_prob: Function from values [B, ...] and a condition or None to nats, float [B].
+    inputs: As for `bits_per_value`.
+  """
+  log_prob = tf.function(log_prob, reduce_retracing=True)
   nll_nats, num_values = 0.0, 0
   for batch in tqdm.tqdm(inputs, desc="likelihood", unit="batch", dynamic_ncols=True):
     x, condition = batch[0] if isinstance(batch, tuple) else (batch, None)

@@ -12,7 +12,7 @@ from tfvq.configs.rules import require
 from tfvq.endpoints.endpoint import LOOK_UP, Endpoint, integers
 from tfvq.errors import UserError
 from tfvq.evaluation import sections
-from tfvq.evaluation.metrics import Metric, bits_per_value, code_statistics, to_uint8
+from tfvq.evaluation.metrics import Metric, bits_per_value, code_statistics, mean_bits, to_uint8
 from tfvq.files import atomic_write
 from tfvq.layers import build_quantizer
 from tfvq.tasks.autoencoder_task import AutoencoderTask, check_quantizer
@@ -39,7 +39,7 @@ class GlobalLatentsTask(AutoencoderTask):
     Metric("prior_bits_per_code", "... with the same PixelCNN without latents"),
     Metric("bits_saved_per_code", "... saved by the latents"),
     Metric("smallest_perplexity", "smallest perplexity of a latent"),
-    Metric("layout_accuracy", "images whose layout is nearer to their own than to another one", "%"),
+    Metric("layout_accuracy", "draws whose 8x8 layout is nearer to their own image than to another", "%"),
   )
 
   @classmethod
@@ -173,7 +173,8 @@ class GlobalLatentsTask(AutoencoderTask):
     latents = self.codes.splits[split]["codes"]
     latents = latents.reshape(len(latents), -1)
     perplexities = [code_statistics(latent, self.num_code_values)["perplexity"] for latent in latents.T]
-    given, prior = self._bits_given_latents(split), bits_per_value(self.prior, self._batches(split))
+    given = mean_bits(self._log_prob_given_latents, self._batches(split))
+    prior = bits_per_value(self.prior, self._batches(split))
     return {
       "bits_per_image": float(self.autoencoder.quantizer.bits),
       "bits_per_code_given_latents": given,
@@ -184,18 +185,13 @@ class GlobalLatentsTask(AutoencoderTask):
       "layout_accuracy": self._layout_accuracy(split),
     }
 
-  def _bits_given_latents(self, split):
-    """Bits per code of the first stage under the decoder, without the bits of the latents."""
+  def _log_prob_given_latents(self, x, condition):
+    """Log-likelihood in nats of the first stage's codes, given their latents, [B, H, W] -> [B]."""
     model = self.autoencoder
-    log_prob = tf.function(
-      lambda x: model.decoder.log_prob(x, model.quantizer.decode(model.encode(x))), reduce_retracing=True
-    )
-    batches = tqdm.tqdm(self._batches(split), desc=f"likelihood {split}", unit="batch", dynamic_ncols=True)
-    nats = sum(float(tf.reduce_sum(log_prob(batch))) for batch in batches)
-    return -nats / self.first_stage.codes.splits[split]["codes"].size / np.log(2)
+    return model.decoder.log_prob(x, model.quantizer.decode(model.encode(x)), condition)
 
   def _layout_accuracy(self, split):
-    """Fraction of images that, at 8x8 pixels, are nearer to a draw from their latents than another random image is."""
+    """Fraction of draws from latents that, at 8x8 pixels, are nearer to their own image than to another random one."""
     originals, _, latents = self._spread(split, _NUM_LAYOUTS)
     starts = tqdm.trange(0, len(latents), _BATCH_SIZE, desc=f"layout {split}", unit="batch", dynamic_ncols=True)
     drawn = [self._images(self._draw(latents[start : start + _BATCH_SIZE], self.config.seed)) for start in starts]

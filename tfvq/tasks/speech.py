@@ -1,6 +1,7 @@
 """Speech: waveform -> codes -> waveform by a WaveNet conditioned on the speaker; a WaveNet prior over the codes."""
 
 import collections
+import functools
 
 import numpy as np
 import tensorflow as tf
@@ -143,13 +144,17 @@ class SpeechTask(CorpusTask, PrunableTask):
   def loss_nats(self, model):
     return nats_per_sample(model, self.corpus.clips("held_out"))
 
+  @functools.cached_property
+  def codec(self) -> SpeechCodec:
+    """The codec of the trained autoencoder."""
+    return SpeechCodec(self.autoencoder, self.corpus.speakers, self.config.samples.temperature)
+
   def encode_splits(self):
-    codec = SpeechCodec(self.autoencoder, self.corpus.speakers, self.config.samples.temperature)
     splits = {}
     for split in SPLITS:
       codes = {speaker: [] for speaker in range(self.num_speakers)}
       for clip in tqdm.tqdm(self.corpus.clips(split), desc=f"codes {split}", unit="clip", dynamic_ncols=True):
-        codes[clip.speaker].append(codec.encode(clip.audio))
+        codes[clip.speaker].append(self.codec.encode(clip.audio))
       window = self.config.prior.window_frames
       windows = {speaker: _windows(np.concatenate(parts), window) for speaker, parts in codes.items() if parts}
       speakers = [np.full(len(windows[speaker]), speaker, np.int32) for speaker in windows]
@@ -169,25 +174,24 @@ class SpeechTask(CorpusTask, PrunableTask):
 
   def write_samples(self, folder):
     """Writes samples from the prior, and held-out recordings with reconstructions in their own and in other voices."""
-    codec = SpeechCodec(self.autoencoder, self.corpus.speakers, self.config.samples.temperature)
     rate_hz = self.corpus.sample_rate_hz
-    for name, sound in self._prior_samples(codec).items():
+    for name, sound in self._prior_samples().items():
       write_wav(folder / f"prior-{name}.wav", [sound], rate_hz)
     clips = self._shown_clips()
     num_samples = max(len(clip.audio) for clip in clips)
     audio = np.stack([np.pad(clip.audio, [0, num_samples - len(clip.audio)]) for clip in clips])
-    codes = codec.encode(audio)
+    codes = self.codec.encode(audio)
     speakers = np.array([clip.speaker for clip in clips])
     others = (speakers + 1) % self.num_speakers
     voices = np.concatenate([speakers, others])
-    spoken = codec.decode(np.concatenate([codes, codes]), voices, self.config.seed)
+    spoken = self.codec.decode(np.concatenate([codes, codes]), voices, self.config.seed)
     for index, clip in enumerate(clips):
       length = len(clip.audio)
       write_wav(folder / f"{index:02d}-original.wav", [clip.audio], rate_hz)
       write_wav(folder / f"{index:02d}-reconstruction.wav", [spoken[index, :length]], rate_hz)
       write_wav(folder / f"{index:02d}-conversion.wav", [spoken[len(clips) + index, :length]], rate_hz)
 
-  def _prior_samples(self, codec):
+  def _prior_samples(self):
     """Samples of speech by name, for each speaker in turn."""
     num = self.config.samples.num
     speakers = np.arange(num, dtype=np.int32) % self.num_speakers
@@ -197,7 +201,7 @@ class SpeechTask(CorpusTask, PrunableTask):
     condition = {"speaker": tf.constant(speakers)}
     codes = sample(self.prior, noise, condition, self.config.samples.prior_temperature).numpy()
     codes = codes.reshape(*codes.shape[:2], *self.autoencoder.frame_shape)
-    audio = codec.decode(codes, speakers, self.config.seed)
+    audio = self.codec.decode(codes, speakers, self.config.seed)
     names = [f"{index:02d}-{self.corpus.speakers[speaker]}" for index, speaker in enumerate(speakers)]
     return dict(zip(names, audio, strict=True))
 
