@@ -49,12 +49,12 @@ def main(argv):
   from tfvq.ops.loudness import frame_powers, gain_to_level
   from tfvq.release import chosen_temperature, load_released
 
-  model, facts = load_released(_MODEL.value)
-  rate_hz = model.sample_rate_hz
   if source == "-" or is_stream(source):
-    reader = AudioReader(_content(source), rate_hz, name="standard input" if source == "-" else source)
+    reader = AudioReader(_content(source), name="standard input" if source == "-" else source)
   else:
-    reader = AudioReader(source, rate_hz)
+    reader = AudioReader(source)
+  model, facts = load_released(_MODEL.value)  # after the input, because it takes longer
+  rate_hz = reader.sample_rate_hz = model.sample_rate_hz
   speaker = _SPEAKER.value or facts["speakers"][0]
   if speaker not in facts["speakers"]:
     raise UserError(f"The model has no speaker {speaker!r}; choose one of {', '.join(facts['speakers'])}.")

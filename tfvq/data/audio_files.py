@@ -41,7 +41,7 @@ class AudioReader:
 
   Args:
     source: The path of a file, or an open binary file that can seek.
-    sample_rate_hz: Sample rate to read it at.
+    sample_rate_hz: Sample rate to read it at; an attribute, which may be changed.
     name: Name of an open file in error messages.
     backend: "soundfile", or "tensorflow_io", which also reads remote paths such as gs:// but loads whole files.
 
