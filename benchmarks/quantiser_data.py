@@ -1,4 +1,4 @@
-"""Small images and spectra for benchmarks/quantisers.py, from the sources of the configs."""
+"""Small images and spectrograms for benchmarks/quantisers.py, from the sources of the configs."""
 
 import pathlib
 
@@ -20,16 +20,17 @@ MOST_TRAIN, MOST_OTHERS = 4096, 1024
 
 
 def load(name: str, folder: pathlib.Path, pictures: str = "") -> dict[str, np.ndarray]:
-  """The splits "train", "validation" and "held_out" of a data set, of mean 0 and variance 1 in the training set.
+  """Loads the splits of a data set, normalised to mean 0 and variance 1 of the training set.
 
   Args:
     name: `frames`, `photographs` or `speech`.
-    folder: Where the data are kept; they are made on first use.
-    pictures: Folder of pictures to use as photographs; empty for those that Debian ships.
+    folder: Folder of the data, which are made on first use.
+    pictures: Folder of photographs; empty for those of Debian's packages.
 
   Returns:
-    For each split images, float32 [N, 32, 32, 3], or log-mel spectra, [N, 128, 80]. Frames of an episode, tiles of a
-    photograph and crops of a recording are all in one split.
+    Images, float32 [N, 32, 32, 3], or log-mel spectrograms, float32 [N, 128, 80], for each of the splits "train",
+    "validation" and "held_out". All frames of an episode, tiles of a photograph and crops of a recording are in the
+    same split.
   """
   path = folder / f"{name}.npz"
   if not path.exists():
@@ -60,7 +61,7 @@ def _images(source):
 
 
 def _speech(folder, _):
-  """Log-mel spectra of crops: random ones for training; of the other splits all that fit into the recordings."""
+  """Log-mel spectrograms of random crops for training, and of all whole crops of the other splits."""
   if not (folder / "manifest.json").exists():
     data = speech.small().data
     prepare_corpus(folder, find_recordings(data), data.sample_rate_hz)

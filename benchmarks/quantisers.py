@@ -4,11 +4,11 @@ Encoder and decoder have two convolutions each; between them are 8 bits for each
 spectrograms. The error is the mean squared error, relative to that of predicting the mean of the training set. A prior
 of fixed size is trained on the codes. Every kind is trained with all learning rates and the first seed, and with the
 other seeds at the best learning rate. Then its settings are changed, one at a time, with the first seed. If a change
-lowers the error by more than `TUNED_GAIN`, the best change gets all seeds and a row of its own. The learning rates and
-the changes are chosen on the validation split.
+lowers the error by more than `TUNED_GAIN`, the best change is trained with all seeds and has its own row. The learning
+rates and the changes are chosen on the validation split.
 
-Finished trainings are not repeated: give the same command again to continue. `--times` measures the speed, for which
-nothing else should run.
+Finished training runs are not repeated: give the same command again to continue. `--times` measures the speed; nothing
+else should run then.
 
   python -m benchmarks.quantisers --workdir=runs/quantisers
   python -m benchmarks.quantisers --workdir=runs/quantisers --times
@@ -92,14 +92,14 @@ CHANGES = {
 
 
 class Runs:
-  """Figures of finished trainings of a data set, in a file, and the codes of the autoencoders beside it.
+  """The training runs on a data set. Their metrics are stored in a JSON file, next to the codes of the autoencoders.
 
   Args:
-    folder: Where they are kept.
+    folder: Folder of the files.
     data: Name of the data set.
-    load: Returns its splits.
-    steps: Steps of an autoencoder.
-    prior_steps: Steps of a prior.
+    load: Function that returns the splits of the data set.
+    steps: Training steps of an autoencoder.
+    prior_steps: Training steps of a prior.
   """
 
   def __init__(self, folder, data, load, steps, prior_steps):
@@ -114,7 +114,7 @@ class Runs:
     return self._splits
 
   def autoencoder(self, settings, rate, seed):
-    """Figures of an autoencoder and `codes`, the path of its codes."""
+    """Metrics of an autoencoder, and "codes", the name of the file of its codes."""
 
     def make():
       figures, codes = train(settings, self.splits, self.steps, rate, seed)
@@ -128,7 +128,7 @@ class Runs:
     return self._run(make, {"settings": settings, "steps": self.steps, "rate": rate, "seed": seed})
 
   def prior(self, settings, rate, seed):
-    """Figures of a prior over the codes of an autoencoder."""
+    """Metrics of a prior over the codes of an autoencoder."""
 
     def make():
       with np.load(self._folder / self.autoencoder(settings, rate, seed)["codes"]) as codes:
@@ -149,11 +149,11 @@ class Runs:
 
 
 def measure(runs, kinds, rates, num_seeds, with_changes):
-  """Trains everything of a data set that is not trained yet.
+  """Does all training runs on a data set that are not done yet.
 
   Returns:
-    The rows of the table, {name: (rate, figures of every seed)}, and the first seed's figures for each change of a
-    setting, {name: [(change, figures)]}.
+    The rows of the table, {name: (learning rate, metrics for each seed)}, and the first seed's metrics for each change
+    of a setting, {name: [(change, metrics)]}.
   """
   rows, changed = {}, {}
 
@@ -193,11 +193,11 @@ def report(data, rows, changed):
       print(f"| {name} | {in_words(change)} | {error:.4f} | {100 * (error / default - 1):+.0f} % |")
 
 
-COLUMNS = {"held_out_error": 4, "use": 2, "perplexity": 0, "bits": 2}  # and digits
+COLUMNS = {"held_out_error": 4, "use": 2, "perplexity": 0, "bits": 2}  # with the number of digits
 
 
 def spread(values, digits):
-  """Mean and standard deviation."""
+  """Mean and standard deviation as text; empty if there are no values."""
   if values[0] is None:
     return ""
   deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
@@ -205,7 +205,7 @@ def spread(values, digits):
 
 
 def report_times(data_shape, kinds):
-  """Prints the time of a training step, of the quantiser alone and of all, relative to `vector`, measured in turns."""
+  """Prints the time of a training step, of the quantiser and of the whole model, and its ratio to that of `vector`."""
   num_vectors = BATCH_SIZE * int(np.prod([size // STRIDE for size in data_shape[:-1]]))
   z_e = tf.random.stateless_normal([num_vectors, DIM], [0, 0])
   x = tf.random.stateless_normal([BATCH_SIZE, *data_shape], [0, 1])
@@ -239,7 +239,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of data and results")
   parser.add_argument("--data", nargs="+", choices=quantiser_data.NAMES, default=quantiser_data.NAMES)
-  parser.add_argument("--pictures", default="", help="folder of photographs in place of those that Debian ships")
+  parser.add_argument("--pictures", default="", help="folder of photographs; default: those of Debian's packages")
   parser.add_argument("--sweeps", nargs="*", choices=quantiser_data.NAMES, default=quantiser_data.NAMES)
   parser.add_argument("--steps", type=int, default=600)
   parser.add_argument("--prior_steps", type=int, default=250)

@@ -1,4 +1,4 @@
-"""The comparison of quantisers: its codes, its figures, and that it goes on where it was stopped."""
+"""The comparison of quantisers: its codes, its metrics, and its resumption."""
 
 import numpy as np
 import pytest
@@ -12,20 +12,20 @@ CODED = [name for name in KINDS if name != "none"]
 
 
 @pytest.mark.parametrize("name", CODED)
-def test_joint_codes_tell_all_codes_of_a_kind_apart(name):
+def test_joint_codes_identify_all_codes(name):
   quantizer = make_quantizer(KINDS[name], num_steps=10, seed=0)
   sizes = np.broadcast_to(quantizer.num_values, quantizer.code_shape or (1,))
   every = np.stack(np.unravel_index(np.arange(NUM_CODES), sizes), axis=-1)
   vectors = quantizer.decode(every if quantizer.code_shape else every[:, 0])
   codes = joint_codes(quantizer, vectors)
-  # The vector of a sum of levels may be nearer to another first level: such codes are those of that vector anyway.
+  # A sum of two levels may be nearer to another first level, so the codes of its vector may differ.
   expected = quantizer.encode(vectors).numpy().reshape([NUM_CODES, -1])
   np.testing.assert_array_equal(np.stack(np.unravel_index(codes, sizes), axis=-1), expected)
   assert codes.dtype == np.uint8
 
 
 @pytest.mark.parametrize("name", CODED)
-def test_settings_that_are_varied_keep_the_bits(name):
+def test_changed_settings_have_the_same_bits(name):
   for change in quantisers.CHANGES[name]:
     quantizer = make_quantizer({**KINDS[name], **change}, num_steps=10, seed=0)
     assert quantizer.bits == 8
@@ -38,7 +38,7 @@ def test_error_is_relative_to_that_of_the_mean(rng):
 
 
 @pytest.mark.parametrize(("data", "shape"), [("frames", (8, 8, 3)), ("speech", (16, 4))])
-def test_comparison_goes_on_where_it_was_stopped(data, shape, tmp_path, rng, monkeypatch, capsys):
+def test_comparison_is_resumed(data, shape, tmp_path, rng, monkeypatch, capsys):
   splits = {split: rng.normal(5, 2, size=(64, *shape)) for split in ("train", "validation", "held_out")}
   (tmp_path / "data").mkdir()
   np.savez(tmp_path / "data" / f"{data}.npz", **splits)
